@@ -1,0 +1,1 @@
+"""From finished trials to the figures, tables and exports of the reports."""

@@ -1,0 +1,163 @@
+"""The one file that starts Ray: trains trials side by side and says how far they are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+if not os.environ.get("RAY_ADDRESS"):  # our own cluster of one machine answers nobody else
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune import Callback  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: E402
+
+from sweeps.resources import Node, Share  # noqa: E402
+from trainables.datasets import Dataset  # noqa: E402
+from trainables.trainable import Settings, trainable  # noqa: E402
+from trainables.trial import BadInputError, Trial  # noqa: E402
+
+RETRIES = 2  # of a trial that fails, each from its last checkpoint
+PACKAGE = Path(__file__).resolve().parent.parent / "trainables"  # all that workers import
+
+
+def connect(address: str | None, machine: Node) -> list[Node]:
+    """Start Ray on this machine, or join the cluster at `address`; its living nodes.
+
+    Raises:
+        BadInputError: There is no cluster at `address`.
+    """
+    for name in ("ray", "ray.tune", "ray.air"):  # what fails is reported in our own summary
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address is None:
+        ray.init("local", num_cpus=int(machine.cpus), num_gpus=int(machine.gpus), include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address, runtime_env={"py_modules": [str(PACKAGE)]}, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInputError(
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start it, or unset RAY_ADDRESS"
+            ) from None
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def train(
+    trials: Sequence[Trial],
+    names: Mapping[str, str],
+    data: Dataset,
+    settings: Settings,
+    share: Share,
+    storage: Path,
+    console: Console,
+) -> dict[str, str]:
+    """Train the trials, `share.at_once` at a time, each retried from its checkpoint if it fails.
+
+    Returns:
+        trial id → what went wrong, for those that failed to the last. Trials stopped by Ctrl-C are not among them.
+    """
+    by_id = {trial.id: trial for trial in trials}  # Tune's search space takes plain values, so it names trials by id
+    folder = storage / "ray"
+    name = f"{time.time_ns()}"
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=600,
+    ) as progress:
+        results = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(trainable, data=data, trials=by_id, names=names, settings=settings),
+                {"CPU": share.cpus, "GPU": share.gpus},
+            ),
+            param_space={"trial_id": tune.grid_search(list(by_id))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=share.at_once,
+                reuse_actors=True,
+                trial_name_creator=lambda t: str(t.config["trial_id"]),
+                trial_dirname_creator=lambda t: str(t.config["trial_id"]),
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(folder),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[Bar(progress, trials)],
+                verbose=0,
+            ),
+        ).fit()
+    errors = {
+        result.config["trial_id"]: str(result.error).strip().splitlines()[-1]
+        for result in results
+        if result.error is not None and result.config is not None
+    }
+    if errors:
+        console.print(f"Full error messages: {folder / name}", highlight=False)
+    else:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return errors
+
+
+class Bar(Callback):  # type: ignore[misc]
+    """Keeps a progress bar: the share of all epochs that is trained, and trials by state."""
+
+    def __init__(self, progress: Progress, trials: Sequence[Trial]) -> None:
+        self.progress = progress
+        self.epochs = {trial.id: trial.epochs for trial in trials}
+        self.trained = dict.fromkeys(self.epochs, 0)
+        self.running: set[str] = set()
+        self.done = self.failed = 0
+        self.task = progress.add_task("", total=sum(self.epochs.values()))
+        self.draw()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for Tuner.restore, which is never used here; a live bar can't be
+
+    def draw(self) -> None:
+        """Show the state."""
+        waiting = len(self.epochs) - self.done - self.failed - len(self.running)
+        states = f"trials: {self.done} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
+        self.progress.update(self.task, description=states, completed=sum(self.trained.values()))
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.add(trial.config["trial_id"])
+        self.draw()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self.trained[trial.config["trial_id"]] = result.get("epoch", 0)
+        self.draw()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ended(trial.config["trial_id"])
+        self.done += 1
+        self.draw()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ended(trial.config["trial_id"])
+        self.failed += 1
+        self.draw()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.discard(trial.config["trial_id"])
+        self.draw()
+
+    def ended(self, trial_id: str) -> None:
+        """Count a trial's epochs as behind us, however it ended."""
+        self.running.discard(trial_id)
+        self.trained[trial_id] = self.epochs[trial_id]

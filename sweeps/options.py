@@ -1,0 +1,142 @@
+"""The command lines of sweeps and analyses: one dataclass of options that select trials, one that runs them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import tyro
+
+from sweeps.sweep import Sweep
+from trainables.trial import BadInputError, check_positive
+
+Flat = tyro.conf.OmitArgPrefixes
+S = TypeVar("S", bound="Selection")
+T = TypeVar("T")
+
+MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
+
+
+def default_tracking_uri() -> str:
+    """What `MLFLOW_TRACKING_URI` says, or a sqlite file in the current folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(ABC):
+    """Which trials; a sweep and its analysis take the same."""
+
+    experiment: ClassVar[str]
+    """Name of the sweep, of its MLflow experiment and of its two scripts."""
+    quick_defaults: ClassVar[Mapping[str, Any]] = {"dataset": "digits", "seeds": 3, "epochs": 5}
+
+    dataset: str = "cifar10"
+    """cifar10, fashion_mnist, mnist or digits."""
+    seeds: int = 10
+    """How many seeds: 0 to N-1. More can be added later."""
+    epochs: int = 15
+    batch_size: int = 50
+    tracking_uri: str = field(default_factory=default_tracking_uri)
+    """Where MLflow keeps the runs; MLFLOW_TRACKING_URI sets the default."""
+    quick: bool = False
+    """A few minutes' version on scikit-learn's bundled digits; other options still apply."""
+
+    @abstractmethod
+    def sweep(self) -> Sweep:
+        """The sweep that the options describe.
+
+        Raises:
+            BadInputError: An option's value is out of range.
+        """
+
+    def seed_range(self) -> range:
+        """The seeds 0 to N−1."""
+        check_positive("--seeds", self.seeds, whole=True)
+        return range(self.seeds)
+
+    def command(self, room: str) -> str:
+        """The command line of the experiment's script in `room` (`sweeps` or `analysis`) with these options."""
+        usual = type(self)(**self.quick_defaults) if self.quick else type(self)()
+        words = ["python", f"{room}/{self.experiment}.py", *(["--quick"] if self.quick else [])]
+        for name in (f.name for f in fields(self) if f.name != "quick"):
+            value = getattr(self, name)
+            if value != getattr(usual, name):
+                values = value if isinstance(value, tuple) else (value,)
+                words += [f"--{name.replace('_', '-')}", *(str(v) for v in values)]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How to run them; nothing here changes a result, but for the last bits that follow the number of CPUs."""
+
+    data_root: Path = Path("data")
+    """Folder of the data sets; what is missing is downloaded into it."""
+    storage: Path = Path("storage")
+    """Folder for checkpoints of unfinished trials; on a cluster, one that every node sees."""
+    cpus_per_trial: int = 1
+    """Also the number of threads a trial trains with."""
+    gpus_per_trial: float | None = None
+    """Fractions share a GPU. Default: 0.25 where a node has a GPU, else 0."""
+    max_concurrent: int | None = None
+    """At most this many trials at once. Default: as many as the resources allow."""
+    dry_run: bool = False
+    """Print what would run, and stop."""
+
+    def check(self) -> None:
+        """Raise `BadInputError` where a value is out of range or the storage cannot be written."""
+        check_positive("--cpus-per-trial", self.cpus_per_trial, whole=True)
+        if self.max_concurrent is not None:
+            check_positive("--max-concurrent", self.max_concurrent, whole=True)
+        gpus = self.gpus_per_trial or 0.0
+        if not 0 <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus)):
+            raise BadInputError(
+                f"--gpus-per-trial is {gpus}; it must be 0, a fraction up to 1, or a whole number of GPUs"
+            )
+        existing = next(folder for folder in (self.storage.absolute(), *self.storage.absolute().parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise BadInputError(f"--storage {self.storage} cannot be written; name a folder that can")
+
+
+def parse(selection: type[S], other: type[T], description: str | None) -> tuple[S, T]:
+    """Parse the command line into options that select trials and other options, `--quick` moving the defaults."""
+    group = other.__name__.lower()  # the heading of its options in --help
+    command = make_dataclass("command", [("selection", Flat[selection]), (group, Flat[other])])  # type: ignore[valid-type]
+    start = selection(**selection.quick_defaults) if "--quick" in sys.argv[1:] else selection()
+    parsed = tyro.cli(
+        command,
+        default=command(**{"selection": start, group: other()}),
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return parsed.selection, getattr(parsed, group)
+
+
+def main(selection: type[Selection], description: str | None) -> None:
+    """A sweep script: parse the command line, run what is missing, exit."""
+
+    def script() -> int:
+        options = parse(selection, Running, description)
+        from sweeps.run import run  # MLflow and SciPy take seconds to import, which --help need not wait for
+
+        return run(*options)
+
+    sys.exit(exit_status(script))
+
+
+def exit_status(main: Callable[[], int]) -> int:
+    """Run a script's main function: bad input becomes one sentence and status 2, Ctrl-C status 130."""
+    try:
+        return main()
+    except BadInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130

@@ -1,0 +1,130 @@
+"""The architectures as tables of layers, and the one function that builds them.
+
+The tables are plain data: command lines and plans read them without importing torch, and a new architecture is one
+new line in `ARCHITECTURES`. Every network ends with a prediction layer (fully connected, with bias) that `build`
+sizes from the input's shape; there is no softmax, because the cross-entropy loss takes logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A square convolution with stride 1 and a bias."""
+
+    kernel: int
+    filters: int
+    padding: int = 0
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A fully connected layer on the flattened input."""
+
+    features: int
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The trial's activation function."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The trial's pooling over 2×2 windows with stride 2; an odd last row or column is dropped."""
+
+
+Layer = Conv | Linear | Activation | Pool
+ACT = Activation()
+POOL = Pool()
+
+# Names of torch.nn classes, so that choosing one does not import torch.
+ACTIVATIONS = {"relu": "ReLU", "sigmoid": "Sigmoid", "leaky_relu": "LeakyReLU", "tanh": "Tanh"}
+POOLINGS = {"max": "MaxPool2d", "avg": "AvgPool2d"}
+
+# The layers before the prediction layer.
+ARCHITECTURES: dict[str, tuple[Layer, ...]] = {
+    "mlp_1": (Linear(32), ACT),
+    "mlp_2": (Linear(32), ACT, Linear(64, bias=False)),
+    "cnn_3": (Conv(3, 16), ACT, Conv(5, 8), ACT, POOL, Conv(7, 16), POOL),
+    "cnn_4": (Conv(3, 16), ACT, Conv(3, 8), ACT, Conv(5, 16), ACT, POOL, Conv(5, 16), ACT, POOL),
+    "cnn_5": (
+        *(Conv(3, 8), ACT, Conv(3, 16), ACT, Conv(3, 8), ACT, Conv(3, 16), ACT, POOL),
+        *(Conv(3, 16), ACT, Conv(3, 8), ACT, POOL),
+    ),
+}
+
+
+def uses(architecture: str, layer: Layer) -> bool:
+    """Whether the architecture has the given layer: `uses("mlp_1", POOL)` is false."""
+    return layer in ARCHITECTURES[architecture]
+
+
+def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of one example after `layer`: `(channels, height, width)`, or `(features,)` after a `Linear`."""
+    match layer:
+        case Linear(features=features):
+            return (features,)
+        case Activation():
+            return shape
+        case Conv(kernel=kernel, filters=filters, padding=padding):
+            shrink = kernel - 1 - 2 * padding
+            return (filters, shape[1] - shrink, shape[2] - shrink)
+        case Pool():
+            return (shape[0], shape[1] // 2, shape[2] // 2)
+
+
+def build(
+    architecture: str,
+    input_shape: tuple[int, int, int],
+    *,
+    classes: int = 10,
+    activation: str | None = "relu",
+    pooling: str | None = "max",
+) -> nn.Sequential:
+    """The network for inputs of shape `(batch, *input_shape)`, with outputs (logits) of shape `(batch, classes)`.
+
+    Args:
+        input_shape: `(channels, height, width)` of one example.
+        activation: A key of `ACTIVATIONS`; None only where the architecture has no activation.
+        pooling: A key of `POOLINGS`; None only where the architecture does not pool.
+
+    Raises:
+        ValueError: The input is too small for the architecture.
+    """
+    from torch import nn
+
+    modules: list[nn.Module] = []
+    shape: tuple[int, ...] = input_shape
+    for layer in (*ARCHITECTURES[architecture], Linear(classes)):
+        after = output_shape(layer, shape)
+        if min(after) < 1:
+            raise ValueError(f"{architecture} needs larger inputs than {input_shape[1]}×{input_shape[2]} pixels")
+        match layer:
+            case Conv(kernel=kernel, filters=filters, padding=padding):
+                modules.append(nn.Conv2d(shape[0], filters, kernel, padding=padding))
+            case Linear(features=features, bias=bias):
+                if len(shape) == 3:
+                    modules.append(nn.Flatten())
+                inputs = shape[0] if len(shape) == 1 else shape[0] * shape[1] * shape[2]
+                modules.append(nn.Linear(inputs, features, bias=bias))
+            case Activation():
+                assert activation is not None
+                modules.append(getattr(nn, ACTIVATIONS[activation])())
+            case Pool():
+                assert pooling is not None
+                modules.append(getattr(nn, POOLINGS[pooling])(2))
+        shape = after
+    return nn.Sequential(*modules)
+
+
+def first_layer(model: nn.Module) -> nn.Parameter:
+    """Weights of the first layer: `(filters, channels, k, k)` of a CNN, `(features, inputs)` of an MLP."""
+    return next(model.parameters())

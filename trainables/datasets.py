@@ -1,0 +1,259 @@
+"""From raw images to the arrays that trials train on: sources, pipeline, and the fixed stratified split."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import socket
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables.trial import DATASETS, BadInputError, check_choice
+
+SPLIT_SEED = 0
+VALIDATION_FRACTION = 0.1
+DOWNLOAD_TIMEOUT_SECONDS = 30.0
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
+
+# Mean and standard deviation of each channel's training pixels, scaled to [0, 1].
+# CIFAR-10: as the course's reports have them. MNIST and Fashion-MNIST: the values in common use
+# (MNIST: torch's own example; Fashion-MNIST: recomputed from its 60,000 images). digits: recomputed from the images.
+NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "digits": ((0.3053,), (0.3760,)),
+}
+# ITU-R 601 luma, rounded as torchvision's Grayscale rounds it.
+LUMA = (0.2989, 0.587, 0.114)
+
+# SHA-256 of the decompressed training labels of Fashion-MNIST, whose files bear the same names as MNIST's.
+FASHION_MNIST_LABELS = "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"
+
+IDX_FILES = tuple(
+    f"{part}-{content}" for part in ("train", "t10k") for content in ("images-idx3-ubyte", "labels-idx1-ubyte")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """A data set as its source has it: images uint8 `(n, channels, height, width)` up to `white`, labels `(n,)`."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    white: int = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What trials read: images float32 `(n, channels, height, width)`, labels int64 `(n,)` from 0 on."""
+
+    name: str
+    train_images: NDArray[np.float32]
+    train_labels: NDArray[np.int64]
+    val_images: NDArray[np.float32]
+    val_labels: NDArray[np.int64]
+    test_images: NDArray[np.float32]
+    test_labels: NDArray[np.int64]
+    classes: int
+    checksum: str  # of the raw images and labels
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """`(channels, height, width)` of one image."""
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
+
+
+def load(name: str, data_root: Path) -> Dataset:
+    """Load a data set, downloading it once if need be, and put it through the pipeline of parts 3, 4 and 5.
+
+    Scale to [0, 1], normalise each channel, convert to one grey channel, hold out the validation images.
+
+    Raises:
+        BadInputError: The name is unknown, or the files are neither there nor to be had, or they are damaged.
+    """
+    check_choice("dataset", name, DATASETS)
+    raw = SOURCES[name](data_root)
+    check_raw(name, raw)
+    mean, std = NORMALISATION[name]
+    train, val = split(raw.train_labels)
+    images = grey(raw.train_images, raw.white, mean, std)
+    return Dataset(
+        name=name,
+        train_images=images[train],
+        train_labels=raw.train_labels[train],
+        val_images=images[val],
+        val_labels=raw.train_labels[val],
+        test_images=grey(raw.test_images, raw.white, mean, std),
+        test_labels=raw.test_labels,
+        classes=int(raw.train_labels.max()) + 1,
+        checksum=checksum(raw),
+    )
+
+
+def grey(
+    images: NDArray[np.uint8], white: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> NDArray[np.float32]:
+    """Scale, normalise and make grey: `(n, channels, height, width)` → `(n, 1, height, width)`."""
+    weights = LUMA if len(mean) == 3 else (1.0,)
+    result = np.zeros((len(images), 1, *images.shape[2:]), np.float32)
+    for channel, (weight, channel_mean, channel_std) in enumerate(zip(weights, mean, std, strict=True)):
+        scaled = images[:, channel].astype(np.float32) / np.float32(white)  # (n, height, width)
+        result[:, 0] += np.float32(weight) * ((scaled - np.float32(channel_mean)) / np.float32(channel_std))
+    return result
+
+
+def split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the training and of the validation images, each rising.
+
+    The validation set holds 10 % of the images, the same number from every class, drawn at random from `SPLIT_SEED`
+    alone: it is the same for every trial.
+    """
+    classes = int(labels.max()) + 1
+    per_class = round(VALIDATION_FRACTION * len(labels) / classes)
+    generator = np.random.default_rng(SPLIT_SEED)
+    drawn = [generator.permutation(np.flatnonzero(labels == label))[:per_class] for label in range(classes)]
+    val = np.sort(np.concatenate(drawn))
+    return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+def checksum(raw: Raw) -> str:
+    """16 hexadecimal digits over all raw images and labels."""
+    digest = hashlib.sha256()
+    for array in (raw.train_images, raw.train_labels, raw.test_images, raw.test_labels):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def check_raw(name: str, raw: Raw) -> None:
+    """Raise `BadInputError` where images and labels do not fit each other or the ten classes."""
+    for part, images, labels in (
+        ("training", raw.train_images, raw.train_labels),
+        ("test", raw.test_images, raw.test_labels),
+    ):
+        if images.ndim != 4 or images.shape[1:] != raw.train_images.shape[1:] or len(images) != len(labels):
+            raise BadInputError(
+                f"the {part} images of {name} have shape {images.shape} for {len(labels)} labels; "
+                "expected one label an image and one size: delete the files and fetch them again"
+            )
+        if len(labels) == 0 or labels.min() < 0 or labels.max() > 9:
+            raise BadInputError(
+                f"the {part} labels of {name} are not all 0 to 9: delete the files and fetch them again"
+            )
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read a gzipped IDX file of unsigned bytes (format: the MNIST page; magic number 0x08 and the rank).
+
+    Raises:
+        BadInputError: The file is unreadable, truncated or of another format.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes())
+        rank = content[3] if content[:3] == b"\x00\x00\x08" else 0
+        shape = struct.unpack_from(f">{rank}I", content, 4)
+        array = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
+        if rank == 0 or array.size != np.prod(shape):
+            raise ValueError(f"{array.size} bytes of content for shape {shape}")
+    except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:
+        raise BadInputError(f"{path} is not a readable gzipped IDX file ({error}): fetch it again") from None
+    return array.reshape(shape)
+
+
+def load_idx(name: str, data_root: Path) -> Raw:
+    """MNIST or Fashion-MNIST: flat `.gz` files in the data root, Debian's package, or torchvision's download."""
+    import torchvision
+
+    source = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
+    flat = [data_root, *([DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else [])]
+    found = [place for place in flat if all((place / f"{file}.gz").is_file() for file in IDX_FILES)]
+    if not found:
+        found = [data_root / source.__name__ / "raw"]  # torchvision's own layout
+        with downloading(name, data_root, [*flat, *found]):
+            source(str(data_root), download=True)
+    arrays = [read_idx(found[0] / f"{file}.gz") for file in IDX_FILES]
+    if name == "mnist" and hashlib.sha256(arrays[1].tobytes()).hexdigest() == FASHION_MNIST_LABELS:
+        raise BadInputError(
+            f"the files in {found[0]} are Fashion-MNIST, not MNIST (their names are the same): "
+            "use --dataset fashion_mnist, or another --data-root"
+        )
+    train_images, train_labels, test_images, test_labels = arrays
+    return Raw(
+        train_images=train_images[:, None],
+        train_labels=train_labels.astype(np.int64),
+        test_images=test_images[:, None],
+        test_labels=test_labels.astype(np.int64),
+    )
+
+
+def load_cifar10(data_root: Path) -> Raw:
+    """CIFAR-10 through torchvision, which checks every file against its known MD5 before it opens it."""
+    from torchvision.datasets import CIFAR10
+
+    with downloading("cifar10", data_root, [data_root / CIFAR10.base_folder]):
+        parts = [CIFAR10(str(data_root), train=train, download=True) for train in (True, False)]
+    # torchvision holds (n, height, width, channels)
+    (train_images, train_labels), (test_images, test_labels) = (
+        (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64)) for part in parts
+    )
+    return Raw(
+        train_images=train_images, train_labels=train_labels, test_images=test_images, test_labels=test_labels
+    )
+
+
+def load_digits(data_root: Path) -> Raw:
+    """scikit-learn's bundled digits, every pixel enlarged to 4×4: 1,437 training and 360 test images of 32×32."""
+    from sklearn.datasets import load_digits as load_sklearn_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_sklearn_digits(return_X_y=True)  # (1797, 64) from 0 to 16, (1797,)
+    images = images.astype(np.uint8).reshape(-1, 1, 8, 8).repeat(4, axis=2).repeat(4, axis=3)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels.astype(np.int64), test_size=0.2, stratify=labels, random_state=SPLIT_SEED
+    )
+    return Raw(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        white=16,
+    )
+
+
+@contextmanager
+def downloading(name: str, data_root: Path, places: list[Path]) -> Iterator[None]:
+    """One process at a time under the data root's lock; failures become one sentence that says where was looked."""
+    from filelock import FileLock
+
+    timeout = socket.getdefaulttimeout()
+    try:
+        data_root.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_root / ".lock"):
+            socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none
+            yield
+    except (OSError, RuntimeError, EOFError, zlib.error) as error:
+        looked = ", ".join(str(place) for place in places)
+        raise BadInputError(
+            f"no usable {name} files: looked in {looked}, then tried to download them to {data_root} ({error}); "
+            "put the files there, connect to the network, or use --dataset digits, which works offline"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+SOURCES: dict[str, Callable[[Path], Raw]] = {
+    "cifar10": load_cifar10,
+    "fashion_mnist": lambda data_root: load_idx("fashion_mnist", data_root),
+    "mnist": lambda data_root: load_idx("mnist", data_root),
+    "digits": load_digits,
+}

@@ -1,0 +1,53 @@
+"""What a finished trial leaves, and the file that holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables.trial import BadInputError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished trial leaves.
+
+    Attributes:
+        steps: `(records,)` the optimiser step of each record.
+        curves: name → `(records,)` float32.
+        test_accuracy: In percent, after training.
+        first_layer: `(features, inputs)` of an MLP, `(filters, channels, k, k)` of a CNN, float32.
+    """
+
+    steps: NDArray[np.int64]
+    curves: dict[str, NDArray[np.float32]]
+    test_accuracy: float
+    first_layer: NDArray[np.float32]
+
+    def save(self, path: Path) -> None:
+        """Write all to one `.npz` file, without pickle."""
+        np.savez(
+            path,
+            allow_pickle=False,
+            steps=self.steps,
+            test_accuracy=np.float64(self.test_accuracy),
+            first_layer=self.first_layer,
+            **{f"curve_{name}": curve for name, curve in self.curves.items()},
+        )
+
+    @staticmethod
+    def load(path: Path) -> Result:
+        """Read what `save` wrote.
+
+        Raises:
+            BadInputError: The file is not such a file, or is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                curves = {name.removeprefix("curve_"): arrays[name] for name in arrays if name.startswith("curve_")}
+                return Result(arrays["steps"], curves, float(arrays["test_accuracy"]), arrays["first_layer"])
+        except Exception as error:  # zipfile, zlib, NumPy and KeyError each have their own
+            raise BadInputError(f"the artifact {path.name} of a run is damaged ({error})") from None
