@@ -18,16 +18,16 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 if not os.environ.get("RAY_ADDRESS"):  # our own cluster of one machine answers nobody else
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
-import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune import Callback  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: E402
+import ray
+from ray import tune
+from ray.tune import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from sweeps.resources import Node, Share  # noqa: E402
-from trainables.datasets import Dataset  # noqa: E402
-from trainables.trainable import Settings, trainable  # noqa: E402
-from trainables.trial import BadInputError, Trial  # noqa: E402
+from sweeps.resources import Node, Share
+from trainables.datasets import Dataset
+from trainables.trainable import Settings, trainable
+from trainables.trial import BadInputError, Trial
 
 RETRIES = 2  # of a trial that fails, each from its last checkpoint
 PACKAGE = Path(__file__).resolve().parent.parent / "trainables"  # all that workers import
@@ -54,6 +54,11 @@ def connect(address: str | None, machine: Node) -> list[Node]:
             ) from None
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def disconnect() -> None:
+    """Stop Ray on this machine, or leave the cluster."""
+    ray.shutdown()
 
 
 def train(
@@ -104,7 +109,7 @@ def train(
         ).fit()
     errors = {
         result.config["trial_id"]: str(result.error).strip().splitlines()[-1]
-        for result in results
+        for result in (results[index] for index in range(len(results)))
         if result.error is not None and result.config is not None
     }
     if errors:
@@ -114,7 +119,7 @@ def train(
     return errors
 
 
-class Bar(Callback):  # type: ignore[misc]
+class Bar(Callback):
     """Keeps a progress bar: the share of all epochs that is trained, and trials by state."""
 
     def __init__(self, progress: Progress, trials: Sequence[Trial]) -> None:
@@ -139,7 +144,9 @@ class Bar(Callback):  # type: ignore[misc]
         self.running.add(trial.config["trial_id"])
         self.draw()
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         self.trained[trial.config["trial_id"]] = result.get("epoch", 0)
         self.draw()
 

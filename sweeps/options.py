@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -16,7 +17,6 @@ import tyro
 from sweeps.sweep import Sweep
 from trainables.trial import BadInputError, check_positive
 
-Flat = tyro.conf.OmitArgPrefixes
 S = TypeVar("S", bound="Selection")
 T = TypeVar("T")
 
@@ -99,21 +99,27 @@ class Running:
             raise BadInputError(
                 f"--gpus-per-trial is {gpus}; it must be 0, a fraction up to 1, or a whole number of GPUs"
             )
-        existing = next(folder for folder in (self.storage.absolute(), *self.storage.absolute().parents) if folder.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise BadInputError(f"--storage {self.storage} cannot be written; name a folder that can")
+        storage = self.storage.absolute()
+        existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise BadInputError(
+                f"--storage {self.storage} cannot be written ({error.strerror}); name a folder that can"
+            ) from None
 
 
 def parse(selection: type[S], other: type[T], description: str | None) -> tuple[S, T]:
     """Parse the command line into options that select trials and other options, `--quick` moving the defaults."""
     group = other.__name__.lower()  # the heading of its options in --help
-    command = make_dataclass("command", [("selection", Flat[selection]), (group, Flat[other])])  # type: ignore[valid-type]
+    command = make_dataclass("command", [("selection", selection), (group, other)])
     start = selection(**selection.quick_defaults) if "--quick" in sys.argv[1:] else selection()
     parsed = tyro.cli(
         command,
         default=command(**{"selection": start, group: other()}),
         description=description,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     return parsed.selection, getattr(parsed, group)
 

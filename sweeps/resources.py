@@ -33,8 +33,9 @@ class Share:
 
 def this_machine() -> Node:
     """The CPUs this process may use and the NVIDIA devices of this machine."""
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) if devices is None else len([d for d in devices.split(",") if d])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible is not None else Path("/dev").glob("nvidia[0-9]*")
+    gpus = sum(1 for device in devices if device)
     return Node(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, gpus)
 
 

@@ -75,7 +75,7 @@ def run(selection: Selection, running: Running) -> int:
         after = Plan(sweep, trials, store.recorded())
         settle(after, store, errors)
         trained = len(plan.missing) - len(after.missing)
-        console.print(f"Trained {trained} of {len(plan.missing)} trials in {time.monotonic() - started:.0f} seconds.")
+        say(f"Trained {trained} of {len(plan.missing)} trials in {time.monotonic() - started:.0f} seconds.")
         plan = after
     return report_end(plan, selection, errors)
 
@@ -86,9 +86,10 @@ def train_missing(
     """Load the data, start Ray, train what is missing; what went wrong by trial id."""
     from sweeps import launch  # Ray and torch take seconds to import: only where something trains
     from trainables import datasets
+    from trainables.trainable import Settings
 
     data = datasets.load(selection.dataset, running.data_root)
-    console.print(
+    say(
         f"{selection.dataset}: {len(data.train_images):,} training, {len(data.val_images):,} validation "
         f"and {len(data.test_images):,} test images"
     )
@@ -98,7 +99,7 @@ def train_missing(
         trial_share = share(running, launch.connect(address, this_machine()))
         report_share(trial_share)
         experiment_id, parent_run_id = store.parent(plan.sweep.name, selection.dataset)
-        settings = launch.Settings(
+        settings = Settings(
             tracking_uri=store.uri,
             experiment_id=experiment_id,
             parent_run_id=parent_run_id,
@@ -110,7 +111,7 @@ def train_missing(
         names = {trial.id: plan.sweep.label(trial) for trial in plan.missing}
         return launch.train(plan.missing, names, data, settings, trial_share, storage, console)
     finally:
-        launch.ray.shutdown()
+        launch.disconnect()
 
 
 def provenance() -> dict[str, str]:
@@ -134,27 +135,27 @@ def settle(plan: Plan, store: Store, errors: Mapping[str, str]) -> None:
                 store.close(recorded.run_id, "FAILED" if trial.id in errors else "KILLED")
 
 
+def say(text: str, style: str | None = None) -> None:
+    """Print a line as it is, without markup or wrapping, so that commands can be copied."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def report_plan(plan: Plan) -> None:
     """Print how many trials are done and missing, and which sweeps' experiments hold those that are done."""
     done = [recorded for trial in plan.trials if (recorded := plan.finished(trial))]
     elsewhere = Counter(recorded.experiment for recorded in done if recorded.experiment != plan.sweep.name)
     reused = "".join(f", {count} of them from {experiment}" for experiment, count in elsewhere.items())
-    console.print(
-        f"[bold]{plan.sweep.name}[/bold]: {len(plan.trials)} trials, {len(done)} done{reused}, "
-        f"{len(plan.missing)} missing",
-        highlight=False,
-    )
+    say(f"{plan.sweep.name}: {len(plan.trials)} trials, {len(done)} done{reused}, {len(plan.missing)} missing")
 
 
 def report_share(trial_share: Share | None) -> None:
     """Print what a trial gets."""
     if trial_share is None:
-        console.print("Resources: those of the cluster at RAY_ADDRESS, which a dry run does not ask", highlight=False)
+        say("Resources: those of the cluster at RAY_ADDRESS, which a dry run does not ask")
         return
-    console.print(
+    say(
         f"Resources: {trial_share.cpus} CPU and {trial_share.gpus:g} GPU a trial, "
-        f"{trial_share.at_once} {'trials' if trial_share.at_once > 1 else 'trial'} at once",
-        highlight=False,
+        f"{trial_share.at_once} {'trials' if trial_share.at_once > 1 else 'trial'} at once"
     )
 
 
@@ -163,15 +164,14 @@ def report_end(plan: Plan, selection: Selection, errors: Mapping[str, str]) -> i
     console.print(result_table(plan))
     for trial in plan.missing:
         if trial.id in errors:
-            console.print(f"failed: {plan.sweep.label(trial)}: {errors[trial.id]}", style="red", markup=False)
+            say(f"failed: {plan.sweep.label(trial)}: {errors[trial.id]}", style="red")
     if not plan.missing:
-        console.print(f"All {len(plan.trials)} trials are done. Next: {selection.command('analysis')}", highlight=False)
+        say(f"All {len(plan.trials)} trials are done. Next: {selection.command('analysis')}")
         return 0
     stopped = len(plan.missing) - len(errors)
-    console.print(
+    say(
         f"{len(plan.missing)} trials are missing ({len(errors)} failed, {stopped} stopped). "
-        f"To go on: {selection.command('sweeps')}",
-        highlight=False,
+        f"To go on: {selection.command('sweeps')}"
     )
     return 130 if stopped else 1
 

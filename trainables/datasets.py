@@ -101,9 +101,7 @@ def load(name: str, data_root: Path) -> Dataset:
     )
 
 
-def grey(
-    images: NDArray[np.uint8], white: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> NDArray[np.float32]:
+def grey(images: NDArray[np.uint8], white: int, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
     """Scale, normalise and make grey: `(n, channels, height, width)` → `(n, 1, height, width)`."""
     weights = LUMA if len(mean) == 3 else (1.0,)
     result = np.zeros((len(images), 1, *images.shape[2:]), np.float32)
@@ -206,9 +204,7 @@ def load_cifar10(data_root: Path) -> Raw:
     (train_images, train_labels), (test_images, test_labels) = (
         (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64)) for part in parts
     )
-    return Raw(
-        train_images=train_images, train_labels=train_labels, test_images=test_images, test_labels=test_labels
-    )
+    return Raw(train_images=train_images, train_labels=train_labels, test_images=test_images, test_labels=test_labels)
 
 
 def load_digits(data_root: Path) -> Raw:

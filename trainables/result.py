@@ -46,7 +46,7 @@ class Result:
             BadInputError: The file is not such a file, or is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 curves = {name.removeprefix("curve_"): arrays[name] for name in arrays if name.startswith("curve_")}
                 return Result(arrays["steps"], curves, float(arrays["test_accuracy"]), arrays["first_layer"])
         except Exception as error:  # zipfile, zlib, NumPy and KeyError each have their own

@@ -25,10 +25,11 @@ from trainables.result import Result
 from trainables.trial import BadInputError, Trial
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-from mlflow import MlflowClient  # noqa: E402  (reads the environment when imported)
-from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema migrations of a new sqlite file
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -116,7 +117,7 @@ class Store:
             ) from None
 
     def _experiments(self) -> dict[str, str]:
-        """id → name of every experiment."""
+        """Every experiment: id → name."""
         found: dict[str, str] = {}
         token: str | None = None
         while True:
@@ -127,7 +128,7 @@ class Store:
                 return found
 
     def recorded(self) -> dict[str, list[Recorded]]:
-        """trial id → its runs, in whichever experiment: one if all is well."""
+        """The runs of every trial, in whichever experiment, by trial id: one each if all is well."""
         found: dict[str, list[Recorded]] = defaultdict(list)
         for run in self._search(f"tags.{TRIAL_ID} LIKE '%'"):
             found[run.data.tags[TRIAL_ID]].append(
@@ -187,9 +188,7 @@ class Store:
             if run.info.status != "FINISHED":
                 self.client.update_run(run.info.run_id, status="RUNNING")
         else:
-            run = self.client.create_run(
-                experiment_id, run_name=name, tags={TRIAL_ID: trial.id, PARENT: parent_run_id}
-            )
+            run = self.client.create_run(experiment_id, run_name=name, tags={TRIAL_ID: trial.id, PARENT: parent_run_id})
         trial_run = TrialRun(self.client, run)
         if not trial_run.finished:
             settings = {name: value for name, value in asdict(trial).items() if value not in (None, ())}

@@ -150,7 +150,7 @@ def start(trial: Trial, data: Tensors) -> State:
         )
     device = data.train_images.device
     # channels-last: on the CPU 1.1 to 1.4 times as fast in training and 1.4 to 2 times in validation
-    model = model.to(device=device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)  # in place
     optimizer = OPTIMIZERS[trial.optimizer](model.parameters(), lr=trial.learning_rate)
     records = len(record_steps(trial, len(data.train_images)))
     return State(model, optimizer, 0, torch.zeros(len(trial.quantities), records, device=device))
@@ -182,7 +182,7 @@ def take_step(trial: Trial, data: Tensors, state: State, batch: Tensor) -> Momen
     logits = state.model(data.train_images[batch])  # (batch size, classes)
     loss = functional.cross_entropy(logits, labels)
     state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     state.optimizer.step()
     return Moment(state.model, loss, logits, labels, data)
 
@@ -211,7 +211,7 @@ def load_state_dict(state: State, saved: dict[str, Any]) -> None:
 
 
 def curves(trial: Trial, state: State) -> dict[str, NDArray[np.float32]]:
-    """name → the records so far `(records,)`, fetched from the device at once."""
+    """The records so far `(records,)` by name, fetched from the device at once."""
     filled = state.curves[:, : records(trial, state)].cpu().numpy().copy()
     return dict(zip(trial.quantities, filled, strict=True))
 

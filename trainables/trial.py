@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from trainables.architectures import ACT, ACTIVATIONS, ARCHITECTURES, POOL, POOLINGS, uses
 
@@ -80,7 +81,7 @@ class Trial:
         if self.seed < 0 or self.seed != int(self.seed):
             raise BadInputError(f"seed is {self.seed}; it must be a whole number, 0 or more")
         steps = [0, *(step for step, _ in self.milestones)]
-        if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(steps)):
             raise BadInputError(f"milestones are at steps {steps[1:]}; they must be positive and rising")
         for rate in (self.learning_rate, *(rate for _, rate in self.milestones)):
             check_positive("learning rate", rate, whole=False)

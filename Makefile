@@ -1,0 +1,35 @@
+# Everything starts from a bare checkout. The environment's place can be chosen: make test VENV=~/venvs/sweeps
+VENV ?= .venv
+PYTHON ?= python3
+RUN = $(VENV)/bin/python
+
+.PHONY: help install quickstart test fast-test lint types
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed ## Make the virtual environment and install the project into it
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+quickstart: install ## Install, run part 3 on the bundled digits, and draw its figures
+	$(RUN) sweeps/part3.py --quick
+	$(RUN) analysis/part1.py
+	$(RUN) analysis/part3.py --quick
+
+test: install ## All tests, end-to-end runs included
+	$(RUN) -m pytest
+
+fast-test: install ## The tests that take under a minute together
+	$(RUN) -m pytest -m 'not slow'
+
+lint: install ## Style
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: install ## Types, strictly
+	$(RUN) -m mypy

@@ -1,0 +1,117 @@
+"""An analysis script from its command line to its files: parse, load, draw, say what was written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from matplotlib.figure import Figure
+
+from analysis.results import Loaded, load
+from sweeps.options import Selection, exit_status, parse
+from trainables.tracking import Store, sqlite_file
+from trainables.trial import BadInputError
+
+S = TypeVar("S", bound=Selection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Where the figures go."""
+
+    out: Path | None = None
+    """Folder for figures, tables and exports. Default: figures/ and the experiment's name."""
+    allow_missing: bool = False
+    """Draw the trials that are finished, and say on the figures what is missing."""
+
+
+@dataclass
+class Output:
+    """A folder that remembers what was written into it."""
+
+    folder: Path
+    written: list[Path] = field(default_factory=list)
+
+    def path(self, name: str) -> Path:
+        """The path of a file that is about to be written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / name
+        self.written.append(path)
+        return path
+
+    def figure(self, figure: Figure, name: str, *, missing: Sequence[str] = (), pdf: bool = False) -> None:
+        """Save `name`.png, and `name`.pdf if asked; a figure drawn with gaps says so."""
+        if missing:
+            figure.text(0.005, 0.005, f"incomplete: {len(missing)} trials missing", color="red", fontsize=8)
+        figure.savefig(self.path(f"{name}.png"), dpi=150)
+        if pdf:
+            figure.savefig(self.path(f"{name}.pdf"))
+
+    def json(self, content: Any, name: str) -> None:
+        """Save as JSON; a number that is not finite becomes null, as the format has no other."""
+        self.path(f"{name}.json").write_text(json.dumps(finite(content), allow_nan=False) + "\n")
+
+    def table(self, rows: Sequence[dict[str, Any]], name: str) -> None:
+        """Save rows of equal keys as `name`.csv (exact) and `name`.md (numbers rounded to two decimals)."""
+        with self.path(f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        self.path(f"{name}.md").write_text(markdown(rows))
+
+
+def finite(content: Any) -> Any:
+    """The same lists and dicts with None in the place of NaN and infinities."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    return content
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of equal keys as a Markdown table."""
+    lines = [[*rows[0]], ["---"] * len(rows[0])]
+    lines += [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def browse(tracking_uri: str) -> str:
+    """How to see the store in a browser, without repeating a database's password."""
+    if tracking_uri.startswith("http"):
+        return tracking_uri
+    local = tracking_uri.startswith("sqlite")
+    return f"mlflow ui --backend-store-uri {tracking_uri if local else '$MLFLOW_TRACKING_URI'}"
+
+
+def main(selection: type[S], draw: Callable[[S, Loaded, Output], None], description: str | None) -> None:
+    """An analysis script: parse the command line, load the sweep's trials, draw, print the files."""
+
+    def script() -> int:
+        chosen, drawing = parse(selection, Drawing, description)
+        sweep = chosen.sweep()
+        output = Output(drawing.out or Path("figures") / chosen.experiment)
+        file = sqlite_file(chosen.tracking_uri)
+        if file is not None and not file.exists():  # opening it would make it
+            raise BadInputError(f"there are no trials yet in {file}; train them with: {chosen.command('sweeps')}")
+        store = Store(chosen.tracking_uri)
+        loaded = load(sweep, store, fill=chosen.command("sweeps"), allow_missing=drawing.allow_missing)
+        try:
+            draw(chosen, loaded, output)
+        except OSError as error:
+            raise BadInputError(f"cannot write to {output.folder} ({error.strerror}); name another --out") from None
+        print("\n".join(str(path) for path in output.written))
+        if loaded.missing:
+            print(f"Drawn without {len(loaded.missing)} missing trials. Train them with: {chosen.command('sweeps')}")
+        print(f"Every trial's curves: {browse(chosen.tracking_uri)}")
+        return 0
+
+    sys.exit(exit_status(script))

@@ -1,0 +1,130 @@
+"""Part 1: how many parameters each architecture has, by closed formula and as built, and how many steps it trains."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from analysis.output import Output
+from sweeps.options import exit_status
+from trainables.architectures import ARCHITECTURES, Conv, Linear, build, output_shape
+from trainables.trial import BadInputError, check_positive
+
+CLASSES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part1:
+    """What to count."""
+
+    inputs: tuple[str, ...] = ("1x32x32", "1x28x28")
+    """Input shapes, as CHANNELSxHEIGHTxWIDTH."""
+    train_images: int = 45_000
+    """N, for the number of steps: 45,000 on CIFAR-10 without its validation images."""
+    batch_size: int = 50
+    epochs: int = 15
+    out: Path = Path("figures/part1")
+    """Folder for part1.csv and part1.md."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Weights and biases of a network, and the sum that gives them."""
+
+    weights: int
+    biases: int
+    formula: str
+
+
+def closed_form(architecture: str, input_shape: tuple[int, int, int]) -> Count:
+    """Count by the closed formulas, without building the network.
+
+    A fully connected layer with H outputs on D inputs has D·H weights and H biases, a convolution with C filters of
+    H×W on C' channels H·W·C·C' weights and C biases.
+    """
+    weights = biases = 0
+    terms = []
+    shape: tuple[int, ...] = input_shape
+    for layer in (*ARCHITECTURES[architecture], Linear(CLASSES)):
+        match layer:
+            case Conv(kernel=kernel, filters=filters):
+                weights += kernel * kernel * filters * shape[0]
+                biases += filters
+                terms.append(f"({kernel}·{kernel}·{filters}·{shape[0]} + {filters})")
+            case Linear(features=features, bias=bias):
+                inputs = shape[0] if len(shape) == 1 else shape[0] * shape[1] * shape[2]
+                weights += inputs * features
+                biases += features * bias
+                terms.append(f"({inputs}·{features} + {features})" if bias else f"{inputs}·{features}")
+        shape = output_shape(layer, shape)
+    return Count(weights, biases, " + ".join(terms))
+
+
+def built(architecture: str, input_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Weights and biases of the network as it is trained."""
+    parameters = list(build(architecture, input_shape, classes=CLASSES).named_parameters())
+    weights = sum(p.numel() for name, p in parameters if name.endswith("weight"))
+    return weights, sum(p.numel() for _, p in parameters) - weights
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """`"1x32x32"` → `(1, 32, 32)`."""
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise BadInputError(f"input '{text}' is not a shape; write CHANNELSxHEIGHTxWIDTH, such as 1x32x32")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def count(options: Part1) -> int:
+    """Print and write the table; the exit status."""
+    check_positive("--batch-size", options.batch_size, whole=True)
+    check_positive("--epochs", options.epochs, whole=True)
+    check_positive("--train-images", options.train_images, whole=True)
+    if not options.inputs:
+        raise BadInputError("no input shape given; write at least one, such as --inputs 1x32x32")
+    rows = []
+    shown = Table(title="Parameters")
+    for heading in ("architecture", "input", "weights", "biases", "parameters", "as built"):
+        shown.add_column(heading, justify="left" if heading in ("architecture", "input") else "right")
+    for text in options.inputs:
+        for architecture in ARCHITECTURES:
+            shape = parse_shape(text)
+            try:
+                as_built = sum(built(architecture, shape))
+            except ValueError as error:
+                raise BadInputError(f"input {text} does not fit: {error}") from None
+            counted = closed_form(architecture, shape)
+            total = counted.weights + counted.biases
+            rows.append(
+                {
+                    "architecture": architecture,
+                    "input": text,
+                    "weights": counted.weights,
+                    "biases": counted.biases,
+                    "parameters": total,
+                    "formula": counted.formula,
+                }
+            )
+            numbers = (counted.weights, counted.biases, total, as_built)
+            shown.add_row(architecture, text, *(f"{number:,}" for number in numbers))
+    console = Console()
+    console.print(shown)
+    per_epoch = -(-options.train_images // options.batch_size)
+    console.print(
+        f"{options.train_images:,} images in batches of {options.batch_size}: {per_epoch:,} steps an epoch, "
+        f"{options.epochs * per_epoch:,} in {options.epochs} epochs"
+    )
+    output = Output(options.out)
+    output.table(rows, "part1")
+    print("\n".join(str(path) for path in output.written))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: count(tyro.cli(Part1, description=__doc__))))

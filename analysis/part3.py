@@ -1,0 +1,108 @@
+"""Part 3: mean curves of the architectures, the best test accuracy, and the first-layer weights of the best run."""
+
+from __future__ import annotations
+
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import figures
+from analysis.output import Output, main
+from analysis.results import Loaded
+from sweeps.intervals import mean_interval
+from sweeps.part3 import Part3
+
+
+def draw(selection: Part3, loaded: Loaded, output: Output) -> None:
+    """Write the comparison, the weights, the exports and the table."""
+    per_epoch = loaded.data.sizes["step"] / selection.epochs
+    last_epoch = slice(-max(1, round(per_epoch)), None)
+    output.figure(comparison(loaded.data, last_epoch, selection.dataset), "part3", missing=loaded.missing, pdf=True)
+    rows = []
+    for architecture in present(loaded.data):
+        runs = loaded.data.sel(architecture=architecture)
+        best = runs.isel(seed=int(runs.test_accuracy.argmax("seed")))
+        weights = loaded.results[str(best.trial_id.item())].first_layer
+        title = (
+            f"{architecture}, first layer of the best run "
+            f"(seed {int(best.seed)}, test accuracy {float(best.test_accuracy):.2f} %)"
+        )
+        output.figure(figures.tile_figure(figures.tiles(weights), title), f"weights_{architecture}")
+        output.json(
+            {
+                "name": architecture,
+                "loss_curve": runs.train_loss.mean("seed").values.tolist(),
+                "train_acc_curve": runs.train_accuracy.mean("seed").values.tolist(),
+                "val_acc_curve": runs.val_accuracy.mean("seed").values.tolist(),
+                "test_acc": float(best.test_accuracy),
+                "weights": weights.tolist(),
+            },
+            f"part3_{architecture}",
+        )
+        rows.append(row(architecture, runs, last_epoch))
+    output.table(rows, "table")
+
+
+def present(data: xr.Dataset) -> list[str]:
+    """The architectures of which at least one trial is finished."""
+    return [str(a) for a in data.architecture.values if data.test_accuracy.sel(architecture=a).notnull().any()]
+
+
+def row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str, str | int | float]:
+    """One architecture's line of the table. Only `best_test` is selected on test data, as the report asks."""
+    test = mean_interval(runs.test_accuracy.values)
+    validation = mean_interval(runs.val_accuracy.isel(step=last_epoch).mean("step").values)
+    return {
+        "architecture": architecture,
+        "seeds": int(test.n),
+        "test_mean": float(test.mean),
+        "test_ci95_low": float(test.low),
+        "test_ci95_high": float(test.high),
+        "test_sd": float(runs.test_accuracy.std("seed", ddof=1)) if test.n > 1 else float("nan"),
+        "best_test": float(runs.test_accuracy.max()),
+        "val_mean_last_epoch": float(validation.mean),
+    }
+
+
+def comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
+    """The 2×2 comparison of all architectures."""
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    (loss_axes, accuracy_axes), (point_axes, path_axes) = figure.subplots(2, 2)
+    losses, accuracies = [], []
+    for architecture in present(data):
+        style = figures.STYLES[architecture]
+        runs = data.sel(architecture=architecture)
+        loss, train, validation = (
+            figures.band(runs[quantity]) for quantity in ("train_loss", "train_accuracy", "val_accuracy")
+        )
+        figures.draw_band(loss_axes, loss, style)
+        figures.draw_band(accuracy_axes, train, style)
+        figures.draw_band(accuracy_axes, validation, style, dashed=True)
+        path_axes.plot(train.mean, validation.mean, color=style.color, linewidth=1.2)
+        path_axes.plot(train.mean[-1], validation.mean[-1], marker=style.marker, color=style.color, markeredgecolor="k")
+        final_train = runs.train_accuracy.isel(step=last_epoch).mean("step").values
+        figures.draw_point(point_axes, final_train, runs.test_accuracy.values, style)
+        losses.append(loss)
+        accuracies += [train, validation]
+    figures.limit_to(loss_axes, losses)
+    figures.limit_to(accuracy_axes, accuracies)
+    figures.label(loss_axes, "optimiser step", "training loss (cross-entropy)", "Training loss")
+    figures.label(accuracy_axes, "optimiser step", "accuracy (%)", "Accuracy: training (solid), validation (dashed)")
+    figures.label(point_axes, "training accuracy, mean of the last epoch (%)", "test accuracy (%)", "Test accuracy")
+    figures.label(path_axes, "training accuracy (%)", "validation accuracy (%)", "Validation against training accuracy")
+    accuracy_axes.legend(
+        handles=[
+            Line2D([], [], color="grey", label="training"),
+            Line2D([], [], color="grey", ls="--", label="validation"),
+        ],
+        loc="lower right",
+    )
+    handles = [figures.legend_handle(name, figures.STYLES[name]) for name in present(data)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    caption = figures.caption(data, losses[0])
+    figure.supxlabel(f"{dataset}. {caption} Small dots are single seeds.", fontsize=9)
+    return figure
+
+
+if __name__ == "__main__":
+    main(Part3, draw, __doc__)

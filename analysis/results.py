@@ -1,0 +1,108 @@
+"""From the tracking store to named axes: loads exactly the trials that a sweep names, and raises on gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from sweeps.sweep import Sweep
+from trainables.result import Result
+from trainables.tracking import Recorded, Store
+from trainables.trial import BadInputError, Trial
+
+NAMED_AT_MOST = 12  # missing trials listed in a message
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A sweep's results.
+
+    Attributes:
+        data: A variable for each recorded quantity, with the sweep's axes and `step` as dimensions; `test_accuracy`
+            and `trial_id` with the axes alone. NaN and "" where a trial is missing.
+        results: trial id → its exact result.
+        missing: Readable names of the trials that are not there, empty unless that was allowed.
+    """
+
+    data: xr.Dataset
+    results: Mapping[str, Result]
+    missing: Sequence[str]
+
+
+def load(sweep: Sweep, store: Store, *, fill: str, allow_missing: bool = False) -> Loaded:
+    """Load the sweep's trials, all of them or, if allowed, those that are finished.
+
+    Args:
+        fill: The command that trains what is missing, for the message.
+
+    Raises:
+        BadInputError: A trial is missing, has two finished runs, or has an artifact that cannot be read.
+    """
+    recorded = store.recorded()
+    found: dict[str, Recorded] = {}
+    missing: list[str] = []
+    for trial in sweep.trials():
+        runs = [run for run in recorded.get(trial.id, []) if run.finished]
+        if len(runs) > 1:
+            ids = ", ".join(run.run_id for run in runs)
+            raise BadInputError(
+                f"'{sweep.label(trial)}' has {len(runs)} finished runs ({ids}); delete all but one in the MLflow UI"
+            )
+        if runs:
+            found[trial.id] = runs[0]
+        else:
+            missing.append(sweep.label(trial))
+    if not found or (missing and not allow_missing):
+        raise BadInputError(gap(len(sweep.trials()), missing, fill, allow_missing))
+    results = {trial_id: store.read(run) for trial_id, run in found.items()}
+    return Loaded(to_dataset(sweep, results), results, missing)
+
+
+def gap(trials: int, missing: Sequence[str], fill: str, allow_missing: bool) -> str:
+    """One sentence that names the missing trials and how to get them."""
+    more = f" and {len(missing) - NAMED_AT_MOST} more" if len(missing) > NAMED_AT_MOST else ""
+    hint = "" if allow_missing else ", or draw what is there with --allow-missing"
+    names = "; ".join(missing[:NAMED_AT_MOST])
+    return f"{len(missing)} of {trials} trials are not finished ({names}{more}); train them with: {fill}{hint}"
+
+
+def to_dataset(sweep: Sweep, results: Mapping[str, Result]) -> xr.Dataset:
+    """Arrange results on the sweep's axes, on the union of their steps: NaN where a trial has no record."""
+    dims = list(sweep.axes)
+    shape = tuple(len(values) for values in sweep.axes.values())
+    steps = np.unique(np.concatenate([result.steps for result in results.values()]))
+    quantities = list(dict.fromkeys(name for result in results.values() for name in result.curves))
+    curves = {name: np.full((*shape, len(steps)), np.nan) for name in quantities}
+    test_accuracy = np.full(shape, np.nan)
+    ids = np.full(shape, "", dtype="<U16")
+    for index, (_, trial) in zip(np.ndindex(shape), sweep.cells(), strict=True):
+        check_trial(trial, results.get(trial.id))
+        if (result := results.get(trial.id)) is not None:
+            ids[index] = trial.id
+            test_accuracy[index] = result.test_accuracy
+            where = np.searchsorted(steps, result.steps)
+            for name, curve in result.curves.items():
+                curves[name][index][where] = curve
+    return xr.Dataset(
+        {
+            **{name: ([*dims, "step"], curve) for name, curve in curves.items()},
+            "test_accuracy": (dims, test_accuracy),
+            "trial_id": (dims, ids),
+        },
+        coords={**{name: list(values) for name, values in sweep.axes.items()}, "step": steps},
+    )
+
+
+def check_trial(trial: Trial, result: Result | None) -> None:
+    """Raise `BadInputError` if an artifact does not hold what its trial records."""
+    if result is None:
+        return
+    lengths = {name: len(curve) for name, curve in result.curves.items()}
+    if set(lengths) != set(trial.quantities) or set(lengths.values()) - {len(result.steps)}:
+        raise BadInputError(
+            f"the artifact of trial {trial.id} holds {lengths} records for {len(result.steps)} steps, not one of each "
+            f"of {', '.join(trial.quantities)} a step; delete its run in the MLflow UI and run the sweep again"
+        )

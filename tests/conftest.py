@@ -1,0 +1,75 @@
+"""Small data and stores that tests share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sweeps.sweep import Sweep
+from trainables.datasets import Dataset
+from trainables.tracking import Store
+from trainables.trial import Trial
+
+
+def make_dataset(channels: int = 1, side: int = 28, train: int = 130, seed: int = 0) -> Dataset:
+    """Random images whose class is a bright row, so that networks learn something."""
+    generator = np.random.default_rng(seed)
+
+    def part(n: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(n, dtype=np.int64) % 10
+        images = generator.normal(0, 1, (n, channels, side, side)).astype(np.float32)
+        images[np.arange(n), :, labels * 2] += 3
+        return images, labels
+
+    (train_images, train_labels), (val_images, val_labels), (test_images, test_labels) = part(train), part(40), part(30)
+    return Dataset(
+        name="digits",
+        train_images=train_images,
+        train_labels=train_labels,
+        val_images=val_images,
+        val_labels=val_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        classes=10,
+        checksum="0" * 16,
+    )
+
+
+def make_trial(**changes: object) -> Trial:
+    """A small trial; `changes` override its settings."""
+    settings: dict[str, object] = {
+        "dataset": "digits",
+        "architecture": "mlp_1",
+        "learning_rate": 0.01,
+        "epochs": 2,
+        "seed": 0,
+        "batch_size": 10,
+    }
+    return Trial(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def make_sweep(seeds: int = 2) -> Sweep:
+    """Two architectures over some seeds."""
+    return Sweep(
+        name="part3",
+        axes={"seed": range(seeds), "architecture": ("mlp_1", "cnn_3")},
+        fixed={"dataset": "digits", "learning_rate": 0.01, "epochs": 2, "batch_size": 10},
+    )
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    Store(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(empty_database: Path, tmp_path: Path) -> Store:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(empty_database, path)
+    return Store(f"sqlite:///{path}")

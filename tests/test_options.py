@@ -1,0 +1,143 @@
+"""What scripts say before anything trains: in this process, by the same functions that the scripts call."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis import part3 as analysis_part3
+from analysis.output import main as analysis_main
+from sweeps.options import Running, main, parse
+from sweeps.part3 import Part3
+
+
+def sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Exit status of `python sweeps/part3.py WORDS`."""
+    monkeypatch.setattr(sys, "argv", ["part3.py", *words])
+    with pytest.raises(SystemExit) as exit_info:
+        main(Part3, "Part 3.")
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_defaults_are_the_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["part3.py"])
+    selection, running = parse(Part3, Running, None)
+    trials = selection.sweep().trials()
+    assert len(trials) == 50
+    assert {t.architecture for t in trials} == {"mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5"}
+    assert {(t.dataset, t.epochs, t.learning_rate, t.batch_size, t.optimizer) for t in trials} == {
+        ("cifar10", 15, 0.01, 50, "adam")
+    }
+    assert running == Running()
+
+
+def test_quick_moves_the_defaults_and_gives_way_to_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["part3.py", "--epochs", "2", "--quick"])
+    selection, _ = parse(Part3, Running, None)
+    assert (selection.dataset, selection.seeds, selection.epochs, selection.quick) == ("digits", 3, 2, True)
+    assert selection.command("analysis") == "python analysis/part3.py --quick --epochs 2"
+
+
+def test_commands_repeat_what_was_chosen() -> None:
+    selection = Part3(dataset="fashion_mnist", architectures=("cnn_3", "mlp_1"), tracking_uri="sqlite:///my runs.db")
+    assert selection.command("sweeps") == (
+        "python sweeps/part3.py --dataset fashion_mnist --tracking-uri 'sqlite:///my runs.db' "
+        "--architectures cnn_3 mlp_1"
+    )
+
+
+def test_the_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert Part3().tracking_uri == "http://tracking:5000"
+    assert Part3().command("sweeps") == "python sweeps/part3.py"
+
+
+def test_dry_run_prints_the_plan_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(monkeypatch, "--quick", "--dry-run", "--max-concurrent", "1") == 0
+    out = capsys.readouterr().out
+    assert "part3: 15 trials, 0 done, 15 missing" in out
+    assert "1 CPU and 0 GPU a trial, 1 trial at once" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = [
+    (["--architectures", "cnn_9"], "unknown architecture 'cnn_9'; choose from mlp_1"),
+    (["--architectures"], "no value for architecture"),
+    (["--dataset", "imagenet"], "unknown dataset 'imagenet'; choose from"),
+    (["--seeds", "0"], "--seeds is 0; it must be a positive whole number"),
+    (["--epochs", "-1"], "epochs is -1"),
+    (["--batch-size", "0"], "batch size is 0"),
+    (["--learning-rate", "-0.1"], "learning rate is -0.1"),
+    (["--learning-rate", "nan"], "learning rate is nan"),
+    (["--cpus-per-trial", "0"], "--cpus-per-trial is 0"),
+    (["--cpus-per-trial", "4096"], "--cpus-per-trial is 4096, but no node has more than"),
+    (["--gpus-per-trial", "-1"], "--gpus-per-trial is -1.0; it must be 0, a fraction up to 1"),
+    (["--gpus-per-trial", "1.5"], "--gpus-per-trial is 1.5"),
+    (["--gpus-per-trial", "64"], "--gpus-per-trial is 64 GPUs, but no node has"),
+    (["--max-concurrent", "0"], "--max-concurrent is 0"),
+    (["--storage", "/proc/nowhere"], "--storage /proc/nowhere cannot be written"),
+    (["--tracking-uri", "mlruns"], "use sqlite:///FILE or http://HOST:PORT"),
+    (["--tracking-uri", "http://127.0.0.1:9"], "cannot reach the tracking store"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_bad_input_is_one_sentence(
+    words: list[str],
+    sentence: str,
+    dry_run: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sweep(monkeypatch, "--quick", *words, *(["--dry-run"] if dry_run else [])) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--seeds", "many"], ["--sedes", "3"], ["--seeds"], ["positional"]])
+def test_what_cannot_be_parsed_ends_with_status_2(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(monkeypatch, *words) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(monkeypatch, "--help") == 0
+    out = capsys.readouterr().out
+    selecting = ["dataset", "seeds", "epochs", "architectures", "learning-rate", "batch-size", "tracking-uri", "quick"]
+    running = ["data-root", "cpus-per-trial", "gpus-per-trial", "max-concurrent", "storage", "dry-run"]
+    for option in selecting + running:
+        assert f"--{option}" in out
+
+
+def test_an_analysis_without_trials_says_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["part3.py", "--quick", "--seeds", "1"])
+    with pytest.raises(SystemExit) as exit_info:
+        analysis_main(Part3, analysis_part3.draw, "Part 3.")
+    assert exit_info.value.code == 2
+    err = capsys.readouterr().err
+    assert "there are no trials yet in" in err
+    assert "train them with: python sweeps/part3.py --quick --seeds 1" in err
+    assert list(tmp_path.iterdir()) == []

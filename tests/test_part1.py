@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from analysis.part1 import Part1, built, closed_form, count, parse_shape
+from trainables.architectures import ARCHITECTURES
+from trainables.trial import BadInputError
+
+# Counted by hand from the reports' table of layers, for a 1×32×32 input.
+PARAMETERS_32 = {"mlp_1": 33_130, "mlp_2": 35_498, "cnn_3": 11_106, "cnn_4": 13_522, "cnn_5": 8_346}
+
+
+@pytest.mark.parametrize(("architecture", "parameters"), PARAMETERS_32.items())
+def test_counts_on_32_pixels(architecture: str, parameters: int) -> None:
+    counted = closed_form(architecture, (1, 32, 32))
+    assert counted.weights + counted.biases == parameters
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 32, 32), (3, 32, 32)])
+def test_closed_form_equals_the_built_network(architecture: str, shape: tuple[int, int, int]) -> None:
+    counted = closed_form(architecture, shape)
+    assert (counted.weights, counted.biases) == built(architecture, shape)
+    assert eval(counted.formula.replace("·", "*")) == counted.weights + counted.biases
+
+
+def test_the_table_as_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert count(Part1(out=tmp_path, inputs=("1x28x28",))) == 0
+    rows = list(csv.DictReader((tmp_path / "part1.csv").read_text().splitlines()))
+    assert [row["architecture"] for row in rows] == list(ARCHITECTURES)
+    assert list(rows[0]) == ["architecture", "input", "weights", "biases", "parameters", "formula"]
+    assert rows[0]["parameters"] == "25450"
+    assert "900 steps an epoch, 13,500 in 15 epochs" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("text", ["32x32", "1x32", "axbxc", "1x0x3", ""])
+def test_bad_shapes_are_refused(text: str) -> None:
+    with pytest.raises(BadInputError, match="write CHANNELSxHEIGHTxWIDTH"):
+        parse_shape(text)
+
+
+def test_too_small_an_input_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="input 1x8x8 does not fit"):
+        count(Part1(out=tmp_path, inputs=("1x8x8",)))

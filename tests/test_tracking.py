@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_trial
+
+from trainables.result import Result
+from trainables.tracking import Store, TrialRun, absolute
+from trainables.trial import BadInputError
+
+
+def make_result(records: int = 700) -> Result:
+    generator = np.random.default_rng(0)
+    return Result(
+        steps=np.arange(10, 10 * records + 1, 10),
+        curves={
+            name: generator.random(records, np.float32) for name in ("train_loss", "train_accuracy", "val_accuracy")
+        },
+        test_accuracy=87.5,
+        first_layer=generator.random((32, 784), np.float32),
+    )
+
+
+def open_run(store: Store, name: str = "mlp_1 · seed 0", **changes: Any) -> TrialRun:
+    experiment_id, parent = store.parent("part3", "digits")
+    return store.open(make_trial(**changes), name, experiment_id, parent, {"git_commit": "abc"})
+
+
+def points(store: Store, run_id: str) -> dict[str, list[tuple[int, float, int]]]:
+    """Every point of the run's curves as (step, value, timestamp)."""
+    names = store.client.get_run(run_id).data.metrics
+    history = {name: store.client.get_metric_history(run_id, name) for name in names}
+    return {name: sorted((m.step, m.value, m.timestamp) for m in metrics) for name, metrics in history.items()}
+
+
+def test_a_finished_run_holds_everything(store: Store) -> None:
+    result = make_result()
+    run = open_run(store)
+    run.finish(result, 7000, {"device": "cpu"})
+    stored = store.client.get_run(run.run_id)
+    assert stored.info.run_name == "mlp_1 · seed 0"
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["architecture"] == "mlp_1"
+    assert stored.data.params["learning_rate"] == "0.01"
+    assert stored.data.tags["trial_id"] == make_trial().id
+    assert stored.data.tags["git_commit"] == "abc"
+    assert stored.data.tags["device"] == "cpu"
+    assert stored.data.tags["mlflow.parentRunId"] == store.parent("part3", "digits")[1]
+    assert stored.data.metrics["test_accuracy"] == 87.5
+    written = points(store, run.run_id)
+    for name, curve in result.curves.items():
+        assert [(step, value) for step, value, _ in written[name]] == list(
+            zip(result.steps.tolist(), curve.tolist(), strict=True)
+        )
+    [recorded] = store.recorded()[make_trial().id]
+    assert recorded.finished
+    assert recorded.experiment == "part3"
+    read = store.read(recorded)
+    np.testing.assert_array_equal(read.first_layer, result.first_layer)
+    assert {name: curve.tobytes() for name, curve in read.curves.items()} == {
+        name: curve.tobytes() for name, curve in result.curves.items()
+    }
+
+
+def test_points_sent_again_are_stored_once(store: Store) -> None:
+    """A process dies after sending; its successor sends all that its checkpoint holds, and more."""
+    result = make_result()
+    first = open_run(store)
+    first.write(result.steps[:300], {name: curve[:300] for name, curve in result.curves.items()})
+    second = open_run(store)
+    assert second.run_id == first.run_id
+    second.write(result.steps[:500], {name: curve[:500] for name, curve in result.curves.items()})
+    second.finish(result, 7000, {})
+    third = open_run(store)
+    assert third.finished
+    for name, written in points(store, first.run_id).items():
+        if name != "test_accuracy":
+            assert Counter(step for step, _, _ in written) == Counter(result.steps.tolist())
+    assert len(store.recorded()) == 1
+
+
+def test_a_run_is_found_in_whichever_experiment_it_is(store: Store) -> None:
+    run = open_run(store)
+    experiment_id, parent = store.parent("grid", "digits")
+    again = store.open(make_trial(), "another name", experiment_id, parent, {})
+    assert again.run_id == run.run_id
+
+
+def test_a_closed_run_goes_on_as_running(store: Store) -> None:
+    run = open_run(store)
+    store.close(run.run_id, "KILLED")
+    assert store.recorded()[make_trial().id][0].status == "KILLED"
+    open_run(store)
+    assert store.recorded()[make_trial().id][0].status == "RUNNING"
+
+
+def test_there_is_one_parent_a_sweep_and_data_set(store: Store) -> None:
+    assert store.parent("part3", "digits") == store.parent("part3", "digits")
+    assert store.parent("part3", "digits")[0] == store.parent("part3", "mnist")[0]
+    assert store.parent("part3", "digits")[1] != store.parent("part3", "mnist")[1]
+    assert store.client.get_run(store.parent("part3", "digits")[1]).info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_is_named(store: Store) -> None:
+    store.client.delete_experiment(store.parent("part3", "digits")[0])
+    with pytest.raises(BadInputError, match="experiment 'part3' was deleted"):
+        Store(store.uri).parent("part3", "digits")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])
+def test_a_damaged_artifact_is_named(store: Store, damage: str) -> None:
+    run = open_run(store)
+    run.finish(make_result(), 7000, {})
+    artifact = Path(store.client.get_run(run.run_id).info.artifact_uri) / "result.npz"
+    if damage == "missing":
+        artifact.unlink()
+    elif damage == "truncated":
+        artifact.write_bytes(artifact.read_bytes()[:1000])
+    else:
+        np.savez(artifact, something=np.zeros(3))
+    [recorded] = store.recorded()[make_trial().id]
+    with pytest.raises(BadInputError, match=r"artifact result\.npz"):
+        store.read(recorded)
+
+
+def test_artifacts_are_read_without_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "result.npz"
+    np.savez(path, steps=np.array([print], dtype=object))
+    with pytest.raises(BadInputError, match="damaged"):
+        Result.load(path)
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "ftp://host/x", ""])
+def test_a_uri_that_is_no_store_is_refused(uri: str) -> None:
+    with pytest.raises(BadInputError, match=r"use sqlite:///FILE or http://HOST:PORT"):
+        Store(uri)
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/mlflow.db"])
+def test_a_store_that_cannot_be_reached_is_named(uri: str) -> None:
+    with pytest.raises(BadInputError, match=f"cannot reach the tracking store {uri}"):
+        Store(uri)
+
+
+def test_relative_sqlite_files_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert absolute("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+    assert absolute("http://host:5000") == "http://host:5000"

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_dataset, make_trial
+from torch.nn import functional
+
+from trainables import training
+from trainables.architectures import ARCHITECTURES, build
+from trainables.result import Result
+from trainables.trial import Trial
+
+
+@pytest.fixture(scope="module")
+def data() -> training.Tensors:
+    return training.tensors(make_dataset(), "cpu")
+
+
+def run(trial: Trial, data: training.Tensors) -> Result:
+    state = training.start(trial, data)
+    for _ in training.train(trial, data, state):
+        pass
+    return training.finish(trial, data, state)
+
+
+def assert_same(one: Result, other: Result) -> None:
+    for name, curve in one.curves.items():
+        assert curve.tobytes() == other.curves[name].tobytes()
+    assert one.first_layer.tobytes() == other.first_layer.tobytes()
+    assert one.test_accuracy == other.test_accuracy
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_same_seed_same_curve_bit_for_bit(data: training.Tensors, architecture: str) -> None:
+    trial = make_trial(architecture=architecture)
+    assert_same(run(trial, data), run(trial, data))
+
+
+def test_what_trained_before_does_not_matter(data: training.Tensors) -> None:
+    alone = run(make_trial(), data)
+    torch.manual_seed(99)
+    run(make_trial(seed=5), data)
+    assert_same(alone, run(make_trial(), data))
+
+
+def test_a_trial_leaves_the_global_generator_alone(data: training.Tensors) -> None:
+    before = torch.get_rng_state()
+    run(make_trial(), data)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_different_seeds_differ_in_start_and_order(data: training.Tensors) -> None:
+    one, other = run(make_trial(seed=0), data), run(make_trial(seed=1), data)
+    assert not np.array_equal(one.curves["train_loss"], other.curves["train_loss"])
+    first, second = (next(training.start(make_trial(seed=s), data).model.parameters()) for s in (0, 1))
+    assert not torch.equal(first, second)
+    assert not torch.equal(training.epoch_order(0, 0, 130), training.epoch_order(1, 0, 130))
+
+
+def test_every_epoch_sees_every_image_once_in_another_order() -> None:
+    orders = [training.epoch_order(3, epoch, 130).tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(130)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_initialisation_is_pytorchs_own_from_the_seed(data: training.Tensors) -> None:
+    trial = make_trial(architecture="cnn_3", seed=7)
+    torch.manual_seed(7)
+    expected = build("cnn_3", (1, 28, 28)).state_dict()
+    actual = training.start(trial, data).model.state_dict()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_records_are_at_every_tenth_step_across_epochs(data: training.Tensors) -> None:
+    trial = make_trial(batch_size=50, epochs=7)  # 3 steps an epoch, the last of 30 images
+    result = run(trial, data)
+    assert result.steps.tolist() == [10, 20]
+    assert {name: len(curve) for name, curve in result.curves.items()} == dict.fromkeys(trial.quantities, 2)
+
+
+def test_lengths_of_the_reports_curves() -> None:
+    trial = make_trial(dataset="cifar10", batch_size=50, epochs=15)
+    assert len(training.record_steps(trial, 45_000)) == 1350
+    assert training.record_steps(make_trial(batch_size=50), 54_000)[-1] == 2160
+
+
+def test_against_a_plain_loop(data: training.Tensors) -> None:
+    """The records of a loop written out here, with the same start, order and definitions."""
+    trial = make_trial(architecture="cnn_3", epochs=2)
+    model = training.start(trial, data).model
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    expected = []
+    step = 0
+    for epoch in range(2):
+        for batch in training.epoch_order(0, epoch, 130).split(10):
+            x, y = data.train_images[batch], data.train_labels[batch]
+            logits = model(x)
+            loss = functional.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            if step % 10 == 0:
+                with torch.no_grad():
+                    val = (model(data.val_images).argmax(1) == data.val_labels).float().mean()
+                train = (logits.argmax(1) == y).float().mean()
+                expected.append([loss.item(), 100 * train.item(), 100 * val.item()])
+    result = run(trial, data)
+    actual = np.stack([result.curves[name] for name in ("train_loss", "train_accuracy", "val_accuracy")], axis=1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+    assert result.test_accuracy == pytest.approx(
+        100 * (model(data.test_images).argmax(1) == data.test_labels).float().mean().item()
+    )
+
+
+@pytest.mark.parametrize("stop_at", [10, 13, 20])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_resumed_trial_equals_an_uninterrupted_one(data: training.Tensors, stop_at: int, optimizer: str) -> None:
+    """Stopped at a record in an epoch, at an epoch's end, and in the second epoch."""
+    trial = make_trial(architecture="cnn_3", optimizer=optimizer, milestones=((15, 0.002),))
+    state = training.start(trial, data)
+    for _ in training.train(trial, data, state):
+        if state.step >= stop_at:
+            break
+    assert state.step == stop_at
+    file = io.BytesIO()
+    torch.save(training.state_dict(trial, state), file)
+    file.seek(0)
+    fresh = training.start(trial, data)
+    training.load_state_dict(fresh, torch.load(file, weights_only=True))
+    for _ in training.train(trial, data, fresh):
+        pass
+    assert_same(run(trial, data), training.finish(trial, data, fresh))
+
+
+def test_a_schedule_changes_only_what_comes_after_its_milestone(data: training.Tensors) -> None:
+    plain = run(make_trial(optimizer="sgd", learning_rate=0.1, epochs=3), data)
+    scheduled = run(make_trial(optimizer="sgd", learning_rate=0.1, epochs=3, milestones=((20, 0.001),)), data)
+    np.testing.assert_array_equal(plain.curves["train_loss"][:2], scheduled.curves["train_loss"][:2])
+    assert plain.curves["train_loss"][2] != scheduled.curves["train_loss"][2]
+
+
+def test_evaluation_in_batches_equals_evaluation_at_once() -> None:
+    model = build("mlp_1", (1, 28, 28))
+    images, labels = torch.randn(1013, 1, 28, 28), torch.randint(0, 10, (1013,))
+    expected = 100 * (model(images).argmax(1) == labels).sum().item() / 1013
+    assert training.accuracy(model, images, labels).item() == pytest.approx(expected)
+    assert model.training
+
+
+def test_arrays_are_shared_not_copied() -> None:
+    dataset = make_dataset()
+    assert training.tensors(dataset, "cpu").train_images.data_ptr() == dataset.train_images.ctypes.data
