@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: help install quickstart test fast-test lint types
+.PHONY: help install quickstart test fast-test lint types bench
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: install ## All tests, end-to-end runs included
 
 fast-test: install ## The tests that take under a minute together
 	$(RUN) -m pytest -m 'not slow'
+
+bench: install ## Measured ratios: what the training loop costs over a bare torch loop
+	$(RUN) benchmarks/training_loop.py
 
 lint: install ## Style
 	$(RUN) -m ruff check .

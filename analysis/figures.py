@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sweeps.intervals import mean_interval
 
 SMALLEST_SAMPLE_FOR_INTERVALS = 5
-RECORDS_SHOWN = 60  # a running mean leaves about this many independent points of a noisy curve
+RECORDS_SHOWN = 25  # a running mean leaves about this many independent points of a noisy curve
 
 
 @dataclass(frozen=True)
