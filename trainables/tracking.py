@@ -37,7 +37,6 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 TRIAL_ID = "trial_id"
 SWEEP = "sweep"
 PARENT = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
-TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs, not on traces
 METRICS_PER_CALL = 1000  # MLflow's limit
 ARTIFACT = "result.npz"
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
@@ -162,7 +161,7 @@ class Store:
         if experiment is None:
             database = sqlite_file(self.uri)
             location = None if database is None else str(database.parent / "mlartifacts" / sweep)
-            experiment_id = self.client.create_experiment(sweep, artifact_location=location, tags=TRAINING_VIEW)
+            experiment_id = self.client.create_experiment(sweep, artifact_location=location)
             self.experiments[experiment_id] = sweep
         elif experiment.lifecycle_stage != "active":
             raise BadInputError(
