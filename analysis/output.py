@@ -18,8 +18,6 @@ from sweeps.options import Selection, exit_status, parse
 from trainables.tracking import Store, sqlite_file
 from trainables.trial import BadInputError
 
-S = TypeVar("S", bound=Selection)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
@@ -29,6 +27,18 @@ class Drawing:
     """Folder for figures, tables and exports. Default: figures/ and the experiment's name."""
     allow_missing: bool = False
     """Draw the trials that are finished, and say on the figures what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryDrawing(Drawing):
+    """Where the figures go, and where test images come from."""
+
+    data_root: Path = Path("data")
+    """Folder of the data sets; what is missing is downloaded into it."""
+
+
+S = TypeVar("S", bound=Selection)
+D = TypeVar("D", bound=Drawing)
 
 
 @dataclass
@@ -92,25 +102,39 @@ def browse(tracking_uri: str) -> str:
     return f"mlflow ui --backend-store-uri {tracking_uri if local else '$MLFLOW_TRACKING_URI'}"
 
 
-def main(selection: type[S], draw: Callable[[S, Loaded, Output], None], description: str | None) -> None:
-    """An analysis script: parse the command line, load the sweep's trials, draw, print the files."""
+def main(
+    selection: type[S],
+    draw: Callable[[S, Sequence[Loaded], Output, D], None],
+    description: str | None,
+    options: type[D] = Drawing,  # type: ignore[assignment]
+) -> None:
+    """An analysis script: parse the command line, load the trials of every stage, draw, print the files."""
 
     def script() -> int:
-        chosen, drawing = parse(selection, Drawing, description)
-        sweep = chosen.sweep()
+        chosen, drawing = parse(selection, options, description)
         output = Output(drawing.out or Path("figures") / chosen.experiment)
         file = sqlite_file(chosen.tracking_uri)
         if file is not None and not file.exists():  # opening it would make it
             raise BadInputError(f"there are no trials yet in {file}; train them with: {chosen.command('sweeps')}")
         store = Store(chosen.tracking_uri)
-        loaded = load(sweep, store, fill=chosen.command("sweeps"), allow_missing=drawing.allow_missing)
+        stages = []
+        sweeps = chosen.stages(store.reader())
+        while True:
+            try:
+                sweep = next(sweeps)
+            except StopIteration as end:
+                early = end.value
+                break
+            stages.append(load(sweep, store, fill=chosen.command("sweeps"), allow_missing=drawing.allow_missing))
         try:
-            draw(chosen, loaded, output)
+            draw(chosen, stages, output, drawing)
         except OSError as error:
             raise BadInputError(f"cannot write to {output.folder} ({error.strerror}); name another --out") from None
         print("\n".join(str(path) for path in output.written))
-        if loaded.missing:
-            print(f"Drawn without {len(loaded.missing)} missing trials. Train them with: {chosen.command('sweeps')}")
+        if missing := sum(len(stage.missing) for stage in stages):
+            print(f"Drawn without {missing} missing trials. Train them with: {chosen.command('sweeps')}")
+        if early:
+            print(early)
         print(f"Every trial's curves: {browse(chosen.tracking_uri)}")
         return 0
 

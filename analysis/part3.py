@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import figures
-from analysis.output import Output, main
+from analysis.output import Drawing, Output, main
 from analysis.results import Loaded
 from sweeps.intervals import mean_interval
 from sweeps.part3 import Part3
 
 
-def draw(selection: Part3, loaded: Loaded, output: Output) -> None:
+def draw(selection: Part3, stages: Sequence[Loaded], output: Output, drawing: Drawing) -> None:
     """Write the comparison, the weights, the exports and the table."""
+    [loaded] = stages
     per_epoch = loaded.data.sizes["step"] / selection.epochs
     last_epoch = slice(-max(1, round(per_epoch)), None)
     output.figure(comparison(loaded.data, last_epoch, selection.dataset), "part3", missing=loaded.missing, pdf=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from sweeps.sweep import Sweep
+from trainables.architectures import build
 from trainables.result import Result
-from trainables.tracking import Recorded, Store
+from trainables.tracking import MODEL, Recorded, Store
 from trainables.trial import BadInputError, Trial
+
+if TYPE_CHECKING:
+    from torch import nn
 
 NAMED_AT_MOST = 12  # missing trials listed in a message
 
@@ -25,11 +30,33 @@ class Loaded:
             and `trial_id` with the axes alone. NaN and "" where a trial is missing.
         results: trial id → its exact result.
         missing: Readable names of the trials that are not there, empty unless that was allowed.
+        sweep: Where all this comes from.
+        store: Where all this comes from.
+        runs: trial id → its run.
     """
 
     data: xr.Dataset
     results: Mapping[str, Result]
     missing: Sequence[str]
+    sweep: Sweep
+    store: Store
+    runs: Mapping[str, Recorded]
+
+    def trial(self, trial_id: str) -> Trial:
+        """The trial of an id."""
+        return next(trial for trial in self.sweep.trials() if trial.id == trial_id)
+
+    def model(self, trial_id: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """The trained network of a trial, in eval mode, from its run's artifact (read without pickle)."""
+        import torch
+
+        trial = self.trial(trial_id)
+        network = build(
+            trial.architecture, input_shape, classes=classes, activation=trial.activation, pooling=trial.pooling
+        )
+        with self.store.artifact(self.runs[trial_id], MODEL) as path:
+            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return network.eval()
 
 
 def load(sweep: Sweep, store: Store, *, fill: str, allow_missing: bool = False) -> Loaded:
@@ -44,21 +71,22 @@ def load(sweep: Sweep, store: Store, *, fill: str, allow_missing: bool = False) 
     recorded = store.recorded()
     found: dict[str, Recorded] = {}
     missing: list[str] = []
+    labels = sweep.labels()
     for trial in sweep.trials():
         runs = [run for run in recorded.get(trial.id, []) if run.finished]
         if len(runs) > 1:
             ids = ", ".join(run.run_id for run in runs)
             raise BadInputError(
-                f"'{sweep.label(trial)}' has {len(runs)} finished runs ({ids}); delete all but one in the MLflow UI"
+                f"'{labels[trial.id]}' has {len(runs)} finished runs ({ids}); delete all but one in the MLflow UI"
             )
         if runs:
             found[trial.id] = runs[0]
         else:
-            missing.append(sweep.label(trial))
+            missing.append(labels[trial.id])
     if not found or (missing and not allow_missing):
         raise BadInputError(gap(len(sweep.trials()), missing, fill, allow_missing))
     results = {trial_id: store.read(run) for trial_id, run in found.items()}
-    return Loaded(to_dataset(sweep, results), results, missing)
+    return Loaded(to_dataset(sweep, results), results, missing, sweep, store, found)
 
 
 def gap(trials: int, missing: Sequence[str], fill: str, allow_missing: bool) -> str:

@@ -64,7 +64,7 @@ def disconnect() -> None:
 def train(
     trials: Sequence[Trial],
     names: Mapping[str, str],
-    data: Dataset,
+    data: Dataset | None,
     settings: Settings,
     share: Share,
     storage: Path,

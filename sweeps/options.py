@@ -7,7 +7,7 @@ import shlex
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,8 +15,11 @@ from typing import Any, ClassVar, TypeVar
 import tyro
 
 from sweeps.sweep import Sweep
-from trainables.trial import BadInputError, check_positive
+from trainables.result import Result
+from trainables.trial import IMAGE_DATASETS, BadInputError, Trial, check_choice, check_positive
 
+Stages = Generator[Sweep, None, str | None]
+Read = Callable[[Trial], Result | None]
 S = TypeVar("S", bound="Selection")
 T = TypeVar("T")
 
@@ -34,18 +37,15 @@ class Selection(ABC):
 
     experiment: ClassVar[str]
     """Name of the sweep, of its MLflow experiment and of its two scripts."""
-    quick_defaults: ClassVar[Mapping[str, Any]] = {"dataset": "digits", "seeds": 3, "epochs": 5}
+    quick_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What `--quick` changes."""
 
-    dataset: str = "cifar10"
-    """cifar10, fashion_mnist, mnist or digits."""
-    seeds: int = 10
+    seeds: int = 1
     """How many seeds: 0 to N-1. More can be added later."""
-    epochs: int = 15
-    batch_size: int = 50
     tracking_uri: str = field(default_factory=default_tracking_uri)
     """Where MLflow keeps the runs; MLFLOW_TRACKING_URI sets the default."""
     quick: bool = False
-    """A few minutes' version on scikit-learn's bundled digits; other options still apply."""
+    """A version of a minute or two on bundled data; other options still apply."""
 
     @abstractmethod
     def sweep(self) -> Sweep:
@@ -54,6 +54,18 @@ class Selection(ABC):
         Raises:
             BadInputError: An option's value is out of range.
         """
+
+    def stages(self, read: Read) -> Stages:
+        """The sweeps to run one after the other: one, unless what to train next depends on results.
+
+        Args:
+            read: Gives a trial's result, None if it is not finished.
+
+        Returns:
+            If the stages end early, a sentence that says why.
+        """
+        yield self.sweep()
+        return None
 
     def seed_range(self) -> range:
         """The seeds 0 to N−1."""
@@ -70,6 +82,20 @@ class Selection(ABC):
                 values = value if isinstance(value, tuple) else (value,)
                 words += [f"--{name.replace('_', '-')}", *(str(v) for v in values)]
         return shlex.join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSelection(Selection):
+    """Which trials, of networks that train on images."""
+
+    dataset: str = "cifar10"
+    """cifar10, fashion_mnist, mnist or digits."""
+    epochs: int = 15
+
+    def image_settings(self) -> dict[str, Any]:
+        """The settings of `Trial` that these options give."""
+        check_choice("dataset", self.dataset, IMAGE_DATASETS)
+        return {"dataset": self.dataset, "epochs": self.epochs}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from sweeps.options import MAIN_ARCHITECTURES, Selection, main
+from sweeps.options import MAIN_ARCHITECTURES, ImageSelection, main
 from sweeps.sweep import Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part3(Selection):
+class Part3(ImageSelection):
     """Which trials."""
 
     experiment = "part3"
+    quick_defaults: ClassVar = {"dataset": "digits", "seeds": 3, "epochs": 5}
 
+    seeds: int = 10
+    """How many seeds: 0 to N-1. More can be added later."""
     architectures: tuple[str, ...] = MAIN_ARCHITECTURES
     """Any of mlp_1, mlp_2, cnn_3, cnn_4, cnn_5."""
+    batch_size: int = 50
     learning_rate: float = 0.01
     """0.01 is the report's; Adam's own default is 0.001."""
 
@@ -24,11 +29,10 @@ class Part3(Selection):
             name=self.experiment,
             axes={"seed": self.seed_range(), "architecture": self.architectures},
             fixed={
-                "dataset": self.dataset,
+                **self.image_settings(),
+                "batch_size": self.batch_size,
                 "optimizer": "adam",
                 "learning_rate": self.learning_rate,
-                "batch_size": self.batch_size,
-                "epochs": self.epochs,
                 "quantities": ("train_loss", "train_accuracy", "val_accuracy"),
             },
         )

@@ -8,11 +8,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +22,10 @@ from sweeps.options import Running, Selection
 from sweeps.resources import Share, share, this_machine
 from sweeps.sweep import Sweep
 from trainables.tracking import Recorded, Store, sqlite_file
-from trainables.trial import Trial
+from trainables.trial import XOR, Trial
+
+if TYPE_CHECKING:
+    from trainables.datasets import Dataset
 
 console = Console()
 
@@ -45,7 +49,7 @@ class Plan:
 
 
 def run(selection: Selection, running: Running) -> int:
-    """Run the trials of the selected sweep that are not finished.
+    """Run the trials of the selected sweep that are not finished, stage by stage.
 
     Returns:
         0 if all trials are finished, 1 if some failed, 130 if stopped before the end.
@@ -53,65 +57,100 @@ def run(selection: Selection, running: Running) -> int:
     Raises:
         BadInputError: Before anything trains.
     """
-    sweep = selection.sweep()
-    trials = sweep.trials()
+    first = next(selection.stages(lambda trial: None))  # checks the options before the store is opened
     running.check()
     address = os.environ.get("RAY_ADDRESS")
     local_share = None if address else share(running, [this_machine()])
-    if running.dry_run:
-        file = sqlite_file(selection.tracking_uri)
-        empty = file is not None and not file.exists()  # a dry run makes no store
-        plan = Plan(sweep, trials, {} if empty else Store(selection.tracking_uri).recorded())
-        report_plan(plan)
+    file = sqlite_file(selection.tracking_uri)
+    if running.dry_run and file is not None and not file.exists():  # a dry run makes no store
+        report_plan(Plan(first, first.trials(), {}))
         report_share(local_share)
         return 0
     store = Store(selection.tracking_uri)
-    plan = Plan(sweep, trials, store.recorded())
-    report_plan(plan)
-    errors: dict[str, str] = {}
-    if plan.missing:
-        started = time.monotonic()
-        errors = train_missing(plan, store, selection, running, address)
-        after = Plan(sweep, trials, store.recorded())
-        settle(after, store, errors)
-        trained = len(plan.missing) - len(after.missing)
-        say(f"Trained {trained} of {len(plan.missing)} trials in {time.monotonic() - started:.0f} seconds.")
-        plan = after
-    return report_end(plan, selection, errors)
+    with ExitStack() as stack:
+        trainer = Trainer(store, running, address, stack)
+        stages = selection.stages(store.reader())
+        while True:
+            try:
+                sweep = next(stages)
+            except StopIteration as end:
+                early = end.value
+                break
+            plan = Plan(sweep, sweep.trials(), store.recorded())
+            report_plan(plan)
+            if running.dry_run:
+                if plan.missing:
+                    early = None
+                    break  # what comes next, if anything, depends on these
+                continue
+            errors: dict[str, str] = {}
+            if plan.missing:
+                errors = trainer.train(plan)
+                plan = Plan(sweep, plan.trials, store.recorded())
+            console.print(result_table(plan))
+            if plan.missing:
+                return report_missing(plan, selection, errors)
+    if early:
+        say(early)
+    if running.dry_run:
+        report_share(local_share)
+    else:
+        say(f"All trials are done. Next: {selection.command('analysis')}")
+    return 0
 
 
-def train_missing(
-    plan: Plan, store: Store, selection: Selection, running: Running, address: str | None
-) -> dict[str, str]:
-    """Load the data, start Ray, train what is missing; what went wrong by trial id."""
-    from sweeps import launch  # Ray and torch take seconds to import: only where something trains
-    from trainables import datasets
-    from trainables.trainable import Settings
+class Trainer:
+    """Trains what is missing. Data and Ray are there from the first trial that needs them until `stack` closes."""
 
-    data = datasets.load(selection.dataset, running.data_root)
-    say(
-        f"{selection.dataset}: {len(data.train_images):,} training, {len(data.val_images):,} validation "
-        f"and {len(data.test_images):,} test images"
-    )
-    storage = running.storage.absolute()
-    storage.mkdir(parents=True, exist_ok=True)
-    try:
-        trial_share = share(running, launch.connect(address, this_machine()))
+    def __init__(self, store: Store, running: Running, address: str | None, stack: ExitStack) -> None:
+        self.store = store
+        self.running = running
+        self.address = address
+        self.stack = stack
+        self.share: Share | None = None
+        self.data: Dataset | None = None
+
+    def start(self, trial: Trial) -> Share:
+        """Load the data that all trials of an experiment share, and start Ray."""
+        from sweeps import launch  # Ray and torch take seconds to import: only where something trains
+        from trainables import datasets
+
+        if trial.dataset != XOR:
+            self.data = datasets.load(trial.dataset, self.running.data_root, trial.pipeline)
+            parts = (self.data.train_labels, self.data.val_labels, self.data.test_labels)
+            counts = " + ".join(f"{len(part):,}" for part in parts)
+            say(f"{trial.dataset}: {counts} images (training, validation, test)")
+        self.stack.callback(launch.disconnect)
+        trial_share = share(self.running, launch.connect(self.address, this_machine()))
         report_share(trial_share)
-        experiment_id, parent_run_id = store.parent(plan.sweep.name, selection.dataset)
+        return trial_share
+
+    def train(self, plan: Plan) -> dict[str, str]:
+        """Train the plan's missing trials; what went wrong, by trial id."""
+        from sweeps import launch
+        from trainables.trainable import Settings
+
+        started = time.monotonic()
+        self.share = self.share or self.start(plan.missing[0])
+        storage = self.running.storage.absolute()
+        storage.mkdir(parents=True, exist_ok=True)
+        experiment_id, parent_run_id = self.store.parent(plan.sweep.name, plan.missing[0].dataset)
         settings = Settings(
-            tracking_uri=store.uri,
+            tracking_uri=self.store.uri,
             experiment_id=experiment_id,
             parent_run_id=parent_run_id,
             checkpoints=storage / "checkpoints",
-            threads=trial_share.cpus,
-            gpus=trial_share.gpus,
-            tags={"data_checksum": data.checksum, **provenance()},
+            threads=self.share.cpus,
+            gpus=self.share.gpus,
+            tags={**({"data_checksum": self.data.checksum} if self.data else {}), **provenance()},
         )
-        names = {trial.id: plan.sweep.label(trial) for trial in plan.missing}
-        return launch.train(plan.missing, names, data, settings, trial_share, storage, console)
-    finally:
-        launch.disconnect()
+        labels = plan.sweep.labels()
+        errors = launch.train(plan.missing, labels, self.data, settings, self.share, storage, console)
+        after = Plan(plan.sweep, plan.trials, self.store.recorded())
+        settle(after, self.store, errors)
+        trained = len(plan.missing) - len(after.missing)
+        say(f"Trained {trained} of {len(plan.missing)} trials in {time.monotonic() - started:.0f} seconds.")
+        return errors
 
 
 def provenance() -> dict[str, str]:
@@ -159,15 +198,12 @@ def report_share(trial_share: Share | None) -> None:
     )
 
 
-def report_end(plan: Plan, selection: Selection, errors: Mapping[str, str]) -> int:
-    """Print the results so far and the next command; the exit status."""
-    console.print(result_table(plan))
+def report_missing(plan: Plan, selection: Selection, errors: Mapping[str, str]) -> int:
+    """Print what failed and how to go on; the exit status."""
+    labels = plan.sweep.labels()
     for trial in plan.missing:
         if trial.id in errors:
-            say(f"failed: {plan.sweep.label(trial)}: {errors[trial.id]}", style="red")
-    if not plan.missing:
-        say(f"All {len(plan.trials)} trials are done. Next: {selection.command('analysis')}")
-        return 0
+            say(f"failed: {labels[trial.id]}: {errors[trial.id]}", style="red")
     stopped = len(plan.missing) - len(errors)
     say(
         f"{len(plan.missing)} trials are missing ({len(errors)} failed, {stopped} stopped). "
@@ -177,20 +213,22 @@ def report_end(plan: Plan, selection: Selection, errors: Mapping[str, str]) -> i
 
 
 def result_table(plan: Plan) -> Table:
-    """Test accuracy by the sweep's axes other than the seed."""
-    axes = [axis for axis in plan.sweep.axes if axis != "seed"]
-    groups: dict[tuple[str, ...], list[float]] = {}
-    for trial in plan.trials:
-        values = groups.setdefault(tuple(str(getattr(trial, axis)) for axis in axes), [])
+    """Test accuracy by those of the axes, other than the seed, that have several values."""
+    axes = [axis for axis, values in plan.sweep.axes.items() if axis != "seed" and len(values) > 1]
+    groups: dict[tuple[str, ...], dict[str, float]] = {}
+    for values, trial in plan.sweep.cells():
+        group = tuple(str(value) for axis, value in zip(plan.sweep.axes, values, strict=True) if axis in axes)
         recorded = plan.finished(trial)
+        accuracies = groups.setdefault(group, {})
         if recorded is not None and recorded.test_accuracy is not None:
-            values.append(recorded.test_accuracy)
+            accuracies[trial.id] = recorded.test_accuracy
     table = Table(title="Test accuracy (%)")
     for axis in axes:
         table.add_column(axis.replace("_", " "))
     for heading in ("trials", "mean ± 95 % CI over seeds", "best run"):
         table.add_column(heading, justify="right")
-    for group, values in groups.items():
-        summary = (mean_text(np.array(values)), f"{max(values):.2f}") if values else ("–", "–")
-        table.add_row(*group, str(len(values)), *summary)
+    for group, accuracies in groups.items():
+        found = list(accuracies.values())
+        summary = (mean_text(found), f"{max(found):.2f}") if found else ("–", "–")
+        table.add_row(*group, str(len(found)), *summary)
     return table

@@ -12,7 +12,7 @@ from conftest import make_sweep
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.output import Output, finite, markdown
+from analysis.output import Drawing, Output, finite, markdown
 from analysis.part3 import draw
 from analysis.results import Loaded, load
 from sweeps.part3 import Part3
@@ -45,8 +45,8 @@ def record(store: Store, sweep: Sweep, *, leave_out: tuple[str, ...] = ()) -> No
     """Write the sweep's trials into the store, but for some."""
     experiment_id, parent = store.parent(sweep.name, "digits")
     for trial in sweep.trials():
-        if sweep.label(trial) not in leave_out:
-            run = store.open(trial, sweep.label(trial), experiment_id, parent, {})
+        if sweep.labels()[trial.id] not in leave_out:
+            run = store.open(trial, sweep.labels()[trial.id], experiment_id, parent, {})
             run.finish(hand_made(trial), 10 * RECORDS, {})
 
 
@@ -126,7 +126,7 @@ def loaded(store: Store) -> Loaded:
 
 def test_part3_writes_what_the_report_asks(loaded: Loaded, tmp_path: Path) -> None:
     output = Output(tmp_path / "figures")
-    draw(Part3(epochs=2, dataset="digits"), loaded, output)
+    draw(Part3(epochs=2, dataset="digits"), [loaded], output, Drawing())
     assert {path.name for path in output.written} == {
         *("part3.png", "part3.pdf", "table.csv", "table.md"),
         *("weights_mlp_1.png", "weights_cnn_3.png", "part3_mlp_1.json", "part3_cnn_3.json"),
@@ -157,7 +157,7 @@ def test_part3_draws_around_gaps(store: Store, tmp_path: Path) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, leave_out=("cnn_3 · seed 0", "cnn_3 · seed 1", "mlp_1 · seed 1"))
     loaded = load(sweep, store, fill=FILL, allow_missing=True)
-    draw(Part3(epochs=2, dataset="digits"), loaded, Output(tmp_path))
+    draw(Part3(epochs=2, dataset="digits"), [loaded], Output(tmp_path), Drawing())
     assert not (tmp_path / "part3_cnn_3.json").exists()
     assert json.loads((tmp_path / "part3_mlp_1.json").read_text())["loss_curve"] == [10, 9, 8, 7, 6, 5]
 

@@ -9,7 +9,7 @@ from trainables.trial import BadInputError
 
 def test_the_first_axis_is_the_slowest() -> None:
     sweep = make_sweep()
-    labels = [sweep.label(trial) for trial in sweep.trials()]
+    labels = [sweep.labels()[trial.id] for trial in sweep.trials()]
     assert labels == ["mlp_1 · seed 0", "cnn_3 · seed 0", "mlp_1 · seed 1", "cnn_3 · seed 1"]
 
 
@@ -20,7 +20,7 @@ def test_cells_that_compute_the_same_share_one_trial() -> None:
         fixed={"dataset": "digits", "learning_rate": 0.01, "epochs": 1, "seed": 0},
     )
     assert len(list(sweep.cells())) == 4
-    assert [sweep.label(trial) for trial in sweep.trials()] == ["mlp_1", "cnn_3 · max", "cnn_3 · avg"]
+    assert [sweep.labels()[trial.id] for trial in sweep.trials()] == ["mlp_1", "cnn_3 · max", "cnn_3 · avg"]
 
 
 def test_an_axis_without_values_is_refused() -> None:

@@ -59,12 +59,15 @@ ARCHITECTURES: dict[str, tuple[Layer, ...]] = {
         *(Conv(3, 8), ACT, Conv(3, 16), ACT, Conv(3, 8), ACT, Conv(3, 16), ACT, POOL),
         *(Conv(3, 16), ACT, Conv(3, 8), ACT, POOL),
     ),
+    "logistic": (),
+    "conv_pool": (Conv(5, 16, padding=2), ACT, POOL, Conv(5, 32, padding=2), POOL),
+    "conv_pool_valid": (Conv(5, 16), ACT, POOL, Conv(5, 32), POOL),
 }
 
 
 def uses(architecture: str, layer: Layer) -> bool:
     """Whether the architecture has the given layer: `uses("mlp_1", POOL)` is false."""
-    return layer in ARCHITECTURES[architecture]
+    return layer in ARCHITECTURES.get(architecture, ())
 
 
 def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

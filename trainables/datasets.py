@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.trial import DATASETS, BadInputError, check_choice
+from trainables.trial import IMAGE_DATASETS, BadInputError, check_choice
 
 SPLIT_SEED = 0
 VALIDATION_FRACTION = 0.1
@@ -55,7 +55,10 @@ class Raw:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What trials read: images float32 `(n, channels, height, width)`, labels int64 `(n,)` from 0 on."""
+    """What trials read: images float32 `(n, channels, height, width)`, labels int64 `(n,)` from 0 on.
+
+    A pipeline that holds no images out leaves the validation arrays empty.
+    """
 
     name: str
     train_images: NDArray[np.float32]
@@ -74,41 +77,61 @@ class Dataset:
         return channels, height, width
 
 
-def load(name: str, data_root: Path) -> Dataset:
-    """Load a data set, downloading it once if need be, and put it through the pipeline of parts 3, 4 and 5.
+def load(name: str, data_root: Path, pipeline: str | None = None) -> Dataset:
+    """Load a data set, downloading it once if need be, and put it through a trial's pipeline.
 
-    Scale to [0, 1], normalise each channel, convert to one grey channel, hold out the validation images.
+    Args:
+        name: One of `IMAGE_DATASETS`.
+        data_root: Folder of the files; `digits` needs none.
+        pipeline: As `Trial.pipeline`. None: scale to [0, 1], normalise each channel, convert to one grey channel, hold
+            out the validation images.
 
     Raises:
         BadInputError: The name is unknown, or the files are neither there nor to be had, or they are damaged.
     """
-    check_choice("dataset", name, DATASETS)
+    check_choice("dataset", name, IMAGE_DATASETS)
     raw = SOURCES[name](data_root)
     check_raw(name, raw)
-    mean, std = NORMALISATION[name]
-    train, val = split(raw.train_labels)
-    images = grey(raw.train_images, raw.white, mean, std)
+    everything = np.arange(len(raw.train_labels))
+    train, val = split(raw.train_labels) if pipeline is None else (everything, everything[:0])
+    transform = PIPELINES[pipeline]
+    images = transform(raw.train_images, raw.white, name)
     return Dataset(
         name=name,
-        train_images=images[train],
+        train_images=images[train] if len(val) else images,
         train_labels=raw.train_labels[train],
         val_images=images[val],
         val_labels=raw.train_labels[val],
-        test_images=grey(raw.test_images, raw.white, mean, std),
+        test_images=transform(raw.test_images, raw.white, name),
         test_labels=raw.test_labels,
         classes=int(raw.train_labels.max()) + 1,
         checksum=checksum(raw),
     )
 
 
-def grey(images: NDArray[np.uint8], white: int, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+def grey(images: NDArray[np.uint8], white: int, name: str) -> NDArray[np.float32]:
     """Scale, normalise and make grey: `(n, channels, height, width)` → `(n, 1, height, width)`."""
+    mean, std = NORMALISATION[name]
     weights = LUMA if len(mean) == 3 else (1.0,)
     result = np.zeros((len(images), 1, *images.shape[2:]), np.float32)
     for channel, (weight, channel_mean, channel_std) in enumerate(zip(weights, mean, std, strict=True)):
         scaled = images[:, channel].astype(np.float32) / np.float32(white)  # (n, height, width)
         result[:, 0] += np.float32(weight) * ((scaled - np.float32(channel_mean)) / np.float32(channel_std))
     return result
+
+
+def unit(images: NDArray[np.uint8], white: int, name: str) -> NDArray[np.float32]:
+    """Scale to [0, 1]."""
+    return images.astype(np.float32) / np.float32(white)
+
+
+def colour(images: NDArray[np.uint8], white: int, name: str) -> NDArray[np.float32]:
+    """Scale to [-1, 1], each channel normalised with mean 0.5 and standard deviation 0.5; one channel is repeated.
+
+    `(n, 1 or 3, height, width)` → `(n, 3, height, width)`.
+    """
+    scaled = (unit(images, white, name) - np.float32(0.5)) / np.float32(0.5)
+    return scaled if images.shape[1] == 3 else scaled.repeat(3, axis=1)
 
 
 def split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -252,4 +275,10 @@ SOURCES: dict[str, Callable[[Path], Raw]] = {
     "fashion_mnist": lambda data_root: load_idx("fashion_mnist", data_root),
     "mnist": lambda data_root: load_idx("mnist", data_root),
     "digits": load_digits,
+}
+
+PIPELINES: dict[str | None, Callable[[NDArray[np.uint8], int, str], NDArray[np.float32]]] = {
+    None: grey,
+    "unit": unit,
+    "colour": colour,
 }

@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema migrations of a new sqlite file
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -39,6 +38,7 @@ SWEEP = "sweep"
 PARENT = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
 METRICS_PER_CALL = 1000  # MLflow's limit
 ARTIFACT = "result.npz"
+MODEL = "model.pt"
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 
 
@@ -131,17 +131,28 @@ class Store:
         """The runs of every trial, in whichever experiment, by trial id: one each if all is well."""
         found: dict[str, list[Recorded]] = defaultdict(list)
         for run in self._search(f"tags.{TRIAL_ID} LIKE '%'"):
-            found[run.data.tags[TRIAL_ID]].append(
-                Recorded(
-                    trial_id=run.data.tags[TRIAL_ID],
-                    run_id=run.info.run_id,
-                    name=run.info.run_name,
-                    status=run.info.status,
-                    experiment=self.experiments[run.info.experiment_id],
-                    test_accuracy=run.data.metrics.get("test_accuracy"),
-                )
-            )
+            found[run.data.tags[TRIAL_ID]].append(self._recorded(run))
         return dict(found)
+
+    def _recorded(self, run: Run) -> Recorded:
+        return Recorded(
+            trial_id=run.data.tags[TRIAL_ID],
+            run_id=run.info.run_id,
+            name=run.info.run_name,
+            status=run.info.status,
+            experiment=self.experiments[run.info.experiment_id],
+            test_accuracy=run.data.metrics.get("test_accuracy"),
+        )
+
+    def reader(self) -> Callable[[Trial], Result | None]:
+        """A function that gives a trial's result, or None if the store has no finished run of it now."""
+
+        def read(trial: Trial) -> Result | None:
+            runs = (self._recorded(run) for run in self._search(f"tags.{TRIAL_ID} = '{trial.id}'"))
+            finished = next((run for run in runs if run.finished), None)
+            return None if finished is None else self.read(finished)
+
+        return read
 
     def _search(self, condition: str) -> Iterator[Run]:
         token: str | None = None
@@ -203,21 +214,30 @@ class Store:
         """Say of a run that trains no more, and has not finished, that it is KILLED or FAILED."""
         self.client.set_terminated(run_id, status)
 
+    @contextmanager
+    def artifact(self, recorded: Recorded, name: str) -> Iterator[Path]:
+        """A file that a finished trial left, on this machine for as long as the context lasts.
+
+        Raises:
+            BadInputError: The file is missing or damaged; errors while it is read are taken to mean that.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                yield Path(self.client.download_artifacts(recorded.run_id, name, folder))
+            except Exception as error:  # MLflow, the file system, NumPy, zlib and torch each raise their own
+                raise BadInputError(
+                    f"the artifact {name} of '{recorded.name}' (run {recorded.run_id}) cannot be read ({error}); "
+                    "delete that run in the MLflow UI and run the sweep again"
+                ) from None
+
     def read(self, recorded: Recorded) -> Result:
         """The exact result of a finished trial.
 
         Raises:
             BadInputError: The run's artifact is missing or damaged.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                path = self.client.download_artifacts(recorded.run_id, ARTIFACT, folder)
-            except (MlflowException, OSError) as error:
-                raise BadInputError(
-                    f"the artifact {ARTIFACT} of '{recorded.name}' (run {recorded.run_id}) cannot be read ({error}); "
-                    "delete that run in the MLflow UI and run the sweep again"
-                ) from None
-            return Result.load(Path(path))
+        with self.artifact(recorded, ARTIFACT) as path:
+            return Result.load(path)
 
 
 class TrialRun:
@@ -230,7 +250,7 @@ class TrialRun:
         self.finished = run.info.status == "FINISHED"
         self.written = 0  # records this process has sent; what an earlier one sent is sent again and dropped there
 
-    def write(self, steps: Sequence[int] | NDArray[np.int64], curves: Mapping[str, NDArray[np.float32]]) -> None:
+    def write(self, steps: Sequence[int] | NDArray[np.int64], curves: Mapping[str, NDArray[np.floating]]) -> None:
         """Send the records that have not been sent, in large batches. Call it once a checkpoint covers them."""
         points = [
             Metric(name, float(curve[record]), self.start_milliseconds + int(steps[record]), int(steps[record]))
@@ -241,13 +261,20 @@ class TrialRun:
             self.client.log_batch(self.run_id, metrics=points[first : first + METRICS_PER_CALL])
         self.written = len(steps)
 
-    def finish(self, result: Result, last_step: int, tags: Mapping[str, str]) -> None:
-        """Store the result, and then, at last, say that the trial is finished."""
+    def finish(
+        self,
+        result: Result,
+        last_step: int,
+        tags: Mapping[str, str],
+        save_model: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Store the result, and the model if there is one, and then, at last, say that the trial is finished."""
         self.write(result.steps, result.curves)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / ARTIFACT
-            result.save(path)
-            self.client.log_artifact(self.run_id, str(path))
+            result.save(Path(folder) / ARTIFACT)
+            if save_model is not None:
+                save_model(Path(folder) / MODEL)
+            self.client.log_artifacts(self.run_id, folder)
         timestamp = self.start_milliseconds + last_step
         self.client.log_batch(
             self.run_id,

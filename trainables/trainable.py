@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ray import tune
 
-from trainables import training
+from trainables import training, xor
 from trainables.datasets import Dataset
-from trainables.tracking import Store
+from trainables.tracking import Store, TrialRun
 from trainables.trial import Trial
 
 # A checkpoint at an epoch's end if the last one is this old, and within an epoch if it is that old.
@@ -45,37 +46,61 @@ class Settings:
 
 
 def trainable(
-    config: dict[str, str], *, data: Dataset, trials: Mapping[str, Trial], names: Mapping[str, str], settings: Settings
+    config: dict[str, str],
+    *,
+    data: Dataset | None,
+    trials: Mapping[str, Trial],
+    names: Mapping[str, str],
+    settings: Settings,
 ) -> None:
     """Train the trial that `config["trial_id"]` names, recorded under its readable name; report epochs to Ray Tune.
 
-    The order keeps every step once in the store, whatever dies in between: first the checkpoint, then the points
-    that it covers; at the end the last checkpoint, the points, the artifact, the run's status, and only then is
-    the checkpoint removed.
+    Args:
+        config: What Ray Tune chose.
+        data: The data set; None for "xor", which has its own.
+        trials: By id.
+        names: By trial id.
+        settings: The same for all trials of a sweep.
     """
     trial = trials[config["trial_id"]]
     run = Store(settings.tracking_uri).open(
         trial, names[trial.id], settings.experiment_id, settings.parent_run_id, settings.tags
     )
-    checkpoint = settings.checkpoints / f"{trial.id}.pt"
     if run.finished:  # by an attempt that died before it could say so
-        checkpoint.unlink(missing_ok=True)
-        return
+        checkpoint_path(settings, trial).unlink(missing_ok=True)
+    elif data is None:
+        started = time.monotonic()
+        result = xor.train(trial)
+        tags = {"device": "cpu", "threads": "1", "training_seconds": f"{time.monotonic() - started:.3f}"}
+        run.finish(result, int(result.steps[-1]), tags)
+    else:
+        train_network(trial, data, run, settings)
+    tune.report({"epoch": trial.epochs})
 
+
+def train_network(trial: Trial, data: Dataset, run: TrialRun, settings: Settings) -> None:
+    """Train on images, from the trial's checkpoint if there is one.
+
+    The order keeps every step once in the store, whatever dies in between: first the checkpoint, then the points
+    that it covers; at the end the last checkpoint, the points, the artifacts, the run's status, and only then is
+    the checkpoint removed.
+    """
     torch.set_num_threads(settings.threads)
     device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
-    tensors = training.tensors(data, device)
+    tensors = training.tensors(data, device, trial.task)
     images = len(tensors.train_images)
     steps = training.record_steps(trial, images)
     per_epoch = training.steps_per_epoch(trial, images)
+    steps_in_all = trial.epochs * per_epoch
     state = training.start(trial, tensors)
+    checkpoint = checkpoint_path(settings, trial)
     seconds = resume(checkpoint, trial, state)
 
     def save(now: float) -> None:
-        write_checkpoint(
-            checkpoint, {**training.state_dict(trial, state), "trial_id": trial.id, "seconds": seconds + now - began}
-        )
-        run.write(steps[: training.records(trial, state)], training.curves(trial, state))
+        records = int(np.searchsorted(steps, state.step, side="right"))
+        content = training.state_dict(state, records)
+        write_checkpoint(checkpoint, {**content, "trial_id": trial.id, "seconds": seconds + now - began})
+        run.write(steps[:records], training.curves(trial, state, records))
 
     tune.report({"epoch": state.step // per_epoch})
     began = saved = time.monotonic()
@@ -85,20 +110,22 @@ def trainable(
         if now - saved > (EPOCH_CHECKPOINT_SECONDS if epoch_ended else CHECKPOINT_SECONDS):
             save(now)
             saved = now
-        if epoch_ended:
+        if epoch_ended and state.step < steps_in_all:
             tune.report({"epoch": state.step // per_epoch})
     save(time.monotonic())
     result = training.finish(trial, tensors, state)
-    run.finish(
-        result,
-        state.step,
-        {
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            "threads": str(settings.threads),
-            "training_seconds": f"{seconds + time.monotonic() - began:.3f}",
-        },
-    )
+    tags = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": str(settings.threads),
+        "training_seconds": f"{seconds + time.monotonic() - began:.3f}",
+    }
+    run.finish(result, state.step, tags, save_model=lambda path: torch.save(state.model.state_dict(), path))
     checkpoint.unlink(missing_ok=True)
+
+
+def checkpoint_path(settings: Settings, trial: Trial) -> Path:
+    """Where the trial's checkpoint is, whichever driver or node asks."""
+    return settings.checkpoints / f"{trial.id}.pt"
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:

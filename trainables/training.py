@@ -91,32 +91,45 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return 100 * total / len(labels)
 
 
+def gradient(model: nn.Module) -> Tensor:
+    """The first layer's gradient of the step just taken, in the shape of its weights."""
+    value = first_layer(model).grad
+    assert value is not None
+    return value
+
+
 MEASURES: dict[str, Callable[[Moment], Tensor]] = {
     "train_loss": lambda m: m.loss.detach(),
     "train_accuracy": lambda m: 100 * correct(m.logits, m.labels) / len(m.labels),
     "val_accuracy": lambda m: accuracy(m.model, m.data.val_images, m.data.val_labels),
+    "gradient_norm": lambda m: gradient(m.model).norm(),
+    "train_set_accuracy": lambda m: accuracy(m.model, m.data.train_images, m.data.train_labels),
+    "test_set_accuracy": lambda m: accuracy(m.model, m.data.test_images, m.data.test_labels),
 }
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
-def tensors(data: Dataset, device: torch.device | str) -> Tensors:
-    """The data set on the device; on the CPU the arrays are shared, not copied."""
+def tensors(data: Dataset, device: torch.device | str, task: str | None = None) -> Tensors:
+    """The data set on the device, labelled for the trial's task; on the CPU the images are shared, not copied."""
 
     def tensor(array: NDArray[Any]) -> Tensor:
         with warnings.catch_warnings():  # arrays from Ray's object store are read-only, and nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(array).to(device)
 
+    def labels(array: NDArray[np.int64]) -> Tensor:
+        return tensor(array % 2 if task == "even_odd" else array)
+
     return Tensors(
         train_images=tensor(data.train_images),
-        train_labels=tensor(data.train_labels),
+        train_labels=labels(data.train_labels),
         val_images=tensor(data.val_images),
-        val_labels=tensor(data.val_labels),
+        val_labels=labels(data.val_labels),
         test_images=tensor(data.test_images),
-        test_labels=tensor(data.test_labels),
+        test_labels=labels(data.test_labels),
         input_shape=data.input_shape,
-        classes=data.classes,
+        classes=2 if task == "even_odd" else data.classes,
     )
 
 
@@ -126,9 +139,14 @@ def steps_per_epoch(trial: Trial, train_images: int) -> int:
 
 
 def record_steps(trial: Trial, train_images: int) -> NDArray[np.int64]:
-    """The optimiser steps at which the trial records, `(records,)`: every tenth, counted across epochs."""
-    total = trial.epochs * steps_per_epoch(trial, train_images)
-    return np.arange(trial.record_every_steps, total + 1, trial.record_every_steps)
+    """The optimiser steps at which the trial records, `(records,)`."""
+    interval = record_interval(trial, train_images)
+    return np.arange(interval, trial.epochs * steps_per_epoch(trial, train_images) + 1, interval)
+
+
+def record_interval(trial: Trial, train_images: int) -> int:
+    """Optimiser steps between two records."""
+    return trial.record_every_steps or steps_per_epoch(trial, train_images)
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
@@ -159,16 +177,15 @@ def start(trial: Trial, data: Tensors) -> State:
 def train(trial: Trial, data: Tensors, state: State) -> Iterator[State]:
     """Train from where `state` is to the last epoch's end, yielding `state` after every record and every epoch."""
     images = len(data.train_images)
-    per_epoch = steps_per_epoch(trial, images)
+    per_epoch, interval = steps_per_epoch(trial, images), record_interval(trial, images)
     while state.step < trial.epochs * per_epoch:
         epoch, taken = divmod(state.step, per_epoch)
         order = epoch_order(trial.seed, epoch, images).to(data.train_images.device)
         for batch in order.split(trial.batch_size)[taken:]:
             moment = take_step(trial, data, state, batch)
-            if state.step % trial.record_every_steps == 0:
-                record = state.step // trial.record_every_steps - 1
+            if state.step % interval == 0:
                 for row, quantity in enumerate(trial.quantities):
-                    state.curves[row, record] = MEASURES[quantity](moment)
+                    state.curves[row, state.step // interval - 1] = MEASURES[quantity](moment)
                 yield state
         yield state
 
@@ -187,18 +204,13 @@ def take_step(trial: Trial, data: Tensors, state: State, batch: Tensor) -> Momen
     return Moment(state.model, loss, logits, labels, data)
 
 
-def records(trial: Trial, state: State) -> int:
-    """How many records `state` holds."""
-    return state.step // trial.record_every_steps
-
-
-def state_dict(trial: Trial, state: State) -> dict[str, Any]:
+def state_dict(state: State, records: int) -> dict[str, Any]:
     """All that decides the trial's future and the curves so far, as tensors and plain values."""
     return {
         "step": state.step,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "curves": state.curves[:, : records(trial, state)].cpu(),
+        "curves": state.curves[:, :records].cpu(),
     }
 
 
@@ -210,17 +222,18 @@ def load_state_dict(state: State, saved: dict[str, Any]) -> None:
     state.step = saved["step"]
 
 
-def curves(trial: Trial, state: State) -> dict[str, NDArray[np.float32]]:
-    """The records so far `(records,)` by name, fetched from the device at once."""
-    filled = state.curves[:, : records(trial, state)].cpu().numpy().copy()
+def curves(trial: Trial, state: State, records: int) -> dict[str, NDArray[np.float32]]:
+    """The first `records` records by name, each `(records,)`, fetched from the device at once."""
+    filled = state.curves[:, :records].cpu().numpy().copy()
     return dict(zip(trial.quantities, filled, strict=True))
 
 
 def finish(trial: Trial, data: Tensors, state: State) -> Result:
-    """The result of a trial trained to its end. The only place that touches the test images."""
+    """The result of a trial trained to its end. Nothing else looks at test images but `test_set_accuracy`."""
+    steps = record_steps(trial, len(data.train_images))
     return Result(
-        steps=record_steps(trial, len(data.train_images)),
-        curves=curves(trial, state),
+        steps=steps,
+        curves=curves(trial, state, len(steps)),
         test_accuracy=float(accuracy(state.model, data.test_images, data.test_labels)),
         first_layer=first_layer(state.model).detach().cpu().numpy().copy(),
     )

@@ -15,19 +15,29 @@ from trainables.architectures import ACT, ACTIVATIONS, ARCHITECTURES, POOL, POOL
 # Bump when training computes something else for the same settings: every trial then gets a new id.
 VERSION = 1
 
-DATASETS = ("cifar10", "fashion_mnist", "mnist", "digits")
+IMAGE_DATASETS = ("cifar10", "fashion_mnist", "mnist", "digits")
+XOR = "xor"  # both the data set of four points and the one network that trains on it
+PIPELINES = ("unit", "colour")
+TASKS = ("even_odd",)
 OPTIMIZERS = ("adam", "sgd")
-QUANTITIES = ("train_loss", "train_accuracy", "val_accuracy")
+QUANTITIES = (
+    "train_loss",  # of the step's batch
+    "train_accuracy",  # of the step's batch, %
+    "val_accuracy",  # on the whole validation set, %
+    "gradient_norm",  # Euclidean, of the batch's loss with respect to the first layer's weights
+    "train_set_accuracy",  # on the whole training set, %
+    "test_set_accuracy",  # on the whole test set, %
+)
 
 
 class BadInputError(ValueError):
     """One sentence for the person at the terminal: the value, what is allowed, and what to do."""
 
 
-def check_choice(what: str, value: object, allowed: Collection[str]) -> None:
+def check_choice(what: str, value: str | None, allowed: Collection[str | None]) -> None:
     """Raise `BadInputError` unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise BadInputError(f"unknown {what} '{value}'; choose from {', '.join(allowed)}")
+        raise BadInputError(f"unknown {what} '{value}'; choose from {', '.join(str(name) for name in allowed)}")
 
 
 def check_positive(what: str, value: float, *, whole: bool) -> None:
@@ -44,8 +54,13 @@ class Trial:
     renames no trial that exists. Settings that change nothing are normalised away: an MLP has no pooling.
 
     Attributes:
+        dataset: One of `IMAGE_DATASETS`, or "xor".
+        pipeline: None: one grey channel, normalised, a tenth held out for validation. "unit": pixels from 0 to 1;
+            "colour": three channels from -1 to 1; both train on all training images.
+        task: None: the data set's classes. "even_odd": the label modulo 2.
+        noise_sigma: Standard deviation of the noise on the training points of "xor".
         milestones: `(step, learning rate)` pairs in order: that rate from the step after `step` on.
-        record_every_steps: Optimiser steps between records, counted across epochs.
+        record_every_steps: Optimiser steps between records, counted across epochs; None records at every epoch's end.
         quantities: What is recorded, from `QUANTITIES`.
 
     Raises:
@@ -53,6 +68,9 @@ class Trial:
     """
 
     dataset: str
+    pipeline: str | None = None
+    task: str | None = None
+    noise_sigma: float | None = None
     architecture: str
     activation: str | None = "relu"
     pooling: str | None = "max"
@@ -62,22 +80,34 @@ class Trial:
     batch_size: int = 50
     epochs: int
     seed: int
-    record_every_steps: int = 10
-    quantities: tuple[str, ...] = QUANTITIES
+    record_every_steps: int | None = 10
+    quantities: tuple[str, ...] = ("train_loss", "train_accuracy", "val_accuracy")
 
     def __post_init__(self) -> None:
-        check_choice("dataset", self.dataset, DATASETS)
-        check_choice("architecture", self.architecture, ARCHITECTURES)
+        if self.dataset == XOR:
+            check_choice("architecture", self.architecture, (XOR,))
+            if self.noise_sigma is None or not 0 <= self.noise_sigma < math.inf:
+                raise BadInputError(f"noise sigma is {self.noise_sigma}; it must be a number, 0 or more")
+            object.__setattr__(self, "noise_sigma", float(self.noise_sigma))
+        else:
+            check_choice("dataset", self.dataset, IMAGE_DATASETS)
+            check_choice("architecture", self.architecture, ARCHITECTURES)
+        check_choice("pipeline", self.pipeline, (None, *PIPELINES))
+        check_choice("task", self.task, (None, *TASKS))
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         for quantity in self.quantities:
             check_choice("quantity", quantity, QUANTITIES)
+        if self.pipeline is not None and "val_accuracy" in self.quantities:
+            raise BadInputError(f"val_accuracy cannot be recorded: pipeline '{self.pipeline}' holds no images out")
         for field, layer, allowed in (("activation", ACT, ACTIVATIONS), ("pooling", POOL, POOLINGS)):
             if uses(self.architecture, layer):
                 check_choice(field, getattr(self, field), allowed)
             else:
                 object.__setattr__(self, field, None)
-        for field in ("batch_size", "epochs", "record_every_steps"):
+        for field in ("batch_size", "epochs"):
             check_positive(field.replace("_", " "), getattr(self, field), whole=True)
+        if self.record_every_steps is not None:
+            check_positive("record every steps", self.record_every_steps, whole=True)
         if self.seed < 0 or self.seed != int(self.seed):
             raise BadInputError(f"seed is {self.seed}; it must be a whole number, 0 or more")
         steps = [0, *(step for step, _ in self.milestones)]

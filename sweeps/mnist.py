@@ -1,0 +1,50 @@
+"""MNIST: multinomial logistic regression over learning rates, and even against odd digits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sweeps.options import ImageSelection, main
+from sweeps.sweep import Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mnist(ImageSelection):
+    """Which trials."""
+
+    experiment = "mnist"
+    quick_defaults: ClassVar = {"dataset": "digits", "seeds": 3}
+
+    dataset: str = "mnist"
+    """mnist, fashion_mnist or digits."""
+    epochs: int = 5
+    batch_size: int = 100
+    learning_rates: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 0.1)
+    """Of plain SGD on the ten classes."""
+    even_odd_rate: float = 0.01
+    """Of plain SGD on even against odd labels."""
+
+    def sweep(self) -> Sweep:
+        settings = {f"digits · rate {rate:g}": {"learning_rate": rate} for rate in self.learning_rates}
+        even_odd = {"task": "even_odd", "learning_rate": self.even_odd_rate}
+        return Sweep(
+            name=self.experiment,
+            axes={
+                "seed": self.seed_range(),
+                "setting": {**settings, f"even_odd · rate {self.even_odd_rate:g}": even_odd},
+            },
+            fixed={
+                **self.image_settings(),
+                "batch_size": self.batch_size,
+                "pipeline": "unit",
+                "architecture": "logistic",
+                "optimizer": "sgd",
+                "record_every_steps": None,
+                "quantities": ("train_set_accuracy", "test_set_accuracy"),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main(Mnist, __doc__)

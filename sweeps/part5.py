@@ -1,0 +1,123 @@
+"""Part 5: constant learning rates, then a schedule whose switches are the plateaus of the curve before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweeps.options import ImageSelection, Read, Stages, main
+from sweeps.sweep import Axis, Sweep
+from trainables.trial import BadInputError, check_positive
+
+Schedule = tuple[tuple[int, float], ...]
+RATES = (0.1, 0.01, 0.001)
+# The rule for a plateau: half an epoch's mean, two epochs without a rise of more than half a percentage point.
+TOLERANCE = 0.5  # percentage points
+WINDOW_EPOCHS = 0.5
+PATIENCE_EPOCHS = 2.0
+
+
+def plateau(curve: NDArray[np.floating], window: int, patience: int, tolerance: float) -> int | None:
+    """Where a curve stops rising: the number of records up to its plateau, None if it has none.
+
+    The curve is smoothed by a trailing mean of `window` records. The plateau begins at the first record after which the
+    best smoothed value rises by no more than `tolerance` for `patience` records, which must all be on the curve.
+    """
+    if len(curve) < window + patience:
+        return None
+    smooth = np.convolve(curve, np.full(window, 1 / window), mode="valid")  # (records - window + 1,)
+    best = np.maximum.accumulate(smooth)
+    flat = best[patience:] - best[:-patience] <= tolerance
+    return int(np.argmax(flat)) + window if flat.any() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part5(ImageSelection):
+    """Which trials."""
+
+    experiment = "part5"
+    quick_defaults: ClassVar = {"dataset": "digits", "epochs": 8, "schedule_epochs": 12}
+
+    epochs: int = 20
+    """Of the constant rates 0.1, 0.01 and 0.001."""
+    schedule_epochs: int = 30
+    """Of the scheduled runs."""
+    batch_size: int = 50
+    architecture: str = "cnn_3"
+    """Any of mlp_2, cnn_3, cnn_4, cnn_5."""
+    milestones: tuple[int, ...] = ()
+    """One or two steps at which to divide the rate by ten, instead of the plateaus that the rule finds."""
+
+    def sweep(self) -> Sweep:
+        return self.make({"learning_rate": RATES}, epochs=self.epochs)
+
+    def scheduled(self, schedule: Schedule) -> Sweep:
+        """Rate 0.1 with the switches of `schedule`."""
+        name = " → ".join([str(RATES[0]), *(f"{rate} after step {step}" for step, rate in schedule)])
+        axis = {"schedule": {name: {"learning_rate": RATES[0], "milestones": schedule}}}
+        return self.make(axis, epochs=self.schedule_epochs)
+
+    def make(self, axis: Mapping[str, Axis], epochs: int) -> Sweep:
+        """Seeds × one other axis."""
+        return Sweep(
+            name=self.experiment,
+            axes={"seed": self.seed_range(), **axis},
+            fixed={
+                **self.image_settings(),
+                "epochs": epochs,
+                "batch_size": self.batch_size,
+                "architecture": self.architecture,
+                "optimizer": "sgd",
+                "quantities": ("train_loss", "val_accuracy"),
+            },
+        )
+
+    def stages(self, read: Read) -> Stages:
+        """The constant rates, then 0.1 → 0.01 from the first plateau, then → 0.001 from the second."""
+        self.check()
+        yield self.sweep()
+        schedule: Schedule = ()
+        for number, rate in enumerate(RATES[1:]):
+            given = self.milestones[number : number + 1]
+            step = given[0] if given else self.plateau_step(schedule, read)
+            if step is None:
+                return (
+                    f"No switch to rate {rate}: the validation curve before it still rises at its end, by the rule in "
+                    "sweeps/part5.py; train longer, or give the steps with --milestones."
+                )
+            schedule = (*schedule, (step, rate))
+            yield self.scheduled(schedule)
+        return None
+
+    def plateau_step(self, schedule: Schedule, read: Read) -> int | None:
+        """The step where the mean validation curve over seeds stops rising, after the schedule's last switch."""
+        sweep = self.scheduled(schedule) if schedule else self.sweep()
+        trials = [trial for trial in sweep.trials() if trial.learning_rate == RATES[0]]
+        results = [result for result in map(read, trials) if result is not None]
+        if len(results) < len(trials):
+            return None
+        steps = results[0].steps
+        curve = np.mean([result.curves["val_accuracy"] for result in results], axis=0)
+        first = int(np.searchsorted(steps, schedule[-1][0], side="right")) if schedule else 0
+        per_epoch = len(steps) / trials[0].epochs
+        window, patience = (max(1, round(epochs * per_epoch)) for epochs in (WINDOW_EPOCHS, PATIENCE_EPOCHS))
+        found = plateau(curve[first:], window, patience, TOLERANCE)
+        return None if found is None else int(steps[first + found - 1])
+
+    def check(self) -> None:
+        """Raise `BadInputError` where an option is out of range."""
+        check_positive("--schedule-epochs", self.schedule_epochs, whole=True)
+        if self.architecture == "mlp_1":
+            raise BadInputError("--architecture is mlp_1, which part 5 leaves out; choose mlp_2, cnn_3, cnn_4 or cnn_5")
+        if len(self.milestones) > len(RATES) - 1:
+            raise BadInputError(f"--milestones has {len(self.milestones)} steps; give one or two")
+        if list(self.milestones) != sorted({step for step in self.milestones if step > 0}):
+            raise BadInputError(f"--milestones is {self.milestones}; the steps must be positive and rising")
+
+
+if __name__ == "__main__":
+    main(Part5, __doc__)

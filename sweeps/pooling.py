@@ -1,0 +1,45 @@
+"""Pooling × batch size: max or average pooling, with and without padding, on colour images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sweeps.options import ImageSelection, main
+from sweeps.sweep import Sweep
+
+MODELS = {
+    "a": {"architecture": "conv_pool", "pooling": "max"},
+    "b": {"architecture": "conv_pool", "pooling": "avg"},
+    "c": {"architecture": "conv_pool_valid", "pooling": "max"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling(ImageSelection):
+    """Which trials."""
+
+    experiment = "pooling"
+    quick_defaults: ClassVar = {"dataset": "digits"}
+
+    epochs: int = 3
+    batch_sizes: tuple[int, ...] = (10, 25, 50)
+
+    def sweep(self) -> Sweep:
+        return Sweep(
+            name=self.experiment,
+            axes={"seed": self.seed_range(), "model": MODELS, "batch_size": self.batch_sizes},
+            fixed={
+                **self.image_settings(),
+                "pipeline": "colour",
+                "activation": "leaky_relu",
+                "optimizer": "sgd",
+                "learning_rate": 0.01,
+                "record_every_steps": None,
+                "quantities": ("train_set_accuracy", "test_set_accuracy"),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main(Pooling, __doc__)

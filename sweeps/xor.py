@@ -1,0 +1,49 @@
+"""XOR: does the loss of a 2-2-1 network grow with the noise on its training points?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sweeps.options import Selection, main
+from sweeps.sweep import Sweep
+from trainables.trial import XOR
+
+REPORT_SEED = 46
+
+
+@dataclass(frozen=True, kw_only=True)
+class Xor(Selection):
+    """Which trials."""
+
+    experiment = "xor"
+    quick_defaults: ClassVar = {"seeds": 5}
+
+    seeds: int = 20
+    """How many seeds besides the report's own 46: 0 to N-1. More can be added later."""
+    sigmas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
+    """Standard deviations of the noise."""
+    epochs: int = 2000
+
+    def sweep(self) -> Sweep:
+        return Sweep(
+            name=self.experiment,
+            axes={
+                "seed": (REPORT_SEED, *(seed for seed in self.seed_range() if seed != REPORT_SEED)),
+                "noise_sigma": self.sigmas,
+            },
+            fixed={
+                "dataset": XOR,
+                "architecture": XOR,
+                "optimizer": "sgd",
+                "learning_rate": 0.1,
+                "batch_size": 1,
+                "epochs": self.epochs,
+                "record_every_steps": None,
+                "quantities": ("train_loss",),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main(Xor, __doc__)
