@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
+# An environment that several checkouts share imports this one.
+export PYTHONPATH := $(CURDIR)
 
 .PHONY: help install quickstart test fast-test lint types bench
 

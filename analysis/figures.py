@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from sweeps.intervals import mean_interval
 
 SMALLEST_SAMPLE_FOR_INTERVALS = 5
+GALLERY_COLUMNS = 10
 RECORDS_SHOWN = 25  # a running mean leaves about this many independent points of a noisy curve
 
 
@@ -26,6 +28,13 @@ class Style:
     marker: str
 
 
+# The palette in its order, for values that have no style of their own.
+PALETTE = tuple(
+    Style(color, marker)
+    for color, marker in zip(
+        ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000"), "Dsvo^PX", strict=True
+    )
+)
 STYLES: Mapping[str, Style] = {
     "mlp_1": Style("#E69F00", "o"),
     "mlp_2": Style("#D55E00", "s"),
@@ -37,12 +46,22 @@ STYLES: Mapping[str, Style] = {
 
 @dataclass(frozen=True)
 class Band:
-    """A curve's mean with a band, each `(steps,)`, and what the band is."""
+    """A mean curve with what surrounds it, and what that is.
+
+    Attributes:
+        steps: `(steps,)`.
+        mean: `(steps,)`; NaN where any run has diverged, so that a diverged run is never averaged in silently.
+        low: `(steps,)`, NaN where there is no interval.
+        high: `(steps,)`, NaN where there is no interval.
+        runs: `(runs, steps)`, drawn one by one where they are too few for an interval.
+        meaning: For the caption.
+    """
 
     steps: NDArray[np.int64]
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    runs: NDArray[np.float64]
     meaning: str
 
 
@@ -51,38 +70,49 @@ def window(records: int) -> int:
     return max(1, records // RECORDS_SHOWN)
 
 
-def running_mean(curves: xr.DataArray) -> xr.DataArray:
-    """Centred running mean along `step`, shorter at the ends; for figures only, exports stay as recorded."""
-    smoothed: xr.DataArray = curves.rolling(step=window(curves.sizes["step"]), center=True, min_periods=1).mean()
-    return smoothed
+def band(curves: xr.DataArray, over: str = "seed") -> Band:
+    """Mean over `over` of curves with the dimensions `over` and `step`, as running means along `step`.
 
-
-def band(curves: xr.DataArray) -> Band:
-    """Mean over `seed` of smoothed curves `(seed, step)`: with a 95 % interval, or the range if seeds are few."""
-    values = running_mean(curves).transpose("seed", "step").to_numpy()
-    interval = mean_interval(values, axis=0)
-    seeds = int(interval.n.max())
-    if seeds >= SMALLEST_SAMPLE_FOR_INTERVALS:
-        low, high, meaning = interval.low, interval.high, f"95 % CI of the mean (Student's t, n = {seeds} seeds)"
-    elif seeds > 1:
-        present = values[~np.isnan(values).all(axis=1)]
-        low, high, meaning = present.min(axis=0), present.max(axis=0), f"range over n = {seeds} seeds"
+    Running means are centred, shorter at the ends, and for figures only: exports stay as recorded.
+    """
+    records = curves.sizes["step"]
+    smooth = curves.rolling(step=window(records), center=True, min_periods=1).mean()
+    runs = smooth.where(curves.notnull()).transpose(over, "step").to_numpy()
+    n = len(runs)
+    mean = runs.mean(axis=0)
+    if n >= SMALLEST_SAMPLE_FOR_INTERVALS:
+        interval = mean_interval(runs)
+        low, high = (np.where(np.isnan(mean), np.nan, bound) for bound in (interval.low, interval.high))
+        meaning = f"bands: 95 % CI of the mean (Student's t, n = {n} {over}s)"
     else:
-        low, high, meaning = interval.mean, interval.mean, "none (n = 1 seed)"
-    return Band(curves["step"].to_numpy(), interval.mean, low, high, meaning)
+        low = high = np.full(records, np.nan)
+        meaning = f"thin lines: the {n} {over}s" if n > 1 else f"a single {over}"
+    return Band(curves["step"].to_numpy(), mean, low, high, runs, meaning)
 
 
-def caption(data: xr.Dataset, example: Band) -> str:
-    """What the curves of a figure are."""
-    records = window(data.sizes["step"])
-    smoothed = f", as a running mean of {records} records" if records > 1 else ""
-    return f"Curves: mean over seeds{smoothed}. Band: {example.meaning}."
+def caption(bands: Sequence[Band]) -> str:
+    """What the curves of a figure are, said once for each kind of band in it."""
+    records = window(len(bands[0].steps))
+    smoothed = f", as running means of {records} records" if records > 1 else ""
+    return f"Mean curves{smoothed}; {'; '.join(dict.fromkeys(curve.meaning for curve in bands))}."
 
 
 def draw_band(axes: Axes, curve: Band, style: Style, *, dashed: bool = False) -> None:
-    """Draw a mean curve with its band."""
-    axes.plot(curve.steps, curve.mean, color=style.color, linestyle="--" if dashed else "-", linewidth=1.4)
+    """Draw a mean curve, with its band or its single runs."""
+    line = "--" if dashed else "-"
+    if 1 < len(curve.runs) < SMALLEST_SAMPLE_FOR_INTERVALS:
+        axes.plot(curve.steps, curve.runs.T, color=style.color, linestyle=line, linewidth=0.5, alpha=0.5)
     axes.fill_between(curve.steps, curve.low, curve.high, color=style.color, alpha=0.15, linewidth=0)
+    axes.plot(
+        curve.steps,
+        curve.mean,
+        color=style.color,
+        linestyle=line,
+        linewidth=1.4,
+        marker=style.marker,
+        markersize=4,
+        markevery=max(1, len(curve.steps) // 8),
+    )
 
 
 def draw_point(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], style: Style) -> None:
@@ -119,6 +149,8 @@ def label(axes: Axes, x: str, y: str, title: str) -> None:
 def limit_to(axes: Axes, curves: list[Band]) -> None:
     """Let means, not wide bands, decide the y range."""
     values = np.concatenate([curve.mean for curve in curves])
+    if np.isnan(values).all():
+        return
     low, high = np.nanmin(values), np.nanmax(values)
     margin = 0.05 * max(high - low, 1e-9)
     axes.set_ylim(low - margin, high + margin)
@@ -150,5 +182,33 @@ def tile_figure(images: NDArray[np.float32], title: str, columns: int = 8) -> Fi
     for axes, image in zip(grid.flat, images, strict=False):
         shown = axes.imshow(image, cmap="gray", vmin=-largest, vmax=largest, interpolation="nearest")
     figure.colorbar(shown, ax=grid, shrink=0.8, label="weight")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def bottom_caption(figure: Figure, text: str) -> None:
+    """A figure's caption, below everything else."""
+    figure.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=9)
+
+
+def gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str, Sequence[str]], title: str) -> Figure:
+    """A row a name, a tile an image.
+
+    Args:
+        images: Name → `(n, channels, height, width)`, at most ten; one channel is shown grey, three in colour.
+        titles: Name → what stands above each image.
+        title: Of the figure.
+    """
+    figure = Figure(figsize=(9, 0.95 * len(images) + 0.6), layout="constrained")
+    grid = figure.subplots(len(images), GALLERY_COLUMNS, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.set_frame_on(False)
+    for row, (name, shown) in zip(grid, images.items(), strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axes, image, above in zip(row, shown, titles[name], strict=False):
+            scaled = (image - image.min()) / max(float(np.ptp(image)), 1e-9)
+            axes.imshow(scaled.transpose(1, 2, 0).squeeze(), cmap="gray", interpolation="nearest")
+            axes.set_title(above, fontsize=7, pad=2)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -6,7 +6,8 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +49,14 @@ class Output:
     folder: Path
     written: list[Path] = field(default_factory=list)
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn a failure to write into `BadInputError`."""
+        try:
+            yield
+        except OSError as error:
+            raise BadInputError(f"cannot write to {self.folder} ({error.strerror}); name another --out") from None
+
     def path(self, name: str) -> Path:
         """The path of a file that is about to be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +67,7 @@ class Output:
     def figure(self, figure: Figure, name: str, *, missing: Sequence[str] = (), pdf: bool = False) -> None:
         """Save `name`.png, and `name`.pdf if asked; a figure drawn with gaps says so."""
         if missing:
-            figure.text(0.005, 0.005, f"incomplete: {len(missing)} trials missing", color="red", fontsize=8)
+            figure.text(0.005, 0.995, f"incomplete: {len(missing)} trials missing", color="red", fontsize=8, va="top")
         figure.savefig(self.path(f"{name}.png"), dpi=150)
         if pdf:
             figure.savefig(self.path(f"{name}.pdf"))
@@ -126,10 +135,8 @@ def main(
                 early = end.value
                 break
             stages.append(load(sweep, store, fill=chosen.command("sweeps"), allow_missing=drawing.allow_missing))
-        try:
+        with output.writing():
             draw(chosen, stages, output, drawing)
-        except OSError as error:
-            raise BadInputError(f"cannot write to {output.folder} ({error.strerror}); name another --out") from None
         print("\n".join(str(path) for path in output.written))
         if missing := sum(len(stage.missing) for stage in stages):
             print(f"Drawn without {missing} missing trials. Train them with: {chosen.command('sweeps')}")

@@ -121,7 +121,8 @@ def count(options: Part1) -> int:
         f"{options.epochs * per_epoch:,} in {options.epochs} epochs"
     )
     output = Output(options.out)
-    output.table(rows, "part1")
+    with output.writing():
+        output.table(rows, "part1")
     print("\n".join(str(path) for path in output.written))
     return 0
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from analysis import figures
 from analysis.output import Drawing, Output, main
-from analysis.results import Loaded
+from analysis.results import Loaded, finished
 from sweeps.intervals import mean_interval
 from sweeps.part3 import Part3
 
@@ -23,20 +23,22 @@ def draw(selection: Part3, stages: Sequence[Loaded], output: Output, drawing: Dr
     output.figure(comparison(loaded.data, last_epoch, selection.dataset), "part3", missing=loaded.missing, pdf=True)
     rows = []
     for architecture in present(loaded.data):
-        runs = loaded.data.sel(architecture=architecture)
+        runs = finished(loaded.data, architecture=architecture)
         best = runs.isel(seed=int(runs.test_accuracy.argmax("seed")))
         weights = loaded.results[str(best.trial_id.item())].first_layer
         title = (
             f"{architecture}, first layer of the best run "
             f"(seed {int(best.seed)}, test accuracy {float(best.test_accuracy):.2f} %)"
         )
-        output.figure(figures.tile_figure(figures.tiles(weights), title), f"weights_{architecture}")
+        tiles = figures.tile_figure(figures.tiles(weights), title)
+        output.figure(tiles, f"weights_{architecture}", missing=loaded.missing)
+        means = runs.mean("seed", skipna=False)  # a diverged run shows, as null
         output.json(
             {
                 "name": architecture,
-                "loss_curve": runs.train_loss.mean("seed").values.tolist(),
-                "train_acc_curve": runs.train_accuracy.mean("seed").values.tolist(),
-                "val_acc_curve": runs.val_accuracy.mean("seed").values.tolist(),
+                "loss_curve": means.train_loss.values.tolist(),
+                "train_acc_curve": means.train_accuracy.values.tolist(),
+                "val_acc_curve": means.val_accuracy.values.tolist(),
                 "test_acc": float(best.test_accuracy),
                 "weights": weights.tolist(),
             },
@@ -48,7 +50,7 @@ def draw(selection: Part3, stages: Sequence[Loaded], output: Output, drawing: Dr
 
 def present(data: xr.Dataset) -> list[str]:
     """The architectures of which at least one trial is finished."""
-    return [str(a) for a in data.architecture.values if data.test_accuracy.sel(architecture=a).notnull().any()]
+    return [str(name) for name in data.architecture.values if (data.trial_id.sel(architecture=name) != "").any()]
 
 
 def row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str, str | int | float]:
@@ -74,7 +76,7 @@ def comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
     losses, accuracies = [], []
     for architecture in present(data):
         style = figures.STYLES[architecture]
-        runs = data.sel(architecture=architecture)
+        runs = finished(data, architecture=architecture)
         loss, train, validation = (
             figures.band(runs[quantity]) for quantity in ("train_loss", "train_accuracy", "val_accuracy")
         )
@@ -102,8 +104,8 @@ def comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
     )
     handles = [figures.legend_handle(name, figures.STYLES[name]) for name in present(data)]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    caption = figures.caption(data, losses[0])
-    figure.supxlabel(f"{dataset}. {caption} Small dots are single seeds.", fontsize=9)
+    caption = figures.caption(losses)
+    figures.bottom_caption(figure, f"{dataset}. {caption} Small dots are single seeds.")
     return figure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -134,3 +134,9 @@ def check_trial(trial: Trial, result: Result | None) -> None:
             f"the artifact of trial {trial.id} holds {lengths} records for {len(result.steps)} steps, not one of each "
             f"of {', '.join(trial.quantities)} a step; delete its run in the MLflow UI and run the sweep again"
         )
+
+
+def finished(data: xr.Dataset, **values: Any) -> xr.Dataset:
+    """The finished trials at these values of all axes but the seed, along `seed`: none of them is missing."""
+    runs = data.sel(values)
+    return runs.isel(seed=(runs.trial_id != "").values)

@@ -19,6 +19,7 @@ if not os.environ.get("RAY_ADDRESS"):  # our own cluster of one machine answers 
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+import torch
 from ray import tune
 from ray.tune import Callback
 from rich.console import Console
@@ -54,6 +55,12 @@ def connect(address: str | None, machine: Node) -> list[Node]:
             ) from None
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def check_gpu() -> None:
+    """Raise `BadInputError` where torch cannot use the GPU that trials on this machine were promised."""
+    if not torch.cuda.is_available():
+        raise BadInputError("torch finds no usable GPU on this machine; train on the CPU with --gpus-per-trial 0")
 
 
 def disconnect() -> None:

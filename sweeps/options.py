@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from abc import ABC, abstractmethod
@@ -72,16 +73,11 @@ class Selection(ABC):
         check_positive("--seeds", self.seeds, whole=True)
         return range(self.seeds)
 
-    def command(self, room: str) -> str:
+    def command(self, room: str, running: Running | None = None) -> str:
         """The command line of the experiment's script in `room` (`sweeps` or `analysis`) with these options."""
-        usual = type(self)(**self.quick_defaults) if self.quick else type(self)()
-        words = ["python", f"{room}/{self.experiment}.py", *(["--quick"] if self.quick else [])]
-        for name in (f.name for f in fields(self) if f.name != "quick"):
-            value = getattr(self, name)
-            if value != getattr(usual, name):
-                values = value if isinstance(value, tuple) else (value,)
-                words += [f"--{name.replace('_', '-')}", *(str(v) for v in values)]
-        return shlex.join(words)
+        usual = type(self)(**self.quick_defaults, quick=True) if self.quick else type(self)()
+        words = ["python", f"{room}/{self.experiment}.py", *(["--quick"] if self.quick else []), *flags(self, usual)]
+        return shlex.join(words + (flags(running, Running()) if running else []))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +122,25 @@ class Running:
                 f"--gpus-per-trial is {gpus}; it must be 0, a fraction up to 1, or a whole number of GPUs"
             )
         storage = self.storage.absolute()
-        existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
         try:
+            existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
             with tempfile.TemporaryFile(dir=existing):
                 pass
         except OSError as error:
             raise BadInputError(
                 f"--storage {self.storage} cannot be written ({error.strerror}); name a folder that can"
             ) from None
+
+
+def flags(options: Any, usual: Any) -> list[str]:
+    """The words of a command line that turn the options `usual` into `options`."""
+    words: list[str] = []
+    for name in (f.name for f in fields(options)):
+        value = getattr(options, name)
+        if value != getattr(usual, name):
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name.replace('_', '-')}", *(str(v) for v in values)]
+    return words
 
 
 def parse(selection: type[S], other: type[T], description: str | None) -> tuple[S, T]:
@@ -163,7 +170,9 @@ def main(selection: type[Selection], description: str | None) -> None:
 
 
 def exit_status(main: Callable[[], int]) -> int:
-    """Run a script's main function: bad input becomes one sentence and status 2, Ctrl-C status 130."""
+    """Run a script's main function: bad input becomes one sentence and status 2, Ctrl-C and SIGTERM status 130."""
+    # Ray Tune stops cleanly on SIGINT only
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return main()
     except BadInputError as error:

@@ -33,9 +33,10 @@ class Share:
 
 def this_machine() -> Node:
     """The CPUs this process may use and the NVIDIA devices of this machine."""
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible is not None else Path("/dev").glob("nvidia[0-9]*")
-    gpus = sum(1 for device in devices if device)
+    if visible is not None:
+        gpus = min(gpus, sum(1 for device in visible.split(",") if device.strip() not in ("", "-1")))
     return Node(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, gpus)
 
 

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,7 @@ from sweeps.options import Running, Selection
 from sweeps.resources import Share, share, this_machine
 from sweeps.sweep import Sweep
 from trainables.tracking import Recorded, Store, sqlite_file
-from trainables.trial import XOR, Trial
+from trainables.trial import XOR, BadInputError, Trial
 
 if TYPE_CHECKING:
     from trainables.datasets import Dataset
@@ -89,7 +90,7 @@ def run(selection: Selection, running: Running) -> int:
                 plan = Plan(sweep, plan.trials, store.recorded())
             console.print(result_table(plan))
             if plan.missing:
-                return report_missing(plan, selection, errors)
+                return report_missing(plan, selection, running, errors)
     if early:
         say(early)
     if running.dry_run:
@@ -107,6 +108,7 @@ class Trainer:
         self.running = running
         self.address = address
         self.stack = stack
+        self.storage = running.storage.absolute()
         self.share: Share | None = None
         self.data: Dataset | None = None
 
@@ -121,49 +123,92 @@ class Trainer:
             counts = " + ".join(f"{len(part):,}" for part in parts)
             say(f"{trial.dataset}: {counts} images (training, validation, test)")
         self.stack.callback(launch.disconnect)
-        trial_share = share(self.running, launch.connect(self.address, this_machine()))
+        nodes = launch.connect(self.address, this_machine())
+        if len(nodes) > 1 and sqlite_file(self.store.uri):
+            raise BadInputError(
+                f"the tracking store {self.store.uri} is a file of one machine, but the cluster has {len(nodes)}; "
+                "name a server or a database that all of them reach with --tracking-uri"
+            )
+        trial_share = share(self.running, nodes)
+        if trial_share.gpus and self.address is None:
+            launch.check_gpu()
         report_share(trial_share)
         return trial_share
 
     def train(self, plan: Plan) -> dict[str, str]:
         """Train the plan's missing trials; what went wrong, by trial id."""
-        from sweeps import launch
-        from trainables.trainable import Settings
-
         started = time.monotonic()
-        self.share = self.share or self.start(plan.missing[0])
-        storage = self.running.storage.absolute()
-        storage.mkdir(parents=True, exist_ok=True)
         experiment_id, parent_run_id = self.store.parent(plan.sweep.name, plan.missing[0].dataset)
-        settings = Settings(
-            tracking_uri=self.store.uri,
-            experiment_id=experiment_id,
-            parent_run_id=parent_run_id,
-            checkpoints=storage / "checkpoints",
-            threads=self.share.cpus,
-            gpus=self.share.gpus,
-            tags={**({"data_checksum": self.data.checksum} if self.data else {}), **provenance()},
-        )
-        labels = plan.sweep.labels()
-        errors = launch.train(plan.missing, labels, self.data, settings, self.share, storage, console)
-        after = Plan(plan.sweep, plan.trials, self.store.recorded())
-        settle(after, self.store, errors)
+        self.storage.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.storage / f"{plan.sweep.name}.lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BadInputError(
+                f"another {plan.sweep.name} sweep trains with --storage {self.running.storage}; wait until it ends"
+            ) from None
+        errors: dict[str, str] = {}
+        try:
+            errors = self.launch(plan, experiment_id, parent_run_id)
+        finally:
+            after = Plan(plan.sweep, plan.trials, self.store.recorded())
+            settle(after, self.store, errors)
+            lock.release()
         trained = len(plan.missing) - len(after.missing)
         say(f"Trained {trained} of {len(plan.missing)} trials in {time.monotonic() - started:.0f} seconds.")
         return errors
 
+    def launch(self, plan: Plan, experiment_id: str, parent_run_id: str) -> dict[str, str]:
+        """Hand the plan's missing trials to Ray; what went wrong, by trial id."""
+        from sweeps import launch
+        from trainables.trainable import Settings
+
+        self.share = self.share or self.start(plan.missing[0])
+        if self.data is not None:
+            check_records(plan.missing, len(self.data.train_labels))
+        settings = Settings(
+            tracking_uri=self.store.uri,
+            experiment_id=experiment_id,
+            parent_run_id=parent_run_id,
+            checkpoints=self.storage / "checkpoints",
+            threads=self.share.cpus,
+            gpus=self.share.gpus,
+            tags={**({"data_checksum": self.data.checksum} if self.data else {}), **provenance()},
+        )
+        return launch.train(plan.missing, plan.sweep.labels(), self.data, settings, self.share, self.storage, console)
+
+
+def check_records(trials: Sequence[Trial], train_images: int) -> None:
+    """Raise `BadInputError` for a trial that ends before its first record."""
+    from trainables import training
+
+    for trial in trials:
+        if len(training.record_steps(trial, train_images)) == 0:
+            steps = trial.epochs * training.steps_per_epoch(trial, train_images)
+            raise BadInputError(
+                f"{trial.epochs} epochs in batches of {trial.batch_size} make {steps} steps, but the first record is "
+                f"at step {trial.record_every_steps}; raise --epochs or lower the batch size"
+            )
+
 
 def provenance() -> dict[str, str]:
     """Which code and which libraries train: tags of every run."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     libraries = ("neural-sweeps", "torch", "torchvision", "numpy", "ray", "mlflow")
     return {
-        "git_commit": (commit.stdout.strip() or "unknown") + (" with changes" if changed.stdout.strip() else ""),
+        "git_commit": (commit or "unknown") + (" with changes" if changed else ""),
         "python_version": sys.version.split()[0],
         **{f"{library}_version": version(library) for library in libraries},
     }
+
+
+def git(*words: str) -> str:
+    """What git says of this checkout; nothing without git or outside a checkout."""
+    try:
+        folder = str(Path(__file__).parent)
+        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def settle(plan: Plan, store: Store, errors: Mapping[str, str]) -> None:
@@ -198,16 +243,16 @@ def report_share(trial_share: Share | None) -> None:
     )
 
 
-def report_missing(plan: Plan, selection: Selection, errors: Mapping[str, str]) -> int:
+def report_missing(plan: Plan, selection: Selection, running: Running, errors: Mapping[str, str]) -> int:
     """Print what failed and how to go on; the exit status."""
     labels = plan.sweep.labels()
-    for trial in plan.missing:
-        if trial.id in errors:
-            say(f"failed: {labels[trial.id]}: {errors[trial.id]}", style="red")
-    stopped = len(plan.missing) - len(errors)
+    failed = [trial for trial in plan.missing if trial.id in errors]
+    for trial in failed:
+        say(f"failed: {labels[trial.id]}: {errors[trial.id]}", style="red")
+    stopped = len(plan.missing) - len(failed)
     say(
-        f"{len(plan.missing)} trials are missing ({len(errors)} failed, {stopped} stopped). "
-        f"To go on: {selection.command('sweeps')}"
+        f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped). "
+        f"To go on: {selection.command('sweeps', running)}"
     )
     return 130 if stopped else 1
 

@@ -7,10 +7,10 @@ import hashlib
 import socket
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,20 +195,26 @@ def load_idx(name: str, data_root: Path) -> Raw:
     """MNIST or Fashion-MNIST: flat `.gz` files in the data root, Debian's package, or torchvision's download."""
     import torchvision
 
-    source = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
     flat = [data_root, *([DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else [])]
-    found = [place for place in flat if all((place / f"{file}.gz").is_file() for file in IDX_FILES)]
-    if not found:
-        found = [data_root / source.__name__ / "raw"]  # torchvision's own layout
-        with downloading(name, data_root, [*flat, *found]):
-            source(str(data_root), download=True)
-    arrays = [read_idx(found[0] / f"{file}.gz") for file in IDX_FILES]
-    if name == "mnist" and hashlib.sha256(arrays[1].tobytes()).hexdigest() == FASHION_MNIST_LABELS:
-        raise BadInputError(
-            f"the files in {found[0]} are Fashion-MNIST, not MNIST (their names are the same): "
-            "use --dataset fashion_mnist, or another --data-root"
-        )
-    train_images, train_labels, test_images, test_labels = arrays
+    for place in flat:
+        if all((place / f"{file}.gz").is_file() for file in IDX_FILES):
+            arrays = [read_idx(place / f"{file}.gz") for file in IDX_FILES]
+            # the two sets' files bear the same names
+            is_fashion = hashlib.sha256(arrays[1].tobytes()).hexdigest() == FASHION_MNIST_LABELS
+            if is_fashion == (name == "fashion_mnist"):
+                return raw_idx(*arrays)
+    source = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
+    train, test = from_torchvision(source, name, data_root, [*flat, data_root / source.__name__])
+    return raw_idx(train.data.numpy(), train.targets.numpy(), test.data.numpy(), test.targets.numpy())
+
+
+def raw_idx(
+    train_images: NDArray[np.uint8],
+    train_labels: NDArray[np.integer],
+    test_images: NDArray[np.uint8],
+    test_labels: NDArray[np.integer],
+) -> Raw:
+    """Give the images `(n, height, width)` their one channel."""
     return Raw(
         train_images=train_images[:, None],
         train_labels=train_labels.astype(np.int64),
@@ -221,8 +227,7 @@ def load_cifar10(data_root: Path) -> Raw:
     """CIFAR-10 through torchvision, which checks every file against its known MD5 before it opens it."""
     from torchvision.datasets import CIFAR10
 
-    with downloading("cifar10", data_root, [data_root / CIFAR10.base_folder]):
-        parts = [CIFAR10(str(data_root), train=train, download=True) for train in (True, False)]
+    parts = from_torchvision(CIFAR10, "cifar10", data_root, [data_root / CIFAR10.base_folder])
     # torchvision holds (n, height, width, channels)
     (train_images, train_labels), (test_images, test_labels) = (
         (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64)) for part in parts
@@ -249,18 +254,28 @@ def load_digits(data_root: Path) -> Raw:
     )
 
 
-@contextmanager
-def downloading(name: str, data_root: Path, places: list[Path]) -> Iterator[None]:
-    """One process at a time under the data root's lock; failures become one sentence that says where was looked."""
+def from_torchvision(source: Any, name: str, data_root: Path, places: list[Path]) -> tuple[Any, Any]:
+    """Training and test part of one of torchvision's data sets, downloaded once, under a lock, if it is not there.
+
+    Raises:
+        BadInputError: It can neither be read nor downloaded; says where was looked and what works offline.
+    """
     from filelock import FileLock
 
+    def both(*, download: bool) -> tuple[Any, Any]:
+        return tuple(source(str(data_root), train=train, download=download) for train in (True, False))
+
+    unreadable = (OSError, RuntimeError, EOFError, ValueError, zlib.error)
     timeout = socket.getdefaulttimeout()
     try:
-        data_root.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_root / ".lock"):
-            socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none
-            yield
-    except (OSError, RuntimeError, EOFError, zlib.error) as error:
+        try:
+            return both(download=False)
+        except unreadable:
+            data_root.mkdir(parents=True, exist_ok=True)
+            with FileLock(data_root / ".lock"):
+                socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none
+                return both(download=True)
+    except unreadable as error:
         looked = ", ".join(str(place) for place in places)
         raise BadInputError(
             f"no usable {name} files: looked in {looked}, then tried to download them to {data_root} ({error}); "

@@ -29,6 +29,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema migrations of a new sqlite file
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -66,19 +67,18 @@ def absolute(uri: str) -> str:
         BadInputError: Not a URI of a database or a server.
     """
     scheme = urlsplit(uri).scheme.split("+")[0]
-    if scheme not in SCHEMES:
+    file = sqlite_file(uri)
+    if scheme not in SCHEMES or (scheme == "sqlite" and file is None):
         raise BadInputError(
             f"tracking URI '{uri}' is neither a database nor a server; use sqlite:///FILE or http://HOST:PORT"
         )
-    if scheme == "sqlite":
-        return f"sqlite:///{sqlite_file(uri)}"
-    return uri
+    return uri if file is None else f"sqlite:///{file}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a `sqlite:///FILE` URI; None for other stores."""
-    prefix, separator, path = uri.partition(":///")
-    return Path(path).absolute() if prefix == "sqlite" and separator else None
+    """The file of a `sqlite:///FILE` URI; None for everything else."""
+    prefix, _, path = uri.partition(":///")
+    return Path(path).absolute() if prefix == "sqlite" and path and not set(path) & set("?:") else None
 
 
 @contextmanager
@@ -168,6 +168,15 @@ class Store:
 
         The parent is a folder for its children and holds no state of its own, so it never stands as running.
         """
+        try:
+            return self._parent(sweep, dataset)
+        except MlflowException as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise BadInputError(
+                f"cannot write to the tracking store {self.uri} ({reason}); name another with --tracking-uri"
+            ) from None
+
+    def _parent(self, sweep: str, dataset: str) -> tuple[str, str]:
         experiment = self.client.get_experiment_by_name(sweep)
         if experiment is None:
             database = sqlite_file(self.uri)
@@ -190,15 +199,28 @@ class Store:
         return experiment_id, run.info.run_id
 
     def open(
-        self, trial: Trial, name: str, experiment_id: str, parent_run_id: str, tags: Mapping[str, str]
+        self,
+        trial: Trial,
+        name: str,
+        experiment_id: str,
+        parent_run_id: str,
+        tags: Mapping[str, str],
+        *,
+        resumed: bool = True,
     ) -> TrialRun:
-        """The trial's run: the one that is there, or a new one below the parent."""
-        found = list(self._search(f"tags.{TRIAL_ID} = '{trial.id}'"))
-        if found:
-            run = found[0]
-            if run.info.status != "FINISHED":
+        """The trial's run: the one that is there, or a new one below the parent.
+
+        A trial that is not resumed may compute other last bits than it did before, with another number of threads say.
+        An unfinished run that has points then moves to MLflow's deleted runs, and a new one takes its place.
+        """
+        run = next(self._search(f"tags.{TRIAL_ID} = '{trial.id}'"), None)
+        if run is not None and run.info.status != "FINISHED":
+            if run.data.metrics and not resumed:
+                self.client.delete_run(run.info.run_id)
+                run = None
+            else:
                 self.client.update_run(run.info.run_id, status="RUNNING")
-        else:
+        if run is None:
             run = self.client.create_run(experiment_id, run_name=name, tags={TRIAL_ID: trial.id, PARENT: parent_run_id})
         trial_run = TrialRun(self.client, run)
         if not trial_run.finished:

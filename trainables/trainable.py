@@ -63,23 +63,32 @@ def trainable(
         settings: The same for all trials of a sweep.
     """
     trial = trials[config["trial_id"]]
+    checkpoint = settings.checkpoints / f"{trial.id}.pt"
+    saved = read_checkpoint(checkpoint, trial)
     run = Store(settings.tracking_uri).open(
-        trial, names[trial.id], settings.experiment_id, settings.parent_run_id, settings.tags
+        trial,
+        names[trial.id],
+        settings.experiment_id,
+        settings.parent_run_id,
+        settings.tags,
+        resumed=saved is not None,
     )
     if run.finished:  # by an attempt that died before it could say so
-        checkpoint_path(settings, trial).unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
     elif data is None:
         started = time.monotonic()
         result = xor.train(trial)
         tags = {"device": "cpu", "threads": "1", "training_seconds": f"{time.monotonic() - started:.3f}"}
         run.finish(result, int(result.steps[-1]), tags)
     else:
-        train_network(trial, data, run, settings)
+        train_network(trial, data, run, settings, checkpoint, saved)
     tune.report({"epoch": trial.epochs})
 
 
-def train_network(trial: Trial, data: Dataset, run: TrialRun, settings: Settings) -> None:
-    """Train on images, from the trial's checkpoint if there is one.
+def train_network(
+    trial: Trial, data: Dataset, run: TrialRun, settings: Settings, checkpoint: Path, saved: dict[str, Any] | None
+) -> None:
+    """Train on images, from what the checkpoint saved if there is one.
 
     The order keeps every step once in the store, whatever dies in between: first the checkpoint, then the points
     that it covers; at the end the last checkpoint, the points, the artifacts, the run's status, and only then is
@@ -93,8 +102,10 @@ def train_network(trial: Trial, data: Dataset, run: TrialRun, settings: Settings
     per_epoch = training.steps_per_epoch(trial, images)
     steps_in_all = trial.epochs * per_epoch
     state = training.start(trial, tensors)
-    checkpoint = checkpoint_path(settings, trial)
-    seconds = resume(checkpoint, trial, state)
+    seconds = 0.0
+    if saved is not None:
+        training.load_state_dict(state, saved)
+        seconds = float(saved["seconds"])
 
     def save(now: float) -> None:
         records = int(np.searchsorted(steps, state.step, side="right"))
@@ -103,13 +114,13 @@ def train_network(trial: Trial, data: Dataset, run: TrialRun, settings: Settings
         run.write(steps[:records], training.curves(trial, state, records))
 
     tune.report({"epoch": state.step // per_epoch})
-    began = saved = time.monotonic()
+    began = last_save = time.monotonic()
     for _ in training.train(trial, tensors, state):
         now = time.monotonic()
         epoch_ended = state.step % per_epoch == 0
-        if now - saved > (EPOCH_CHECKPOINT_SECONDS if epoch_ended else CHECKPOINT_SECONDS):
+        if now - last_save > (EPOCH_CHECKPOINT_SECONDS if epoch_ended else CHECKPOINT_SECONDS):
             save(now)
-            saved = now
+            last_save = now
         if epoch_ended and state.step < steps_in_all:
             tune.report({"epoch": state.step // per_epoch})
     save(time.monotonic())
@@ -123,11 +134,6 @@ def train_network(trial: Trial, data: Dataset, run: TrialRun, settings: Settings
     checkpoint.unlink(missing_ok=True)
 
 
-def checkpoint_path(settings: Settings, trial: Trial) -> Path:
-    """Where the trial's checkpoint is, whichever driver or node asks."""
-    return settings.checkpoints / f"{trial.id}.pt"
-
-
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write atomically: whoever reads sees the checkpoint before or this one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,16 +145,15 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def resume(path: Path, trial: Trial, state: training.State) -> float:
-    """Put `state` where the trial's checkpoint is, if there is one; the seconds of training it stands for."""
+def read_checkpoint(path: Path, trial: Trial) -> dict[str, Any] | None:
+    """What the trial's checkpoint holds; None if there is none, or none that can be used."""
     if not path.exists():
-        return 0.0
+        return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content["trial_id"] != trial.id:
             raise ValueError(f"it is of trial {content['trial_id']}")
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         log.warning("the checkpoint %s cannot be used (%s): the trial starts anew", path, error)
-        return 0.0
-    training.load_state_dict(state, content)
-    return float(content["seconds"])
+        return None
+    return content

@@ -1,0 +1,144 @@
+"""Part 5: constant learning rates, the scheduled runs with their switches, and scheduled SGD against Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from analysis import figures
+from analysis.output import Drawing, Output, main
+from analysis.results import Loaded, finished, load
+from sweeps.intervals import mean_text
+from sweeps.part3 import Part3
+from sweeps.part5 import RATES, Part5
+from trainables.trial import BadInputError
+
+EXPORT_NAMES = {0.1: "1", 0.01: "01", 0.001: "001"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part5Drawing(Drawing):
+    """Where the figures go, and what scheduled SGD is compared with."""
+
+    adam_epochs: int | None = None
+    """Of part 3's trials. Default: part 3's own, for --quick too."""
+    adam_learning_rate: float = 0.01
+    """Of part 3's trials."""
+    targets: tuple[float, ...] = (60.0, 70.0, 80.0, 85.0, 90.0)
+    """Validation accuracies (%) for which the table gives the epochs until they are reached."""
+
+
+def draw(selection: Part5, stages: Sequence[Loaded], output: Output, drawing: Part5Drawing) -> None:
+    """Write the constant rates, the schedule, the export and the comparison with Adam."""
+    constant, *scheduled = stages
+    output.figure(draw_constant(selection, constant), "part5", missing=constant.missing, pdf=True)
+    means = {rate: finished(constant.data, learning_rate=rate).mean("seed", skipna=False) for rate in RATES}
+    output.json(
+        {
+            "name": selection.architecture,
+            **{f"loss_curve_{EXPORT_NAMES[rate]}": runs.train_loss.values.tolist() for rate, runs in means.items()},
+            **{
+                f"val_acc_curve_{EXPORT_NAMES[rate]}": runs.val_accuracy.values.tolist() for rate, runs in means.items()
+            },
+        },
+        f"part5_{selection.architecture}",
+    )
+    compared: dict[str, tuple[xr.Dataset, int]] = {}
+    if scheduled:
+        output.figure(draw_schedule(selection, scheduled), "schedule", missing=scheduled[0].missing, pdf=True)
+        for stage in scheduled:
+            [name] = stage.data.schedule.values
+            compared[f"SGD {name}"] = (finished(stage.data, schedule=name), selection.schedule_epochs)
+    adam = part3_selection(selection, drawing)
+    try:
+        loaded = load(adam.sweep(), constant.store, fill=adam.command("sweeps"), allow_missing=True)
+        found = finished(loaded.data, architecture=selection.architecture)
+        compared[f"Adam {adam.learning_rate:g}"] = (found, adam.epochs)
+    except BadInputError:
+        print(f"No trials of part 3 to compare with; train them with: {adam.command('sweeps')}")
+    if compared:
+        rows = [row(name, runs, epochs, drawing.targets) for name, (runs, epochs) in compared.items()]
+        output.table(rows, "table")
+
+
+def part3_selection(selection: Part5, drawing: Part5Drawing) -> Part3:
+    """Part 3's options for the same architecture, data set, batch size, seeds and store."""
+    usual = Part3(**Part3.quick_defaults, quick=True) if selection.quick else Part3()
+    return Part3(
+        dataset=selection.dataset,
+        seeds=selection.seeds,
+        epochs=drawing.adam_epochs or usual.epochs,
+        batch_size=selection.batch_size,
+        learning_rate=drawing.adam_learning_rate,
+        architectures=(selection.architecture,),
+        tracking_uri=selection.tracking_uri,
+        quick=selection.quick,
+    )
+
+
+def draw_constant(selection: Part5, loaded: Loaded) -> Figure:
+    """Two panels, one colour a rate."""
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    panels = dict(zip(("train_loss", "val_accuracy"), figure.subplots(1, 2), strict=True))
+    bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
+    styles = dict(zip(RATES, figures.PALETTE, strict=False))
+    for rate, style in styles.items():
+        runs = finished(loaded.data, learning_rate=rate)
+        if runs.sizes["seed"]:
+            for quantity, axes in panels.items():
+                bands[quantity].append(figures.band(runs[quantity]))
+                figures.draw_band(axes, bands[quantity][-1], style)
+    figures.label(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
+    figures.label(panels["val_accuracy"], "optimiser step", "validation accuracy (%)", "Validation accuracy")
+    figures.limit_to(panels["train_loss"], bands["train_loss"])
+    handles = [figures.legend_handle(f"rate {rate}", style) for rate, style in styles.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    text = f"{selection.dataset}, {selection.architecture}, SGD. {figures.caption(bands['train_loss'])}"
+    figures.bottom_caption(figure, text)
+    return figure
+
+
+def draw_schedule(selection: Part5, stages: Sequence[Loaded]) -> Figure:
+    """Validation curves of the scheduled runs, with the switches marked."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = figure.subplots()
+    bands, handles = [], []
+    for stage, style in zip(stages, figures.PALETTE, strict=False):
+        [name] = stage.data.schedule.values
+        bands.append(figures.band(finished(stage.data, schedule=name).val_accuracy))
+        figures.draw_band(axes, bands[-1], style)
+        handles.append(figures.legend_handle(str(name), style))
+        for step, _ in stage.sweep.trials()[0].milestones:
+            axes.axvline(step, color=style.color, linestyle=":", linewidth=1)
+    figures.label(axes, "optimiser step", "validation accuracy (%)", "Scheduled learning rates (switches dotted)")
+    axes.legend(handles=handles, loc="lower right")
+    figures.bottom_caption(figure, f"{selection.dataset}, {selection.architecture}. {figures.caption(bands)}")
+    return figure
+
+
+def row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float]) -> Mapping[str, Any]:
+    """Test accuracy, and the epochs after which the mean validation curve first reaches each target."""
+    present = runs.dropna("step", how="all", subset=["val_accuracy"])
+    curve = present.val_accuracy.mean("seed", skipna=False).values
+    steps_per_epoch = float(present.step[-1]) / epochs
+    reached = {}
+    for target in targets:
+        above = np.flatnonzero(curve >= target)
+        first = f"{float(present.step[above[0]]) / steps_per_epoch:.2f}" if len(above) else "never"
+        reached[f"epochs_to_{target:g}"] = first
+    return {
+        "optimiser": name,
+        "seeds": runs.sizes["seed"],
+        "epochs": epochs,
+        "test_accuracy": mean_text(runs.test_accuracy.values),
+        **reached,
+    }
+
+
+if __name__ == "__main__":
+    main(Part5, draw, __doc__, Part5Drawing)
