@@ -212,3 +212,28 @@ def gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str, Seq
             axes.set_title(above, fontsize=7, pad=2)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -> Band:
+    """Training (solid) and test (dashed) accuracy on the whole sets by epoch, from runs along `seed`."""
+    test = None
+    for quantity, style, dashed in (
+        ("train_set_accuracy", PALETTE[0], False),
+        ("test_set_accuracy", PALETTE[1], True),
+    ):
+        by_epoch = runs[quantity].dropna("step", how="all")
+        test = band(by_epoch.assign_coords(step=np.arange(1, epochs + 1)))
+        draw_band(axes, test, style, dashed=dashed)
+    assert test is not None
+    label(axes, "epoch", "accuracy (%)", title)
+    axes.set_xticks(range(1, epochs + 1))
+    return test
+
+
+def accuracy_legend(figure: Figure) -> None:
+    """The legend of accuracy panels."""
+    handles = [
+        Line2D([], [], color=PALETTE[0].color, marker=PALETTE[0].marker, label="training set"),
+        Line2D([], [], color=PALETTE[1].color, marker=PALETTE[1].marker, linestyle="--", label="test set"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)

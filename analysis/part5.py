@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +41,8 @@ def draw(selection: Part5, stages: Sequence[Loaded], output: Output, drawing: Pa
     output.json(
         {
             "name": selection.architecture,
-            **{f"loss_curve_{EXPORT_NAMES[rate]}": runs.train_loss.values.tolist() for rate, runs in means.items()},
-            **{
-                f"val_acc_curve_{EXPORT_NAMES[rate]}": runs.val_accuracy.values.tolist() for rate, runs in means.items()
-            },
+            **{f"loss_curve_{EXPORT_NAMES[rate]}": m.train_loss.values.tolist() for rate, m in means.items()},
+            **{f"val_acc_curve_{EXPORT_NAMES[rate]}": m.val_accuracy.values.tolist() for rate, m in means.items()},
         },
         f"part5_{selection.architecture}",
     )
@@ -121,7 +119,7 @@ def draw_schedule(selection: Part5, stages: Sequence[Loaded]) -> Figure:
     return figure
 
 
-def row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float]) -> Mapping[str, Any]:
+def row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float]) -> dict[str, Any]:
     """Test accuracy, and the epochs after which the mean validation curve first reaches each target."""
     present = runs.dropna("step", how="all", subset=["val_accuracy"])
     curve = present.val_accuracy.mean("seed", skipna=False).values

@@ -140,3 +140,11 @@ def finished(data: xr.Dataset, **values: Any) -> xr.Dataset:
     """The finished trials at these values of all axes but the seed, along `seed`: none of them is missing."""
     runs = data.sel(values)
     return runs.isel(seed=(runs.trial_id != "").values)
+
+
+def by_epoch(runs: xr.Dataset) -> dict[str, list[float]]:
+    """A run's accuracies on the whole sets after every epoch, in the exports' format."""
+    return {
+        "train_accuracy": runs.train_set_accuracy.dropna("step").values.tolist(),
+        "test_accuracy": runs.test_set_accuracy.dropna("step").values.tolist(),
+    }

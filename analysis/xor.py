@@ -114,10 +114,11 @@ def by_sigma(rows: Sequence[dict[str, Any]], selection: Xor) -> Figure:
             error = [[median - low], [high - median]]
             axes.errorbar(place + 0.25, median, yerr=error, marker="D", color=figures.PALETTE[1].color, capsize=3)
         axes.set_xticks(range(len(selection.sigmas)), [f"{sigma:g}" for sigma in selection.sigmas])
-        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_yscale("log")
         figures.label(axes, "noise σ", "summed loss", f"Loss on the {kind} points")
     n = len(sample(rows, selection.sigmas[0], "clean_loss"))
-    text = f"Grey: {n} seeds. Diamonds: median with its 95 % interval (order statistics, binomial, n = {n})."
+    meaning = "its 95 % interval (order statistics)" if n >= 6 else "the range, as 95 % needs six seeds"
+    text = f"Grey: {n} seeds. Diamonds: median with {meaning}."
     figures.bottom_caption(figure, text + " The log of zero counts as 9,999.")
     return figure
 
@@ -156,7 +157,8 @@ def table(rows: Sequence[dict[str, Any]], selection: Xor) -> list[dict[str, Any]
         for kind in ("clean", "noisy"):
             interval = mean_interval(correlations(rows, selection, f"{kind}_loss"))
             trend[f"{kind}_median"] = f"{float(interval.mean):.2f}"
-            trend[f"{kind}_ci95"] = f"{float(interval.low):.2f} to {float(interval.high):.2f}"
+            low, high = max(float(interval.low), -1.0), min(float(interval.high), 1.0)
+            trend[f"{kind}_ci95"] = f"{low:.2f} to {high:.2f}"
         result.append(trend)
     return result
 
