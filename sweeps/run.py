@@ -58,13 +58,14 @@ def run(selection: Selection, running: Running) -> int:
     Raises:
         BadInputError: Before anything trains.
     """
-    first = next(selection.stages(lambda trial: None))  # checks the options before the store is opened
+    first = next(selection.stages(lambda trial: None))
+    trials = first.trials()  # checks the options before the store is opened
     running.check()
     address = os.environ.get("RAY_ADDRESS")
     local_share = None if address else share(running, [this_machine()])
     file = sqlite_file(selection.tracking_uri)
     if running.dry_run and file is not None and not file.exists():  # a dry run makes no store
-        report_plan(Plan(first, first.trials(), {}))
+        report_plan(Plan(first, trials, {}))
         report_share(local_share)
         return 0
     store = Store(selection.tracking_uri)

@@ -25,10 +25,13 @@ def test_output_and_first_layer_shapes(architecture: str, shape: tuple[int, int,
     assert model(torch.zeros(4, *shape)).shape == (4, 7)
     weights = first_layer(model)
     channels, height, width = shape
+    kernel = 5 if architecture.startswith("conv_pool") else 3
     if architecture.startswith("mlp"):
         assert weights.shape == (32, channels * height * width)
+    elif architecture == "logistic":
+        assert weights.shape == (7, channels * height * width)
     else:
-        assert weights.shape[1:] == (channels, 3, 3)
+        assert weights.shape[1:] == (channels, kernel, kernel)
 
 
 def test_mlp_2_has_no_bias_in_its_second_layer() -> None:

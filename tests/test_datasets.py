@@ -54,14 +54,32 @@ def test_pipeline_equals_torchvision_on_the_same_images() -> None:
         [v2.ToDtype(torch.float32, scale=True), v2.Normalize(CIFAR_MEAN, CIFAR_STD), v2.Grayscale(1)]
     )
     expected = transform(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(datasets.grey(images, 255, CIFAR_MEAN, CIFAR_STD), expected, atol=1e-5)
+    np.testing.assert_allclose(datasets.grey(images, 255, "cifar10"), expected, atol=1e-5)
 
 
 def test_pipeline_of_one_channel_equals_torchvision() -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 1, 28, 28), dtype=np.uint8)
     transform = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.286,), (0.353,))])
     expected = transform(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(datasets.grey(images, 255, (0.286,), (0.353,)), expected, atol=1e-5)
+    np.testing.assert_allclose(datasets.grey(images, 255, "fashion_mnist"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_pipeline_equals_torchvision(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, channels, 32, 32), dtype=np.uint8)
+    transform = v2.Compose(
+        [v2.RGB(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+    )
+    expected = transform(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(datasets.colour(images, 255, "any"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("pipeline", "channels"), [("unit", 1), ("colour", 3)])
+def test_the_other_pipelines_hold_no_images_out(pipeline: str, channels: int) -> None:
+    data = datasets.load("digits", Path("unused"), pipeline)
+    assert data.input_shape == (channels, 32, 32)
+    assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (1437, 0, 360)
+    assert (data.test_images.min(), data.test_images.max()) == (0 if pipeline == "unit" else -1, 1)
 
 
 def test_digits_are_the_bundled_images_enlarged() -> None:
@@ -117,18 +135,30 @@ def test_flat_gz_files_in_the_data_root(tmp_path: Path) -> None:
     assert data.test_labels.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
 
 
+def as_fashion_mnist(labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let these labels be those that Fashion-MNIST is known by."""
+    monkeypatch.setattr(datasets, "FASHION_MNIST_LABELS", hashlib.sha256(labels.tobytes()).hexdigest())
+
+
 def test_debians_folder_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_idx_files(tmp_path / "debian")
+    as_fashion_mnist(write_idx_files(tmp_path / "debian")["train-labels-idx1-ubyte"], monkeypatch)
     monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     assert len(datasets.load("fashion_mnist", tmp_path / "data").test_images) == 20
     assert not (tmp_path / "data").exists()
 
 
-def test_fashion_mnist_is_not_taken_for_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_the_two_sets_of_one_file_name_are_not_mistaken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = write_idx_files(tmp_path)["train-labels-idx1-ubyte"]
-    monkeypatch.setattr(datasets, "FASHION_MNIST_LABELS", hashlib.sha256(labels.tobytes()).hexdigest())
-    with pytest.raises(BadInputError, match="are Fashion-MNIST, not MNIST"):
-        datasets.load("mnist", tmp_path)
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
+    for source in (torchvision.datasets.MNIST, torchvision.datasets.FashionMNIST):
+        monkeypatch.setattr(source, "mirrors", ["http://127.0.0.1:9/"])
+    if name == "mnist":
+        as_fashion_mnist(labels, monkeypatch)
+    with pytest.raises(BadInputError, match=f"no usable {name} files"):
+        datasets.load(name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +258,7 @@ def test_cifar10_is_downloaded_once_and_read(
     assert data.input_shape == (1, 32, 32)
     assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (90, 10, 20)
     _, val = datasets.split(np.arange(100) % 10)
-    np.testing.assert_array_equal(data.val_images, datasets.grey(images[val], 255, CIFAR_MEAN, CIFAR_STD))
+    np.testing.assert_array_equal(data.val_images, datasets.grey(images[val], 255, "cifar10"))
     assert data.val_labels.tolist() == (val % 10).tolist()
     (server[0] / "cifar-10-python.tar.gz").unlink()  # the second time nothing is fetched
     assert datasets.load("cifar10", tmp_path / "data").checksum == data.checksum

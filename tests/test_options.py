@@ -51,7 +51,7 @@ def test_quick_moves_the_defaults_and_gives_way_to_options(monkeypatch: pytest.M
 def test_commands_repeat_what_was_chosen() -> None:
     selection = Part3(dataset="fashion_mnist", architectures=("cnn_3", "mlp_1"), tracking_uri="sqlite:///my runs.db")
     assert selection.command("sweeps") == (
-        "python sweeps/part3.py --dataset fashion_mnist --tracking-uri 'sqlite:///my runs.db' "
+        "python sweeps/part3.py --tracking-uri 'sqlite:///my runs.db' --dataset fashion_mnist "
         "--architectures cnn_3 mlp_1"
     )
 
@@ -74,6 +74,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(
 
 BAD = [
     (["--architectures", "cnn_9"], "unknown architecture 'cnn_9'; choose from mlp_1"),
+    (["--architectures", "cnn_3", "cnn_3"], "a value for architecture twice"),
     (["--architectures"], "no value for architecture"),
     (["--dataset", "imagenet"], "unknown dataset 'imagenet'; choose from"),
     (["--seeds", "0"], "--seeds is 0; it must be a positive whole number"),
@@ -141,3 +142,14 @@ def test_an_analysis_without_trials_says_how_to_get_them(
     assert "there are no trials yet in" in err
     assert "train them with: python sweeps/part3.py --quick --seeds 1" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_shows_an_impossible_gpu_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    assert sweep(monkeypatch, "--quick", "--dry-run", "--gpus-per-trial", "64") == 2
+
+
+def test_the_command_to_go_on_repeats_how_it_ran() -> None:
+    running = Running(storage=Path("/scratch/x"), cpus_per_trial=2)
+    command = Part3(quick=True, **Part3.quick_defaults).command("sweeps", running)
+    assert command == "python sweeps/part3.py --quick --storage /scratch/x --cpus-per-trial 2"

@@ -19,6 +19,13 @@ def test_counts_on_32_pixels(architecture: str, parameters: int) -> None:
     assert counted.weights + counted.biases == parameters
 
 
+@pytest.mark.parametrize(
+    ("architecture", "parameters"), [("conv_pool", 34_538), ("conv_pool_valid", 22_058), ("logistic", 30_730)]
+)
+def test_counts_in_colour(architecture: str, parameters: int) -> None:
+    assert sum(built(architecture, (3, 32, 32))) == parameters
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 32, 32), (3, 32, 32)])
 def test_closed_form_equals_the_built_network(architecture: str, shape: tuple[int, int, int]) -> None:

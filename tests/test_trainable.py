@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import pytest
 import torch
 from conftest import make_dataset, make_trial
 
+from sweeps.xor import Xor
 from trainables import trainable as module
-from trainables.tracking import Store
-from trainables.trainable import Settings, resume, trainable, write_checkpoint
-from trainables.training import start, tensors
+from trainables.tracking import Store, TrialRun
+from trainables.trainable import Settings, read_checkpoint, trainable, write_checkpoint
 
 
 class KilledError(Exception):
@@ -59,11 +60,17 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
     run, expected = result_of(store)
     store.client.delete_run(run.run_id)
 
+    steps: list[int] = []
+    take_step = module.training.take_step
+    monkeypatch.setattr(
+        module.training, "take_step", lambda t, d, state, b: (steps.append(state.step), take_step(t, d, state, b))[1]
+    )
     for epoch in (1, 3):
         with pytest.raises(KilledError):
             train(settings, monkeypatch, die_at_epoch=epoch)
         assert len(list(settings.checkpoints.iterdir())) == 1
     train(settings, monkeypatch)
+    assert steps == list(range(52))  # 13 steps an epoch: resumed from checkpoints, none taken twice
 
     run, actual = result_of(store)
     for name, curve in expected.curves.items():
@@ -105,9 +112,7 @@ def test_an_unusable_checkpoint_starts_the_trial_anew(
         path.write_bytes(b"")
     if damage == "pickle":
         torch.save({"trial_id": print}, path)
-    state = start(trial, tensors(make_dataset(), "cpu"))
-    assert resume(path, trial, state) == 0.0
-    assert state.step == 0
+    assert read_checkpoint(path, trial) is None
     assert "starts anew" in caplog.text
 
 
@@ -117,3 +122,56 @@ def test_checkpoints_leave_no_partial_files(tmp_path: Path) -> None:
     write_checkpoint(path, {"step": 2})
     assert [p.name for p in path.parent.iterdir()] == ["a.pt"]
     assert torch.load(path, weights_only=True) == {"step": 2}
+
+
+def test_points_are_sent_only_once_a_checkpoint_covers_them(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    covered: list[int] = []
+    sent: list[int] = []
+    write, send = module.write_checkpoint, TrialRun.write
+
+    def spy_write(path: Path, content: dict[str, Any]) -> None:
+        write(path, content)
+        covered.append(content["curves"].shape[1])
+
+    def spy_send(self: TrialRun, steps: Any, curves: Any) -> None:
+        sent.append(len(steps))
+        assert len(steps) <= covered[-1]
+        send(self, steps, curves)
+
+    monkeypatch.setattr(module, "write_checkpoint", spy_write)
+    monkeypatch.setattr(TrialRun, "write", spy_send)
+    train(settings, monkeypatch)
+    assert sent[-1] == covered[-1] == 5
+
+
+def test_a_trial_that_starts_anew_with_other_threads_doubles_nothing(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint is out of reach, and its last bits may differ: the first attempt's points must not stay."""
+    with pytest.raises(KilledError):
+        train(settings, monkeypatch, die_at_epoch=2)
+    train(dataclasses.replace(settings, checkpoints=settings.checkpoints / "elsewhere", threads=2), monkeypatch)
+    run, result = result_of(store)
+    for name in result.curves:
+        assert [m.step for m in store.client.get_metric_history(run.run_id, name)] == result.steps.tolist()
+
+
+def test_an_xor_trial_needs_no_data(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.tune, "report", lambda metrics: None)
+    trial = Xor(epochs=20).sweep().trials()[1]
+    names = {trial.id: "xor"}
+    trainable({"trial_id": trial.id}, data=None, trials={trial.id: trial}, names=names, settings=settings)
+    [recorded] = store.recorded()[trial.id]
+    result = store.read(recorded)
+    assert result.steps.tolist() == list(range(4, 81, 4))
+    assert result.first_layer.shape == (3, 3)
+
+
+def test_the_trained_model_is_kept(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings, monkeypatch)
+    run, result = result_of(store)
+    with store.artifact(run, "model.pt") as path:
+        weights = torch.load(path, weights_only=True)
+    np.testing.assert_array_equal(next(iter(weights.values())).numpy(), result.first_layer)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import make_dataset, make_trial
 from torch.nn import functional
 
 from trainables import training
-from trainables.architectures import ARCHITECTURES, build
+from trainables.architectures import ARCHITECTURES, build, first_layer
 from trainables.result import Result
 from trainables.trial import Trial
 
@@ -127,7 +128,7 @@ def test_a_resumed_trial_equals_an_uninterrupted_one(data: training.Tensors, sto
             break
     assert state.step == stop_at
     file = io.BytesIO()
-    torch.save(training.state_dict(trial, state), file)
+    torch.save(training.state_dict(state, state.step // 10), file)
     file.seek(0)
     fresh = training.start(trial, data)
     training.load_state_dict(fresh, torch.load(file, weights_only=True))
@@ -154,3 +155,46 @@ def test_evaluation_in_batches_equals_evaluation_at_once() -> None:
 def test_arrays_are_shared_not_copied() -> None:
     dataset = make_dataset()
     assert training.tensors(dataset, "cpu").train_images.data_ptr() == dataset.train_images.ctypes.data
+
+
+@pytest.mark.parametrize("architecture", ["mlp_2", "cnn_5"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_gradient_norm_is_what_sgd_moves_the_first_layer_by(
+    data: training.Tensors, architecture: str, activation: str
+) -> None:
+    """For plain SGD the gradient equals (w_k - w_{k+1}) / rate; in float64 to see it clearly."""
+    trial = make_trial(
+        architecture=architecture,
+        activation=activation,
+        optimizer="sgd",
+        learning_rate=0.01,
+        quantities=("gradient_norm",),
+    )
+    double = dataclasses.replace(data, train_images=data.train_images.double())
+    state = training.start(trial, double)
+    state.model.double()
+    for batch in training.epoch_order(0, 0, 130).split(10)[:5]:
+        before = first_layer(state.model).detach().clone()
+        moment = training.take_step(trial, double, state, batch)
+        moved = (before - first_layer(state.model)).norm() / 0.01
+        assert training.MEASURES["gradient_norm"](moment).item() == pytest.approx(moved.item(), rel=1e-8)
+        assert moved > 0
+
+
+def test_records_at_every_epochs_end(data: training.Tensors) -> None:
+    quantities = ("train_set_accuracy", "test_set_accuracy")
+    trial = make_trial(batch_size=50, epochs=4, record_every_steps=None, quantities=quantities)
+    result = run(trial, data)
+    assert result.steps.tolist() == [3, 6, 9, 12]
+    assert result.curves["test_set_accuracy"][-1] == pytest.approx(result.test_accuracy)
+    untrained = training.start(trial, data).model
+    assert training.accuracy(untrained, data.train_images, data.train_labels) < result.curves["train_set_accuracy"][-1]
+
+
+def test_even_odd_labels() -> None:
+    dataset = make_dataset()
+    tensors = training.tensors(dataset, "cpu", task="even_odd")
+    assert tensors.classes == 2
+    assert tensors.train_labels.tolist() == [label % 2 for label in dataset.train_labels]
+    trial = make_trial(task="even_odd", architecture="logistic")
+    assert training.start(trial, tensors).model(tensors.test_images).shape == (30, 2)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from sweeps.sweep import Sweep
 from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOLINGS
-from trainables.trial import DATASETS, OPTIMIZERS, QUANTITIES, BadInputError, Trial
+from trainables.trial import IMAGE_DATASETS, OPTIMIZERS, BadInputError, Trial
 
 SETTINGS = st.fixed_dictionaries(
     {
-        "dataset": st.sampled_from(DATASETS),
+        "dataset": st.sampled_from(IMAGE_DATASETS),
         "architecture": st.sampled_from(list(ARCHITECTURES)),
         "activation": st.sampled_from(list(ACTIVATIONS)),
         "pooling": st.sampled_from(list(POOLINGS)),
@@ -25,8 +25,9 @@ SETTINGS = st.fixed_dictionaries(
         "batch_size": st.integers(1, 1000),
         "epochs": st.integers(1, 100),
         "seed": st.integers(0, 1000),
-        "record_every_steps": st.integers(1, 100),
-        "quantities": st.sampled_from([("train_loss",), ("train_loss", "val_accuracy"), QUANTITIES]),
+        "task": st.sampled_from([None, "even_odd"]),
+        "record_every_steps": st.none() | st.integers(1, 100),
+        "quantities": st.sampled_from([("train_loss",), ("train_loss", "val_accuracy"), ("gradient_norm",)]),
     }
 )
 
@@ -43,7 +44,9 @@ def test_changing_one_field_that_applies_changes_the_id(settings: dict[str, Any]
     trial = Trial(**settings)
     for field in dataclasses.fields(Trial):
         if field.name in ("architecture", "activation", "pooling"):
-            continue  # whether they apply depends on each other; covered below
+            continue  # whether activation and pooling apply depends on the architecture
+        if field.name in ("pipeline", "noise_sigma"):
+            continue  # not drawn: they go with other quantities and data
         changed = dataclasses.replace(trial, **{field.name: other[field.name]})
         assert (changed.id == trial.id) == (getattr(changed, field.name) == getattr(trial, field.name))
 
@@ -51,7 +54,7 @@ def test_changing_one_field_that_applies_changes_the_id(settings: dict[str, Any]
 @given(SETTINGS)
 def test_pooling_is_part_of_the_identity_only_where_there_is_some(settings: dict[str, Any]) -> None:
     ids = {Trial(**{**settings, "pooling": pooling}).id for pooling in POOLINGS}
-    assert len(ids) == (1 if settings["architecture"].startswith("mlp") else 2)
+    assert len(ids) == (2 if "Pool" in str(ARCHITECTURES[settings["architecture"]]) else 1)
 
 
 @given(st.integers(1, 20), st.integers(1, 20))
@@ -96,6 +99,10 @@ def test_learning_rate_follows_the_milestones() -> None:
         ({"learning_rate": math.nan}, "learning rate is nan"),
         ({"learning_rate": math.inf}, "learning rate is inf"),
         ({"seed": -1}, "seed is -1"),
+        ({"pipeline": "sepia"}, "unknown pipeline 'sepia'"),
+        ({"pipeline": "unit"}, "val_accuracy cannot be recorded: pipeline 'unit' holds no images out"),
+        ({"dataset": "xor"}, "unknown architecture 'mlp_1'; choose from xor"),
+        ({"dataset": "xor", "architecture": "xor", "noise_sigma": -1}, "noise sigma is -1"),
         ({"milestones": ((20, 0.1), (10, 0.1))}, "milestones are at steps"),
         ({"milestones": ((20, -0.1),)}, "learning rate is -0.1"),
     ],

@@ -1,0 +1,163 @@
+"""What every sweep holds, as data; what trains is for the end-to-end tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from sweeps.grid import Grid
+from sweeps.mnist import Mnist
+from sweeps.options import Selection
+from sweeps.part3 import Part3
+from sweeps.part4 import Part4
+from sweeps.part5 import RATES, Part5, plateau
+from sweeps.pooling import Pooling
+from sweeps.xor import Xor
+from trainables.result import Result
+from trainables.trial import BadInputError, Trial
+
+
+@pytest.mark.parametrize(
+    ("selection", "trials"),
+    [
+        (Part3(), 5 * 10),
+        (Part4(), 5 * 2),
+        (Part5(), 3),
+        (Xor(), 4 * 21),
+        (Mnist(), 5),
+        (Pooling(), 9),
+        (Grid(), 5 * 3),
+    ],
+)
+def test_number_of_trials(selection: Selection, trials: int) -> None:
+    assert len(selection.sweep().trials()) == trials
+    assert len(set(selection.sweep().labels().values())) == trials
+
+
+@pytest.mark.parametrize("selection", [Part3, Part4, Part5, Xor, Mnist, Pooling, Grid])
+def test_quick_versions_use_bundled_data(selection: type[Selection]) -> None:
+    trials = selection(**selection.quick_defaults, quick=True).sweep().trials()
+    assert {trial.dataset for trial in trials} <= {"digits", "xor"}
+
+
+def test_a_grid_trains_a_network_without_pooling_once() -> None:
+    grid = Grid(
+        dataset="digits",
+        architectures=("cnn_3", "mlp_2"),
+        activations=("relu", "sigmoid"),
+        learning_rates=(0.1, 0.01),
+        batch_sizes=(10, 50),
+        poolings=("max", "avg"),
+        seeds=2,
+        epochs=1,
+    )
+    trials = grid.sweep().trials()
+    assert sum(trial.architecture == "cnn_3" for trial in trials) == 2 * 2 * 2 * 2 * 2
+    assert sum(trial.architecture == "mlp_2" for trial in trials) == 2 * 2 * 2 * 2
+
+
+def test_part_3_and_a_grid_share_their_trials() -> None:
+    part3 = set(Part3(dataset="digits", seeds=2, epochs=5).sweep().trials())
+    grid = set(Grid(dataset="digits", seeds=2, epochs=5, learning_rates=(0.01, 0.1)).sweep().trials())
+    assert part3 < grid
+
+
+# The plateau rule
+
+
+def test_a_rising_curve_has_no_plateau() -> None:
+    assert plateau(np.arange(100.0), window=3, patience=10, tolerance=0.5) is None
+
+
+def test_a_flat_curve_is_a_plateau_from_the_start() -> None:
+    assert plateau(np.full(100, 80.0), window=3, patience=10, tolerance=0.5) == 3
+
+
+def test_a_curve_that_rises_and_then_stays() -> None:
+    curve = np.concatenate([np.arange(0, 50.0), np.full(50, 50.0)])
+    assert plateau(curve, window=1, patience=10, tolerance=0.5) == 51
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_moves_the_plateau_little(seed: int) -> None:
+    rising = 90 * (1 - np.exp(-np.arange(600) / 60))  # within 0.5 of its end at about record 310
+    noisy = rising + np.random.default_rng(seed).normal(0, 0.5, 600)
+    found = plateau(noisy, window=20, patience=80, tolerance=0.5)
+    clean = plateau(rising, window=20, patience=80, tolerance=0.5)
+    assert found is not None
+    assert clean is not None
+    assert abs(found - clean) < 80
+
+
+def test_a_plateau_must_be_seen_to_its_end() -> None:
+    curve = np.concatenate([np.arange(0, 50.0), np.full(5, 49.0)])
+    assert plateau(curve, window=1, patience=10, tolerance=0.5) is None
+    assert plateau(curve[:3], window=5, patience=10, tolerance=0.5) is None
+
+
+# The stages of part 5
+
+
+def made(curve: Callable[[np.ndarray], np.ndarray]) -> Callable[[Trial], Result]:
+    """A reader that gives every trial the same made validation curve, 100 steps and 10 records an epoch."""
+
+    def read(trial: Trial) -> Result:
+        steps = np.arange(10, 100 * trial.epochs + 1, 10)
+        values = curve(steps).astype(np.float32)
+        return Result(steps, {"train_loss": values, "val_accuracy": values}, 50.0, np.zeros((1, 1), np.float32))
+
+    return read
+
+
+def milestones(selection: Part5, read: Callable[[Trial], Result | None]) -> list[tuple[tuple[int, float], ...]]:
+    return [sweep.trials()[0].milestones for sweep in selection.stages(read)]
+
+
+def test_plateaus_become_milestones() -> None:
+    def curve(steps: np.ndarray) -> np.ndarray:
+        return np.minimum(steps, 500) + np.clip(steps - 1500, 0, 500)  # flat from 500 to 1,500, and from 2,000 on
+
+    first, second, third = milestones(Part5(seeds=2), made(curve))
+    assert first == ()
+    assert second == ((540, 0.01),)  # flat for the trailing mean of 5 records once all of them are on the plateau
+    assert third == ((540, 0.01), (590, 0.001))
+
+
+def test_given_milestones_need_no_plateau() -> None:
+    selection = Part5(milestones=(9900, 15300))
+    assert milestones(selection, made(lambda steps: steps)) == [
+        (),
+        ((9900, 0.01),),
+        ((9900, 0.01), (15300, 0.001)),
+    ]
+    assert [sweep.trials()[0].epochs for sweep in selection.stages(lambda trial: None)] == [20, 30, 30]
+    assert {trial.learning_rate for trial in selection.sweep().trials()} == set(RATES)
+
+
+def test_without_a_plateau_the_stages_end_and_say_why() -> None:
+    stages = Part5().stages(made(lambda steps: steps))
+    next(stages)
+    with pytest.raises(StopIteration) as end:
+        next(stages)
+    assert "give the steps with --milestones" in end.value.value
+
+
+def test_nothing_is_planned_on_trials_that_are_not_finished() -> None:
+    assert milestones(Part5(), lambda trial: None) == [()]
+
+
+@pytest.mark.parametrize(
+    ("selection", "sentence"),
+    [
+        (Part5(architecture="mlp_1"), "which part 5 leaves out"),
+        (Part5(milestones=(1, 2, 3)), "give one or two"),
+        (Part5(milestones=(20, 10)), "must be positive and rising"),
+        (Part5(milestones=(0,)), "must be positive and rising"),
+        (Part5(schedule_epochs=0), "--schedule-epochs is 0"),
+    ],
+)
+def test_bad_options_of_part_5(selection: Part5, sentence: str) -> None:
+    with pytest.raises(BadInputError, match=sentence):
+        next(selection.stages(lambda trial: None))

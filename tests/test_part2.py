@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.part2 import Part2, convolve, default_images, default_kernels, main
+from trainables.trial import BadInputError
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A valid pair of shapes."""
+    batch, inputs, outputs = (draw(st.integers(1, 4)) for _ in range(3))
+    height, width = draw(st.integers(1, 10)), draw(st.integers(1, 10))
+    kernel = draw(st.integers(1, height)), draw(st.integers(1, width))
+    return (batch, inputs, height, width), (outputs, inputs, *kernel)
+
+
+@given(shapes(), st.integers(0, 2**32 - 1))
+def test_equal_to_torch_on_any_valid_shapes(pair: tuple[tuple[int, ...], tuple[int, ...]], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    images, kernels = (generator.normal(size=shape) for shape in pair)
+    expected = torch.nn.functional.conv2d(torch.from_numpy(images), torch.from_numpy(kernels)).numpy()
+    np.testing.assert_allclose(convolve(images, kernels), expected, atol=1e-10)
+
+
+@given(shapes(), st.integers(0, 2**32 - 1))
+def test_integers_are_exact(pair: tuple[tuple[int, ...], tuple[int, ...]], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    images, kernels = (generator.integers(-100, 100, shape) for shape in pair)
+    outputs = convolve(images, kernels)
+    expected = torch.nn.functional.conv2d(torch.from_numpy(images).double(), torch.from_numpy(kernels).double())
+    assert outputs.dtype == np.int64
+    assert outputs.tolist() == expected.long().tolist()
+
+
+def test_a_value_by_hand() -> None:
+    image = np.arange(9).reshape(1, 1, 3, 3)
+    kernel = np.array([[[[1, 0], [0, -1]]]])
+    assert convolve(image, kernel).tolist() == [[[[-4, -4], [-4, -4]]]]  # 0 - 4, 1 - 5, 3 - 7, 4 - 8
+
+
+@pytest.mark.parametrize(
+    ("images", "kernels", "sentence"),
+    [
+        (np.zeros((3, 5, 5)), np.zeros((1, 1, 2, 2)), r"the input has shape \(3, 5, 5\); it must have four dimensions"),
+        (np.zeros((1, 1, 5, 5)), np.zeros((2, 2)), "the kernel has shape"),
+        (np.zeros((0, 1, 5, 5)), np.zeros((1, 1, 2, 2)), "none of them empty"),
+        (np.zeros((1, 3, 5, 5)), np.zeros((1, 1, 2, 2)), "the input has 3 channels and the kernel 1"),
+        (np.zeros((1, 1, 5, 5)), np.zeros((1, 1, 6, 2)), "the kernel of 6×2 is larger than the image of 5×5"),
+        (np.full((1, 1, 5, 5), "a"), np.zeros((1, 1, 2, 2)), "must hold whole or floating-point numbers"),
+    ],
+)
+def test_what_does_not_fit_is_refused(images: np.ndarray, kernels: np.ndarray, sentence: str) -> None:
+    with pytest.raises(BadInputError, match=sentence):
+        convolve(images, kernels)
+
+
+def test_files_in_figure_and_outputs_out(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "kernels.npy", default_kernels())
+    options = Part2(images=tmp_path / "images.npy", kernels=tmp_path / "kernels.npy", out=tmp_path / "out")
+    assert main(options) == 0
+    outputs = np.load(tmp_path / "out" / "part2.npy")
+    assert outputs.shape == (5, 8, 25, 25)
+    np.testing.assert_array_equal(outputs, convolve(images, default_kernels()))
+    assert (tmp_path / "out" / "part2.png").stat().st_size > 1000
+
+
+def test_the_default_images_and_kernels() -> None:
+    assert convolve(default_images(), default_kernels()).shape == (5, 8, 29, 29)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an array", None])
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "images.npy"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadInputError, match=r"the input file .*images.npy cannot be read"):
+        main(Part2(images=path, out=tmp_path))
+
+
+def test_pickled_files_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.array([print], dtype=object))
+    with pytest.raises(BadInputError, match="cannot be read"):
+        main(Part2(images=tmp_path / "images.npy", out=tmp_path))
