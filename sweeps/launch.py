@@ -25,6 +25,7 @@ from ray.tune import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from sweeps.options import stop_on_sigterm
 from sweeps.resources import Node, Share
 from trainables.datasets import Dataset
 from trainables.trainable import Settings, trainable
@@ -53,6 +54,7 @@ def connect(address: str | None, machine: Node) -> list[Node]:
             raise BadInputError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start it, or unset RAY_ADDRESS"
             ) from None
+    stop_on_sigterm()  # Ray has put its own handler in the place of ours
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
 

@@ -169,10 +169,14 @@ def main(selection: type[Selection], description: str | None) -> None:
     sys.exit(exit_status(script))
 
 
+def stop_on_sigterm() -> None:
+    """Let SIGTERM do what Ctrl-C does: Ray Tune stops cleanly on SIGINT only."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
 def exit_status(main: Callable[[], int]) -> int:
     """Run a script's main function: bad input becomes one sentence and status 2, Ctrl-C and SIGTERM status 130."""
-    # Ray Tune stops cleanly on SIGINT only
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    stop_on_sigterm()
     try:
         return main()
     except BadInputError as error:
