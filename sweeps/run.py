@@ -259,8 +259,12 @@ def report_missing(plan: Plan, selection: Selection, running: Running, errors: M
 
 
 def result_table(plan: Plan) -> Table:
-    """Test accuracy by those of the axes, other than the seed, that have several values."""
-    axes = [axis for axis, values in plan.sweep.axes.items() if axis != "seed" and len(values) > 1]
+    """Test accuracy by those of the axes, other than the seed, that have several values or names."""
+    axes = [
+        axis
+        for axis, values in plan.sweep.axes.items()
+        if axis != "seed" and (len(values) > 1 or isinstance(values, Mapping))
+    ]
     groups: dict[tuple[str, ...], dict[str, float]] = {}
     for values, trial in plan.sweep.cells():
         group = tuple(str(value) for axis, value in zip(plan.sweep.axes, values, strict=True) if axis in axes)
