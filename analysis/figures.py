@@ -70,37 +70,43 @@ def window(records: int) -> int:
     return max(1, records // RECORDS_SHOWN)
 
 
-def band(curves: xr.DataArray, over: str = "seed") -> Band:
+def band(curves: xr.DataArray, over: str = "seed", *, sample: bool = True) -> Band:
     """Mean over `over` of curves with the dimensions `over` and `step`, as running means along `step`.
 
     Running means are centred, shorter at the ends, and for figures only: exports stay as recorded.
+
+    Args:
+        curves: `(over, step)` in any order.
+        over: The dimension to average over.
+        sample: Whether the runs differ by chance alone, as seeds do; if not, an interval would mean nothing.
     """
     records = curves.sizes["step"]
-    smooth = curves.rolling(step=window(records), center=True, min_periods=1).mean()
-    runs = smooth.where(curves.notnull()).transpose(over, "step").to_numpy()
+    present = curves.where(np.isfinite(curves))
+    smooth = present.rolling(step=window(records), center=True, min_periods=1).mean()
+    runs = smooth.where(present.notnull()).transpose(over, "step").to_numpy()
     n = len(runs)
     mean = runs.mean(axis=0)
-    if n >= SMALLEST_SAMPLE_FOR_INTERVALS:
+    if sample and n >= SMALLEST_SAMPLE_FOR_INTERVALS:
         interval = mean_interval(runs)
         low, high = (np.where(np.isnan(mean), np.nan, bound) for bound in (interval.low, interval.high))
         meaning = f"bands: 95 % CI of the mean (Student's t, n = {n} {over}s)"
     else:
         low = high = np.full(records, np.nan)
         meaning = f"thin lines: the {n} {over}s" if n > 1 else f"a single {over}"
+    if window(records) > 1:
+        meaning += f", all as running means of {window(records)} records"
     return Band(curves["step"].to_numpy(), mean, low, high, runs, meaning)
 
 
 def caption(bands: Sequence[Band]) -> str:
     """What the curves of a figure are, said once for each kind of band in it."""
-    records = window(len(bands[0].steps))
-    smoothed = f", as running means of {records} records" if records > 1 else ""
-    return f"Mean curves{smoothed}; {'; '.join(dict.fromkeys(curve.meaning for curve in bands))}."
+    return f"Mean curves; {'; '.join(dict.fromkeys(curve.meaning for curve in bands))}."
 
 
 def draw_band(axes: Axes, curve: Band, style: Style, *, dashed: bool = False) -> None:
     """Draw a mean curve, with its band or its single runs."""
     line = "--" if dashed else "-"
-    if 1 < len(curve.runs) < SMALLEST_SAMPLE_FOR_INTERVALS:
+    if len(curve.runs) > 1 and np.isnan(curve.low).all():
         axes.plot(curve.steps, curve.runs.T, color=style.color, linestyle=line, linewidth=0.5, alpha=0.5)
     axes.fill_between(curve.steps, curve.low, curve.high, color=style.color, alpha=0.15, linewidth=0)
     axes.plot(
@@ -149,9 +155,10 @@ def label(axes: Axes, x: str, y: str, title: str) -> None:
 def limit_to(axes: Axes, curves: list[Band]) -> None:
     """Let means, not wide bands, decide the y range."""
     values = np.concatenate([curve.mean for curve in curves])
-    if np.isnan(values).all():
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
         return
-    low, high = np.nanmin(values), np.nanmax(values)
+    low, high = values.min(), values.max()
     margin = 0.05 * max(high - low, 1e-9)
     axes.set_ylim(low - margin, high + margin)
 

@@ -68,18 +68,21 @@ def curves(data: xr.Dataset, drawing: GridDrawing, dataset: str) -> Figure:
     facets, lines = data[drawing.facet].values, data[drawing.by].values
     figure = Figure(figsize=(4.6 * len(facets) + 0.5, 4.8), layout="constrained")
     bands = []
+    others = [axis for axis in AXES if axis not in (drawing.by, drawing.facet, "seed")]
+    only_seeds = all(data.sizes[axis] == 1 for axis in others)
     styles = {value: style_of(value, place) for place, value in enumerate(lines)}
     for axes, facet in zip(figure.subplots(1, len(facets), squeeze=False, sharey=True)[0], facets, strict=True):
         for value, style in styles.items():
             runs = runs_at(data, {drawing.by: value, drawing.facet: facet})
             curve = runs[drawing.quantity].dropna("step", how="all")
             if curve.sizes["run"] and curve.sizes["step"]:
-                bands.append(figures.band(curve, over="run"))
+                bands.append(figures.band(curve, over="run", sample=only_seeds))
                 figures.draw_band(axes, bands[-1], style)
         figures.label(axes, "optimiser step", drawing.quantity.replace("_", " "), f"{drawing.facet} = {facet}")
     handles = [figures.legend_handle(str(value), style) for value, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(8, len(handles)))
-    figures.bottom_caption(figure, f"{dataset}, over all other axes. {figures.caption(bands)}")
+    ends = "Means end where the shortest run does." if data.sizes["batch_size"] > 1 else ""
+    figures.bottom_caption(figure, f"{dataset}, over all other axes. {figures.caption(bands)} {ends}")
     return figure
 
 

@@ -41,7 +41,7 @@ def draw(selection: Mnist, stages: Sequence[Loaded], output: Output, drawing: Ga
         if not runs.test_accuracy.notnull().any():
             continue
         best = runs.isel(runs.test_accuracy.argmax(...))
-        title = f"{selection.dataset}, {best.setting.item()}, seed {int(best.seed)}"
+        title = f"{selection.dataset}, {best.setting.item()}, seed {int(best.seed)} (best test accuracy)"
         gallery = draw_gallery(loaded, str(best.trial_id.item()), drawing.data_root, title)
         output.figure(gallery, f"misclassified_{task}", missing=loaded.missing)
 

@@ -126,13 +126,16 @@ def main(
         if file is not None and not file.exists():  # opening it would make it
             raise BadInputError(f"there are no trials yet in {file}; train them with: {chosen.command('sweeps')}")
         store = Store(chosen.tracking_uri)
-        stages = []
+        stages: list[Loaded] = []
         sweeps = chosen.stages(store.reader())
         while True:
             try:
                 sweep = next(sweeps)
             except StopIteration as end:
                 early = end.value
+                break
+            if stages and drawing.allow_missing and not any(store.reader()(trial) for trial in sweep.trials()):
+                early = f"Drawn without {len(sweep.trials())} trials of a later stage, none of which is finished."
                 break
             stages.append(load(sweep, store, fill=chosen.command("sweeps"), allow_missing=drawing.allow_missing))
         with output.writing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ def convolve(images: NDArray[Any], kernels: NDArray[Any]) -> NDArray[Any]:
         kernels: `(out_channels, in_channels, kernel_height, kernel_width)`.
 
     Returns:
-        `(batch, out_channels, height - kernel_height + 1, width - kernel_width + 1)`, of the type that the inputs
-        promote to.
+        `(batch, out_channels, height - kernel_height + 1, width - kernel_width + 1)`: whole numbers as int64, which
+        small integer types would overflow, others in the type that the inputs promote to.
 
     Raises:
         BadInputError: The shapes do not fit each other, or a type has no numbers.
     """
     check_shapes(images, kernels)
+    if images.dtype.kind in "iub" and kernels.dtype.kind in "iub":
+        images, kernels = images.astype(np.int64), kernels.astype(np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(images, kernels.shape[2:], axis=(2, 3))
     # (batch, in, rows, columns, kh, kw) · (out, in, kh, kw) → (batch, rows, columns, out)
     outputs = np.tensordot(windows, kernels, axes=((1, 4, 5), (1, 2, 3)))
@@ -78,8 +81,9 @@ def default_kernels() -> NDArray[np.float64]:
 def read(path: Path, name: str) -> NDArray[Any]:
     """An array from a `.npy` file, without pickle."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BadInputError(f"the {name} file {path} cannot be read ({error}); give a .npy file of numbers") from None
     if not isinstance(array, np.ndarray):
         raise BadInputError(f"the {name} file {path} holds several arrays; give a .npy file with one")

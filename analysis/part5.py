@@ -16,7 +16,6 @@ from analysis.results import Loaded, finished, load
 from sweeps.intervals import mean_text
 from sweeps.part3 import Part3
 from sweeps.part5 import RATES, Part5
-from trainables.trial import BadInputError
 
 EXPORT_NAMES = {0.1: "1", 0.01: "01", 0.001: "001"}
 
@@ -48,16 +47,24 @@ def draw(selection: Part5, stages: Sequence[Loaded], output: Output, drawing: Pa
     )
     compared: dict[str, tuple[xr.Dataset, int]] = {}
     if scheduled:
-        output.figure(draw_schedule(selection, scheduled), "schedule", missing=scheduled[0].missing, pdf=True)
+        output.figure(
+            draw_schedule(selection, scheduled),
+            "schedule",
+            missing=[name for stage in scheduled for name in stage.missing],
+            pdf=True,
+        )
         for stage in scheduled:
             [name] = stage.data.schedule.values
             compared[f"SGD {name}"] = (finished(stage.data, schedule=name), selection.schedule_epochs)
     adam = part3_selection(selection, drawing)
-    try:
-        loaded = load(adam.sweep(), constant.store, fill=adam.command("sweeps"), allow_missing=True)
+    sweep, recorded = adam.sweep(), constant.store.recorded()
+    if any(run.finished for trial in sweep.trials() for run in recorded.get(trial.id, [])):
+        loaded = load(sweep, constant.store, fill=adam.command("sweeps"), allow_missing=True)
         found = finished(loaded.data, architecture=selection.architecture)
         compared[f"Adam {adam.learning_rate:g}"] = (found, adam.epochs)
-    except BadInputError:
+        if loaded.missing:
+            print(f"Part 3 has {len(loaded.missing)} trials less to compare with; train: {adam.command('sweeps')}")
+    else:
         print(f"No trials of part 3 to compare with; train them with: {adam.command('sweeps')}")
     if compared:
         rows = [row(name, runs, epochs, drawing.targets) for name, (runs, epochs) in compared.items()]
@@ -70,7 +77,7 @@ def part3_selection(selection: Part5, drawing: Part5Drawing) -> Part3:
     return Part3(
         dataset=selection.dataset,
         seeds=selection.seeds,
-        epochs=drawing.adam_epochs or usual.epochs,
+        epochs=usual.epochs if drawing.adam_epochs is None else drawing.adam_epochs,
         batch_size=selection.batch_size,
         learning_rate=drawing.adam_learning_rate,
         architectures=(selection.architecture,),

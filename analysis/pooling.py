@@ -50,6 +50,7 @@ def draw(selection: Pooling, stages: Sequence[Loaded], output: Output, drawing: 
     output.json({"trials": with_totals, "parameters": totals}, "pooling")
     best = loaded.data.isel(loaded.data.test_accuracy.argmax(...))
     title = f"{selection.dataset}, model {best.model.item()}, batch {int(best.batch_size)}, seed {int(best.seed)}"
+    title += " (best test accuracy)"
     gallery = draw_gallery(loaded, str(best.trial_id.item()), drawing.data_root, title)
     output.figure(gallery, "misclassified", missing=loaded.missing)
 

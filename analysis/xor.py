@@ -18,6 +18,8 @@ from sweeps.intervals import mean_interval
 from sweeps.xor import REPORT_SEED, Xor
 from trainables.xor import POINTS, TARGETS, loss, noisy_points, predict
 
+SMALLEST_SAMPLE = 6  # for a 95 % interval of a median between order statistics: 1 - 2 / 2^6 > 0.95
+
 
 def draw(selection: Xor, stages: Sequence[Loaded], output: Output, drawing: Drawing) -> None:
     """Write points, loss curves, decision surfaces, the answer over seeds, and the export."""
@@ -108,6 +110,8 @@ def by_sigma(rows: Sequence[dict[str, Any]], selection: Xor) -> Figure:
     for axes, kind in zip(figure.subplots(1, 2), ("clean", "noisy"), strict=True):
         for place, sigma in enumerate(selection.sigmas):
             losses = sample(rows, sigma, f"{kind}_loss")
+            if len(losses) == 0:
+                continue
             x = place + jitter.uniform(-0.12, 0.12, len(losses))
             axes.plot(x, losses, linestyle="", marker=".", color="grey", alpha=0.7)
             low, median, high = median_interval(losses)
@@ -116,9 +120,8 @@ def by_sigma(rows: Sequence[dict[str, Any]], selection: Xor) -> Figure:
         axes.set_xticks(range(len(selection.sigmas)), [f"{sigma:g}" for sigma in selection.sigmas])
         axes.set_yscale("log")
         figures.label(axes, "noise σ", "summed loss", f"Loss on the {kind} points")
-    n = len(sample(rows, selection.sigmas[0], "clean_loss"))
-    meaning = "its 95 % interval (order statistics)" if n >= 6 else "the range, as 95 % needs six seeds"
-    text = f"Grey: {n} seeds. Diamonds: median with {meaning}."
+    n = min(len(sample(rows, sigma, "clean_loss")) for sigma in selection.sigmas)
+    text = f"Grey: {n} or more seeds. Diamonds: median with {interval_name(n)}."
     figures.bottom_caption(figure, text + " The log of zero counts as 9,999.")
     return figure
 
@@ -126,6 +129,11 @@ def by_sigma(rows: Sequence[dict[str, Any]], selection: Xor) -> Figure:
 def sample(rows: Sequence[dict[str, Any]], sigma: float, name: str) -> NDArray[np.float64]:
     """A quantity over the sweep's own seeds; the report's seed, chosen by the report, is not one of them."""
     return np.array([row[name] for row in rows if row["sigma"] == sigma and row["seed"] != REPORT_SEED])
+
+
+def interval_name(n: int) -> str:
+    """What `median_interval` gives for n values."""
+    return "its 95 % interval (order statistics)" if n >= SMALLEST_SAMPLE else "the range, as 95 % needs six seeds"
 
 
 def median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -146,14 +154,16 @@ def table(rows: Sequence[dict[str, Any]], selection: Xor) -> list[dict[str, Any]
     """Medians by σ, and the mean rank correlation of loss and σ within seeds with its interval: does the loss grow?"""
     result: list[dict[str, Any]] = []
     for sigma in selection.sigmas:
-        line: dict[str, Any] = {"sigma": f"{sigma:g}"}
+        n = len(sample(rows, sigma, "clean_loss"))
+        line: dict[str, Any] = {"sigma": f"{sigma:g}", "seeds": n}
         for kind in ("clean", "noisy"):
-            low, median, high = median_interval(sample(rows, sigma, f"{kind}_loss"))
+            low, median, high = median_interval(sample(rows, sigma, f"{kind}_loss")) if n else (np.nan,) * 3
             line[f"{kind}_median"] = f"{median:.4g}"
-            line[f"{kind}_ci95"] = f"{low:.4g} to {high:.4g}"
+            line[f"{kind}_ci95"] = f"{low:.4g} to {high:.4g}" if n >= SMALLEST_SAMPLE else "needs six seeds"
         result.append(line)
     if len(selection.sigmas) > 1:
-        trend: dict[str, Any] = {"sigma": "Spearman's ρ(loss, σ), mean over seeds"}
+        n = len(correlations(rows, selection, "clean_loss"))
+        trend: dict[str, Any] = {"sigma": "Spearman's ρ(loss, σ), mean over seeds", "seeds": n}
         for kind in ("clean", "noisy"):
             interval = mean_interval(correlations(rows, selection, f"{kind}_loss"))
             trend[f"{kind}_median"] = f"{float(interval.mean):.2f}"

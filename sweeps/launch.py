@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ def train(
         trial id → what went wrong, for those that failed to the last. Trials stopped by Ctrl-C are not among them.
     """
     by_id = {trial.id: trial for trial in trials}  # Tune's search space takes plain values, so it names trials by id
+    on_interrupt = signal.getsignal(signal.SIGINT)  # Tune leaves its own handler in place
     folder = storage / "ray"
     name = f"{time.time_ns()}"
     with Progress(
@@ -116,6 +118,7 @@ def train(
                 verbose=0,
             ),
         ).fit()
+    signal.signal(signal.SIGINT, on_interrupt)
     errors = {
         result.config["trial_id"]: str(result.error).strip().splitlines()[-1]
         for result in (results[index] for index in range(len(results)))

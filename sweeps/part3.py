@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from sweeps.options import MAIN_ARCHITECTURES, ImageSelection, main
 from sweeps.sweep import Sweep
+from trainables.trial import check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class Part3(ImageSelection):
     """0.01 is the report's; Adam's own default is 0.001."""
 
     def sweep(self) -> Sweep:
+        for architecture in self.architectures:
+            check_choice("architecture", architecture, MAIN_ARCHITECTURES)
         return Sweep(
             name=self.experiment,
             axes={"seed": self.seed_range(), "architecture": self.architectures},

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from sweeps.options import MAIN_ARCHITECTURES, ImageSelection, main
 from sweeps.sweep import Sweep
+from trainables.trial import check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Part4(ImageSelection):
     """Of plain SGD, constant."""
 
     def sweep(self) -> Sweep:
+        for architecture in self.architectures:
+            check_choice("architecture", architecture, MAIN_ARCHITECTURES)
         return Sweep(
             name=self.experiment,
             axes={

@@ -15,7 +15,7 @@ from trainables.trial import BadInputError, check_positive
 
 Schedule = tuple[tuple[int, float], ...]
 RATES = (0.1, 0.01, 0.001)
-# The rule for a plateau: half an epoch's mean, two epochs without a rise of more than half a percentage point.
+# The rule for a plateau: means of half an epoch, two epochs left, not surpassed by more than half a percentage point.
 TOLERANCE = 0.5  # percentage points
 WINDOW_EPOCHS = 0.5
 PATIENCE_EPOCHS = 2.0
@@ -24,15 +24,14 @@ PATIENCE_EPOCHS = 2.0
 def plateau(curve: NDArray[np.floating], window: int, patience: int, tolerance: float) -> int | None:
     """Where a curve stops rising: the number of records up to its plateau, None if it has none.
 
-    The curve is smoothed by a trailing mean of `window` records. The plateau begins at the first record after which the
-    best smoothed value rises by no more than `tolerance` for `patience` records, which must all be on the curve.
+    The curve is smoothed by a trailing mean of `window` records. The plateau begins at the first record that the rest
+    of the curve does not surpass by more than `tolerance`; `patience` records must follow, so that it is seen to last.
     """
     if len(curve) < window + patience:
         return None
     smooth = np.convolve(curve, np.full(window, 1 / window), mode="valid")  # (records - window + 1,)
-    best = np.maximum.accumulate(smooth)
-    flat = best[patience:] - best[:-patience] <= tolerance
-    return int(np.argmax(flat)) + window if flat.any() else None
+    reached = int(np.argmax(smooth >= smooth.max() - tolerance))
+    return reached + window if reached + patience < len(smooth) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +85,8 @@ class Part5(ImageSelection):
             step = given[0] if given else self.plateau_step(schedule, read)
             if step is None:
                 return (
-                    f"No switch to rate {rate}: the validation curve before it still rises at its end, by the rule in "
-                    "sweeps/part5.py; train longer, or give the steps with --milestones."
+                    f"No switch to rate {rate}: the validation curve before it is not finished, or has no plateau by "
+                    "the rule in sweeps/part5.py; train what is missing, train longer, or give the steps with --milestones."
                 )
             schedule = (*schedule, (step, rate))
             yield self.scheduled(schedule)

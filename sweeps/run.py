@@ -22,7 +22,7 @@ from sweeps.intervals import mean_text
 from sweeps.options import Running, Selection
 from sweeps.resources import Share, share, this_machine
 from sweeps.sweep import Sweep
-from trainables.tracking import Recorded, Store, sqlite_file
+from trainables.tracking import CHECKPOINTS, Recorded, Store, sqlite_file
 from trainables.trial import XOR, BadInputError, Trial
 
 if TYPE_CHECKING:
@@ -141,15 +141,16 @@ class Trainer:
         started = time.monotonic()
         experiment_id, parent_run_id = self.store.parent(plan.sweep.name, plan.missing[0].dataset)
         self.storage.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.storage / f"{plan.sweep.name}.lock", blocking=False)
+        lock = FileLock(self.storage / "sweep.lock", blocking=False)
         try:
             lock.acquire()
         except Timeout:
             raise BadInputError(
-                f"another {plan.sweep.name} sweep trains with --storage {self.running.storage}; wait until it ends"
+                f"another sweep trains with --storage {self.running.storage}; wait for it, or name another folder"
             ) from None
         errors: dict[str, str] = {}
         try:
+            plan = Plan(plan.sweep, plan.trials, self.store.recorded())  # it may have trained some of these just now
             errors = self.launch(plan, experiment_id, parent_run_id)
         finally:
             after = Plan(plan.sweep, plan.trials, self.store.recorded())
@@ -174,16 +175,25 @@ class Trainer:
             checkpoints=self.storage / "checkpoints",
             threads=self.share.cpus,
             gpus=self.share.gpus,
-            tags={**({"data_checksum": self.data.checksum} if self.data else {}), **provenance()},
+            tags={
+                CHECKPOINTS: str(self.storage / "checkpoints"),
+                **({"data_checksum": self.data.checksum} if self.data else {}),
+                **provenance(),
+            },
         )
         return launch.train(plan.missing, plan.sweep.labels(), self.data, settings, self.share, self.storage, console)
 
 
 def check_records(trials: Sequence[Trial], train_images: int) -> None:
-    """Raise `BadInputError` for a trial that ends before its first record."""
+    """Raise `BadInputError` for a trial that ends before its first record, or before its schedule does."""
     from trainables import training
 
     for trial in trials:
+        if trial.milestones and trial.milestones[-1][0] >= trial.epochs * training.steps_per_epoch(trial, train_images):
+            raise BadInputError(
+                f"the learning rate is to change after step {trial.milestones[-1][0]}, but {trial.epochs} epochs end "
+                "before; raise --schedule-epochs, or give earlier --milestones"
+            )
         if len(training.record_steps(trial, train_images)) == 0:
             steps = trial.epochs * training.steps_per_epoch(trial, train_images)
             raise BadInputError(

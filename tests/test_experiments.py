@@ -80,18 +80,21 @@ def test_a_curve_that_rises_and_then_stays() -> None:
     assert plateau(curve, window=1, patience=10, tolerance=0.5) == 51
 
 
+def test_a_slow_start_is_no_plateau() -> None:
+    curve = np.concatenate([np.full(100, 10.0), np.arange(10.0, 60.0), np.full(50, 60.0)])
+    assert plateau(curve, window=1, patience=20, tolerance=0.5) == 151
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_moves_the_plateau_little(seed: int) -> None:
-    rising = 90 * (1 - np.exp(-np.arange(600) / 60))  # within 0.5 of its end at about record 310
+    rising = 90 * (1 - np.exp(-np.arange(600) / 60))  # within half a point of its end from about record 310 on
     noisy = rising + np.random.default_rng(seed).normal(0, 0.5, 600)
     found = plateau(noisy, window=20, patience=80, tolerance=0.5)
-    clean = plateau(rising, window=20, patience=80, tolerance=0.5)
     assert found is not None
-    assert clean is not None
-    assert abs(found - clean) < 80
+    assert 300 - 80 < found < 330 + 80
 
 
-def test_a_plateau_must_be_seen_to_its_end() -> None:
+def test_a_plateau_must_be_seen_to_last() -> None:
     curve = np.concatenate([np.arange(0, 50.0), np.full(5, 49.0)])
     assert plateau(curve, window=1, patience=10, tolerance=0.5) is None
     assert plateau(curve[:3], window=5, patience=10, tolerance=0.5) is None
@@ -117,12 +120,12 @@ def milestones(selection: Part5, read: Callable[[Trial], Result | None]) -> list
 
 def test_plateaus_become_milestones() -> None:
     def curve(steps: np.ndarray) -> np.ndarray:
-        return np.minimum(steps, 500) + np.clip(steps - 1500, 0, 500)  # flat from 500 to 1,500, and from 2,000 on
+        return np.minimum(steps, 500)
 
     first, second, third = milestones(Part5(seeds=2), made(curve))
     assert first == ()
-    assert second == ((540, 0.01),)  # flat for the trailing mean of 5 records once all of them are on the plateau
-    assert third == ((540, 0.01), (590, 0.001))
+    assert second == ((540, 0.01),)  # the trailing mean of 5 records is flat once all of them are
+    assert third == ((540, 0.01), (590, 0.001))  # looked for after the switch, 5 records further on
 
 
 def test_given_milestones_need_no_plateau() -> None:

@@ -39,6 +39,13 @@ def test_integers_are_exact(pair: tuple[tuple[int, ...], tuple[int, ...]], seed:
     assert outputs.tolist() == expected.long().tolist()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, bool])
+def test_small_integers_do_not_overflow(dtype: type) -> None:
+    images = np.full((1, 1, 3, 3), 100, dtype)
+    expected = int(images[0, 0, 0, 0]) * 4 * int(images[0, 0, 0, 0])
+    assert convolve(images, images[:, :, :2, :2]).tolist() == [[[[expected] * 2] * 2]]
+
+
 def test_a_value_by_hand() -> None:
     image = np.arange(9).reshape(1, 1, 3, 3)
     kernel = np.array([[[[1, 0], [0, -1]]]])
@@ -77,7 +84,7 @@ def test_the_default_images_and_kernels() -> None:
     assert convolve(default_images(), default_kernels()).shape == (5, 8, 29, 29)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an array", None])
+@pytest.mark.parametrize("content", [b"", b"not an array", b"PK\x03\x04 no archive", None])
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "images.npy"
     if content is not None:

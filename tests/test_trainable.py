@@ -13,6 +13,7 @@ from sweeps.xor import Xor
 from trainables import trainable as module
 from trainables.tracking import Store, TrialRun
 from trainables.trainable import Settings, read_checkpoint, trainable, write_checkpoint
+from trainables.trial import BadInputError
 
 
 class KilledError(Exception):
@@ -152,7 +153,14 @@ def test_a_trial_that_starts_anew_with_other_threads_doubles_nothing(
     """Its checkpoint is out of reach, and its last bits may differ: the first attempt's points must not stay."""
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
-    train(dataclasses.replace(settings, checkpoints=settings.checkpoints / "elsewhere", threads=2), monkeypatch)
+    elsewhere = dataclasses.replace(
+        settings, checkpoints=settings.checkpoints / "elsewhere", threads=2, tags={"checkpoints": "elsewhere"}
+    )
+    with pytest.raises(BadInputError, match="trains with another --storage"):  # it may be alive
+        train(elsewhere, monkeypatch)
+    [dead] = store.recorded()[make_trial(architecture="cnn_3", epochs=4).id]
+    store.close(dead.run_id, "KILLED")
+    train(elsewhere, monkeypatch)
     run, result = result_of(store)
     for name in result.curves:
         assert [m.step for m in store.client.get_metric_history(run.run_id, name)] == result.steps.tolist()

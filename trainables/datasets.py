@@ -265,7 +265,7 @@ def from_torchvision(source: Any, name: str, data_root: Path, places: list[Path]
     def both(*, download: bool) -> tuple[Any, Any]:
         return tuple(source(str(data_root), train=train, download=download) for train in (True, False))
 
-    unreadable = (OSError, RuntimeError, EOFError, ValueError, zlib.error)
+    unreadable = (OSError, RuntimeError, EOFError, ValueError, AssertionError, KeyError, TypeError, zlib.error)
     timeout = socket.getdefaulttimeout()
     try:
         try:
@@ -279,7 +279,8 @@ def from_torchvision(source: Any, name: str, data_root: Path, places: list[Path]
         looked = ", ".join(str(place) for place in places)
         raise BadInputError(
             f"no usable {name} files: looked in {looked}, then tried to download them to {data_root} ({error}); "
-            "put the files there, connect to the network, or use --dataset digits, which works offline"
+            "put the files there (delete them first if they are damaged), connect to the network, "
+            "or use --dataset digits, which works offline"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)

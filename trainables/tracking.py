@@ -36,6 +36,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 TRIAL_ID = "trial_id"
 SWEEP = "sweep"
+CHECKPOINTS = "checkpoints"  # the folder that a trial resumes from
 PARENT = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
 METRICS_PER_CALL = 1000  # MLflow's limit
 ARTIFACT = "result.npz"
@@ -212,14 +213,23 @@ class Store:
 
         A trial that is not resumed may compute other last bits than it did before, with another number of threads say.
         An unfinished run that has points then moves to MLflow's deleted runs, and a new one takes its place.
+
+        Raises:
+            BadInputError: Such a run stands as running for another storage folder, and may well be alive.
         """
-        run = next(self._search(f"tags.{TRIAL_ID} = '{trial.id}'"), None)
+        runs = list(self._search(f"tags.{TRIAL_ID} = '{trial.id}'"))
+        run = min(runs, key=lambda found: found.info.status != "FINISHED", default=None)
         if run is not None and run.info.status != "FINISHED":
-            if run.data.metrics and not resumed:
+            if not run.data.metrics or resumed:
+                self.client.update_run(run.info.run_id, status="RUNNING")
+            elif run.info.status == "RUNNING" and run.data.tags.get(CHECKPOINTS) != tags.get(CHECKPOINTS):
+                raise BadInputError(
+                    f"'{name}' trains with another --storage, {run.data.tags.get(CHECKPOINTS)}, or was killed there; "
+                    f"go on there, or delete its run {run.info.run_id} in the MLflow UI"
+                )
+            else:
                 self.client.delete_run(run.info.run_id)
                 run = None
-            else:
-                self.client.update_run(run.info.run_id, status="RUNNING")
         if run is None:
             run = self.client.create_run(experiment_id, run_name=name, tags={TRIAL_ID: trial.id, PARENT: parent_run_id})
         trial_run = TrialRun(self.client, run)
