@@ -36,12 +36,12 @@ def draw(selection: Part5, stages: Sequence[Loaded], output: Output, drawing: Pa
     """Write the constant rates, the schedule, the export and the comparison with Adam."""
     constant, *scheduled = stages
     output.figure(draw_constant(selection, constant), "part5", missing=constant.missing, pdf=True)
-    means = {rate: finished(constant.data, learning_rate=rate).mean("seed", skipna=False) for rate in RATES}
+    runs = {EXPORT_NAMES[rate]: finished(constant.data, learning_rate=rate) for rate in RATES}
     output.json(
         {
             "name": selection.architecture,
-            **{f"loss_curve_{EXPORT_NAMES[rate]}": m.train_loss.values.tolist() for rate, m in means.items()},
-            **{f"val_acc_curve_{EXPORT_NAMES[rate]}": m.val_accuracy.values.tolist() for rate, m in means.items()},
+            **{f"loss_curve_{rate}": mean_curve(found.train_loss) for rate, found in runs.items()},
+            **{f"val_acc_curve_{rate}": mean_curve(found.val_accuracy) for rate, found in runs.items()},
         },
         f"part5_{selection.architecture}",
     )
@@ -69,6 +69,11 @@ def draw(selection: Part5, stages: Sequence[Loaded], output: Output, drawing: Pa
     if compared:
         rows = [row(name, runs, epochs, drawing.targets) for name, (runs, epochs) in compared.items()]
         output.table(rows, "table")
+
+
+def mean_curve(curves: xr.DataArray) -> list[float]:
+    """The mean over seeds, NaN where one has diverged; empty where no seed is there."""
+    return curves.mean("seed", skipna=False).values.tolist() if curves.sizes["seed"] else []
 
 
 def part3_selection(selection: Part5, drawing: Part5Drawing) -> Part3:

@@ -39,7 +39,7 @@ class Part5(ImageSelection):
     """Which trials."""
 
     experiment = "part5"
-    quick_defaults: ClassVar = {"dataset": "digits", "epochs": 8, "schedule_epochs": 12}
+    quick_defaults: ClassVar = {"dataset": "digits", "architecture": "mlp_2", "epochs": 10, "schedule_epochs": 12}
 
     epochs: int = 20
     """Of the constant rates 0.1, 0.01 and 0.001."""
@@ -86,7 +86,7 @@ class Part5(ImageSelection):
             if step is None:
                 return (
                     f"No switch to rate {rate}: the validation curve before it is not finished, or has no plateau by "
-                    "the rule in sweeps/part5.py; train what is missing, train longer, or give the steps with --milestones."
+                    "the rule in sweeps/part5.py; train what is missing, train longer, or give steps with --milestones."
                 )
             schedule = (*schedule, (step, rate))
             yield self.scheduled(schedule)

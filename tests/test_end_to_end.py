@@ -104,7 +104,7 @@ def test_part_3_with_rerun_more_seeds_and_a_grid_that_shares_its_trials(tmp_path
 
 EXPORTS = {
     "part4": "part4_cnn_3.json",
-    "part5": "part5_cnn_3.json",
+    "part5": "part5_mlp_2.json",
     "xor": "xor.json",
     "mnist": "mnist.json",
     "pooling": "pooling.json",
@@ -143,7 +143,7 @@ def check_part4(export: dict[str, list[float]], folder: Path) -> None:
 def check_part5(export: dict[str, list[float]], folder: Path) -> None:
     kinds = [f"{kind}_{rate}" for kind in ("loss_curve", "val_acc_curve") for rate in ("1", "01", "001")]
     assert list(export) == ["name", *kinds]
-    assert {len(export[kind]) for kind in kinds} == {20}  # 8 epochs of 26 steps
+    assert {len(export[kind]) for kind in kinds} == {26}  # 10 epochs of 26 steps
     assert (folder / "schedule.png").exists()
     with (folder / "table.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2  # both schedules; part 3 has no trials here

@@ -144,7 +144,7 @@ def test_without_a_plateau_the_stages_end_and_say_why() -> None:
     next(stages)
     with pytest.raises(StopIteration) as end:
         next(stages)
-    assert "give the steps with --milestones" in end.value.value
+    assert "give steps with --milestones" in end.value.value
 
 
 def test_nothing_is_planned_on_trials_that_are_not_finished() -> None:
