@@ -150,8 +150,9 @@ class Trainer:
             ) from None
         errors: dict[str, str] = {}
         try:
-            plan = Plan(plan.sweep, plan.trials, self.store.recorded())  # it may have trained some of these just now
-            errors = self.launch(plan, experiment_id, parent_run_id)
+            plan = Plan(plan.sweep, plan.trials, self.store.recorded())  # another sweep may just have trained them
+            if plan.missing:
+                errors = self.submit(plan, experiment_id, parent_run_id)
         finally:
             after = Plan(plan.sweep, plan.trials, self.store.recorded())
             settle(after, self.store, errors)
@@ -160,7 +161,7 @@ class Trainer:
         say(f"Trained {trained} of {len(plan.missing)} trials in {time.monotonic() - started:.0f} seconds.")
         return errors
 
-    def launch(self, plan: Plan, experiment_id: str, parent_run_id: str) -> dict[str, str]:
+    def submit(self, plan: Plan, experiment_id: str, parent_run_id: str) -> dict[str, str]:
         """Hand the plan's missing trials to Ray; what went wrong, by trial id."""
         from sweeps import launch
         from trainables.trainable import Settings
