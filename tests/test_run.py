@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import make_trial
+from filelock import FileLock
+
+from sweeps.options import Running
+from sweeps.part3 import Part3
+from sweeps.run import Plan, check_records, git, provenance, result_table, run, settle
+from trainables.tracking import Store
+from trainables.trial import BadInputError
+
+SELECTION = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",))
+
+
+def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path) -> None:
+    selection = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
+    with (
+        FileLock(tmp_path / "sweep.lock"),
+        pytest.raises(BadInputError, match="another sweep trains with --storage"),
+    ):
+        run(selection, Running(storage=tmp_path))
+    assert store.recorded() == {}
+
+
+@pytest.mark.parametrize(
+    ("trial", "sentence"),
+    [
+        (make_trial(epochs=1, batch_size=200), "make 7 steps, but the first record is at step 10"),
+        (make_trial(epochs=1, batch_size=50, milestones=((26, 0.1),)), "to change after step 26, but 1 epochs end"),
+    ],
+)
+def test_a_trial_that_ends_too_early_is_refused(trial: object, sentence: str) -> None:
+    with pytest.raises(BadInputError, match=sentence):
+        check_records([trial], 1297)  # type: ignore[list-item]
+    check_records([make_trial(epochs=1, batch_size=50, milestones=((25, 0.1),))], 1297)
+
+
+def test_no_run_is_left_running(store: Store) -> None:
+    sweep = Part3(dataset="digits", seeds=3, epochs=1, architectures=("mlp_1",)).sweep()
+    experiment_id, parent = store.parent("part3", "digits")
+    finished, failed, stopped = sweep.trials()
+    for trial in sweep.trials():
+        store.open(trial, "x", experiment_id, parent, {})
+    store.close(store.recorded()[finished.id][0].run_id, "FINISHED")
+    settle(Plan(sweep, sweep.trials(), store.recorded()), store, {failed.id: "out of memory"})
+    statuses = {trial_id: runs[0].status for trial_id, runs in store.recorded().items()}
+    assert statuses == {finished.id: "FINISHED", failed.id: "FAILED", stopped.id: "KILLED"}
+
+
+def test_provenance_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert git("rev-parse", "HEAD") == ""
+    tags = provenance()
+    assert tags["git_commit"] == "unknown"
+    assert tags["torch_version"].startswith("2.")
+
+
+def test_the_table_leaves_out_axes_of_one_value(store: Store) -> None:
+    plan = Plan(SELECTION.sweep(), SELECTION.sweep().trials(), {})
+    assert [column.header for column in result_table(plan).columns] == [
+        "trials",
+        "mean ± 95 % CI over seeds",
+        "best run",
+    ]
