@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from matplotlib.figure import Figure
 
 from analysis.results import Loaded, load
-from sweeps.options import Selection, exit_status, parse
+from sweeps.options import Selection, exit_status, next_stage, parse
 from trainables.tracking import Store, sqlite_file
 from trainables.trial import BadInputError
 
@@ -129,10 +129,8 @@ def main(
         stages: list[Loaded] = []
         sweeps = chosen.stages(store.reader())
         while True:
-            try:
-                sweep = next(sweeps)
-            except StopIteration as end:
-                early = end.value
+            sweep, early = next_stage(sweeps)
+            if sweep is None:
                 break
             if stages and drawing.allow_missing and not any(store.reader()(trial) for trial in sweep.trials()):
                 early = f"Drawn without {len(sweep.trials())} trials of a later stage, none of which is finished."

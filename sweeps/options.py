@@ -19,12 +19,11 @@ from sweeps.sweep import Sweep
 from trainables.result import Result
 from trainables.trial import IMAGE_DATASETS, BadInputError, Trial, check_choice, check_positive
 
+MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
 Stages = Generator[Sweep, None, str | None]
 Read = Callable[[Trial], Result | None]
 S = TypeVar("S", bound="Selection")
 T = TypeVar("T")
-
-MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
 
 
 def default_tracking_uri() -> str:
@@ -92,6 +91,22 @@ class ImageSelection(Selection):
         """The settings of `Trial` that these options give."""
         check_choice("dataset", self.dataset, IMAGE_DATASETS)
         return {"dataset": self.dataset, "epochs": self.epochs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MainSelection(ImageSelection):
+    """Which trials, of the five main architectures."""
+
+    architectures: tuple[str, ...] = MAIN_ARCHITECTURES
+    """Any of mlp_1, mlp_2, cnn_3, cnn_4, cnn_5."""
+    batch_size: int = 50
+    learning_rate: float = 0.01
+
+    def main_settings(self) -> dict[str, Any]:
+        """The settings of `Trial` that these options give, but for the architecture."""
+        for architecture in self.architectures:
+            check_choice("architecture", architecture, MAIN_ARCHITECTURES)
+        return {**self.image_settings(), "batch_size": self.batch_size, "learning_rate": self.learning_rate}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +182,14 @@ def main(selection: type[Selection], description: str | None) -> None:
         return run(*options)
 
     sys.exit(exit_status(script))
+
+
+def next_stage(stages: Stages) -> tuple[Sweep | None, str | None]:
+    """The next sweep; or None, and why the stages end early if they do."""
+    try:
+        return next(stages), None
+    except StopIteration as end:
+        return None, end.value
 
 
 def stop_on_sigterm() -> None:

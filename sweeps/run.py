@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.intervals import mean_text
-from sweeps.options import Running, Selection
+from sweeps.options import Running, Selection, next_stage
 from sweeps.resources import Share, share, this_machine
 from sweeps.sweep import Sweep
 from trainables.tracking import CHECKPOINTS, Recorded, Store, sqlite_file
@@ -73,16 +73,13 @@ def run(selection: Selection, running: Running) -> int:
         trainer = Trainer(store, running, address, stack)
         stages = selection.stages(store.reader())
         while True:
-            try:
-                sweep = next(stages)
-            except StopIteration as end:
-                early = end.value
+            sweep, early = next_stage(stages)
+            if sweep is None:
                 break
             plan = Plan(sweep, sweep.trials(), store.recorded())
             report_plan(plan)
             if running.dry_run:
                 if plan.missing:
-                    early = None
                     break  # what comes next, if anything, depends on these
                 continue
             errors: dict[str, str] = {}
