@@ -24,10 +24,10 @@ quickstart: install ## Install, run part 3 on the bundled digits, and draw its f
 	$(RUN) analysis/part3.py --quick
 
 test: install ## All tests, end-to-end runs included, two at a time
-	$(RUN) -m pytest --numprocesses 2
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 fast-test: install ## The tests that take under a minute together
-	$(RUN) -m pytest --numprocesses 2 -m 'not slow'
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
 bench: install ## Measured ratios: what the training loop costs over a bare torch loop
 	$(RUN) benchmarks/training_loop.py
