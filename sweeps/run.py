@@ -84,8 +84,7 @@ def run(selection: Selection, running: Running) -> int:
                 continue
             errors: dict[str, str] = {}
             if plan.missing:
-                errors = trainer.train(plan)
-                plan = Plan(sweep, plan.trials, store.recorded())
+                plan, errors = trainer.train(plan)
             console.print(result_table(plan))
             if plan.missing:
                 return report_missing(plan, selection, running, errors)
@@ -133,8 +132,8 @@ class Trainer:
         report_share(trial_share)
         return trial_share
 
-    def train(self, plan: Plan) -> dict[str, str]:
-        """Train the plan's missing trials; what went wrong, by trial id."""
+    def train(self, plan: Plan) -> tuple[Plan, dict[str, str]]:
+        """Train the plan's missing trials; the plan as it is then, and what went wrong by trial id."""
         started = time.monotonic()
         experiment_id, parent_run_id = self.store.parent(plan.sweep.name, plan.missing[0].dataset)
         self.storage.mkdir(parents=True, exist_ok=True)
@@ -156,7 +155,7 @@ class Trainer:
             lock.release()
         trained = len(plan.missing) - len(after.missing)
         say(f"Trained {trained} of {len(plan.missing)} trials in {time.monotonic() - started:.0f} seconds.")
-        return errors
+        return after, errors
 
     def submit(self, plan: Plan, experiment_id: str, parent_run_id: str) -> dict[str, str]:
         """Hand the plan's missing trials to Ray; what went wrong, by trial id."""
