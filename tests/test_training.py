@@ -198,3 +198,24 @@ def test_even_odd_labels() -> None:
     assert tensors.train_labels.tolist() == [label % 2 for label in dataset.train_labels]
     trial = make_trial(task="even_odd", architecture="logistic")
     assert training.start(trial, tensors).model(tensors.test_images).shape == (30, 2)
+
+
+def test_a_trial_that_diverges_ends_at_that_record(data: training.Tensors) -> None:
+    trial = make_trial(optimizer="sgd", learning_rate=1e30, epochs=4, record_every_steps=2)
+    state = training.start(trial, data)
+    seen = [state.step for state in training.train(trial, data, state)]
+    result = training.finish(trial, data, state)
+    assert state.diverged
+    assert seen == result.steps.tolist()
+    assert seen[-1] < 52
+    assert np.isfinite(result.curves["train_loss"][:-1]).all()
+    assert not np.isfinite(result.curves["train_loss"][-1])
+    assert np.isnan(result.test_accuracy)
+    assert result.diverged
+
+    resumed = training.start(trial, data)
+    training.load_state_dict(resumed, training.state_dict(state, len(seen)))
+    assert list(training.train(trial, data, resumed)) == []
+    again = training.finish(trial, data, resumed)
+    assert again.curves["train_loss"].tobytes() == result.curves["train_loss"].tobytes()
+    assert not run(make_trial(), data).diverged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ class Result:
     Attributes:
         steps: `(records,)` the optimiser step of each record.
         curves: name → `(records,)`; float32, float64 of "xor".
-        test_accuracy: In percent, after training.
+            Those of a trial that diverged end with the record whose loss is NaN or infinite.
+        test_accuracy: In percent, after training; NaN of a trial that diverged.
         first_layer: `(features, inputs)` of an MLP, `(filters, channels, k, k)` of a CNN; all weights of "xor".
     """
 
@@ -24,6 +26,11 @@ class Result:
     curves: dict[str, NDArray[np.floating]]
     test_accuracy: float
     first_layer: NDArray[np.floating]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether training ended early, with a loss that is no number."""
+        return math.isnan(self.test_accuracy)
 
     def save(self, path: Path) -> None:
         """Write all to one `.npz` file, without pickle."""

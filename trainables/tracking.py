@@ -37,6 +37,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 TRIAL_ID = "trial_id"
 SWEEP = "sweep"
 CHECKPOINTS = "checkpoints"  # the folder that a trial resumes from
+DIVERGED = "diverged_at_step"  # of a finished trial whose loss became NaN or infinite there
 PARENT = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
 METRICS_PER_CALL = 1000  # MLflow's limit
 ARTIFACT = "result.npz"
@@ -54,10 +55,11 @@ class Recorded:
     status: str
     experiment: str
     test_accuracy: float | None
+    diverged: bool
 
     @property
     def finished(self) -> bool:
-        """Whether everything of the trial is in the store."""
+        """Whether everything of the trial is in the store; a trial that diverged is finished too."""
         return self.status == "FINISHED"
 
 
@@ -143,6 +145,7 @@ class Store:
             status=run.info.status,
             experiment=self.experiments[run.info.experiment_id],
             test_accuracy=run.data.metrics.get("test_accuracy"),
+            diverged=DIVERGED in run.data.tags,
         )
 
     def reader(self) -> Callable[[Trial], Result | None]:
@@ -308,9 +311,10 @@ class TrialRun:
                 save_model(Path(folder) / MODEL)
             self.client.log_artifacts(self.run_id, folder)
         timestamp = self.start_milliseconds + last_step
+        outcome = {DIVERGED: str(last_step)} if result.diverged else {}
         self.client.log_batch(
             self.run_id,
-            metrics=[Metric("test_accuracy", result.test_accuracy, timestamp, last_step)],
-            tags=[RunTag(name, value) for name, value in tags.items()],
+            metrics=[] if result.diverged else [Metric("test_accuracy", result.test_accuracy, timestamp, last_step)],
+            tags=[RunTag(name, value) for name, value in {**tags, **outcome}.items()],
         )
         self.client.set_terminated(self.run_id)

@@ -54,12 +54,14 @@ class State:
     Attributes:
         step: Optimiser steps taken, counted across epochs.
         curves: `(quantities, records)` float32 on the device; columns from `records` on are not yet filled.
+        diverged: The loss of the last record is NaN or infinite: training has ended there.
     """
 
     model: nn.Sequential
     optimizer: torch.optim.Optimizer
     step: int
     curves: Tensor
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,13 @@ def start(trial: Trial, data: Tensors) -> State:
 
 
 def train(trial: Trial, data: Tensors, state: State) -> Iterator[State]:
-    """Train from where `state` is to the last epoch's end, yielding `state` after every record and every epoch."""
+    """Train from where `state` is to the last epoch's end, yielding `state` after every record and every epoch.
+
+    A record whose loss is NaN or infinite is the last: nothing that follows it would mean anything.
+    """
     images = len(data.train_images)
     per_epoch, interval = steps_per_epoch(trial, images), record_interval(trial, images)
-    while state.step < trial.epochs * per_epoch:
+    while state.step < trial.epochs * per_epoch and not state.diverged:
         epoch, taken = divmod(state.step, per_epoch)
         order = epoch_order(trial.seed, epoch, images).to(data.train_images.device)
         for batch in order.split(trial.batch_size)[taken:]:
@@ -186,7 +191,10 @@ def train(trial: Trial, data: Tensors, state: State) -> Iterator[State]:
             if state.step % interval == 0:
                 for row, quantity in enumerate(trial.quantities):
                     state.curves[row, state.step // interval - 1] = MEASURES[quantity](moment)
+                state.diverged = not bool(torch.isfinite(moment.loss))
                 yield state
+                if state.diverged:
+                    return
         yield state
 
 
@@ -208,6 +216,7 @@ def state_dict(state: State, records: int) -> dict[str, Any]:
     """All that decides the trial's future and the curves so far, as tensors and plain values."""
     return {
         "step": state.step,
+        "diverged": state.diverged,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "curves": state.curves[:, :records].cpu(),
@@ -220,6 +229,7 @@ def load_state_dict(state: State, saved: dict[str, Any]) -> None:
     state.optimizer.load_state_dict(saved["optimizer"])
     state.curves[:, : saved["curves"].shape[1]] = saved["curves"].to(state.curves.device)
     state.step = saved["step"]
+    state.diverged = saved["diverged"]
 
 
 def curves(trial: Trial, state: State, records: int) -> dict[str, NDArray[np.float32]]:
@@ -231,9 +241,11 @@ def curves(trial: Trial, state: State, records: int) -> dict[str, NDArray[np.flo
 def finish(trial: Trial, data: Tensors, state: State) -> Result:
     """The result of a trial trained to its end. Nothing else looks at test images but `test_set_accuracy`."""
     steps = record_steps(trial, len(data.train_images))
+    steps = steps[steps <= state.step]  # all of them, unless it diverged
+    test_accuracy = math.nan if state.diverged else float(accuracy(state.model, data.test_images, data.test_labels))
     return Result(
         steps=steps,
         curves=curves(trial, state, len(steps)),
-        test_accuracy=float(accuracy(state.model, data.test_images, data.test_labels)),
+        test_accuracy=test_accuracy,
         first_layer=first_layer(state.model).detach().cpu().numpy().copy(),
     )
