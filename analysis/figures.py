@@ -50,11 +50,12 @@ class Band:
 
     Attributes:
         steps: `(steps,)`.
-        mean: `(steps,)`; NaN where any run has diverged, so that a diverged run is never averaged in silently.
+        mean: `(steps,)` over `runs`; NaN where one of them has no value, or where there is none.
         low: `(steps,)`, NaN where there is no interval.
         high: `(steps,)`, NaN where there is no interval.
         runs: `(runs, steps)`, drawn one by one where they are too few for an interval.
-        meaning: For the caption.
+        diverged: `(diverged runs, steps)`, in neither mean nor interval, drawn one by one; NaN from their ends on.
+        meaning: For the caption; empty without runs.
     """
 
     steps: NDArray[np.int64]
@@ -62,6 +63,7 @@ class Band:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     runs: NDArray[np.float64]
+    diverged: NDArray[np.float64]
     meaning: str
 
 
@@ -70,22 +72,21 @@ def window(records: int) -> int:
     return max(1, records // RECORDS_SHOWN)
 
 
-def band(curves: xr.DataArray, over: str = "seed", *, sample: bool = True) -> Band:
-    """Mean over `over` of curves with the dimensions `over` and `step`, as running means along `step`.
+def band(trials: xr.Dataset, quantity: str, *, sample: bool = True) -> Band:
+    """Mean curve of a quantity over trials, as running means along `step`; those that diverged stand beside it.
 
     Running means are centred, shorter at the ends, and for figures only: exports stay as recorded.
 
     Args:
-        curves: `(over, step)` in any order.
-        over: The dimension to average over.
-        sample: Whether the runs differ by chance alone, as seeds do; if not, an interval would mean nothing.
+        trials: Finished trials along one dimension, and `step`.
+        quantity: Name of the curves.
+        sample: Whether the trials differ by chance alone, as seeds do; if not, an interval would mean nothing.
     """
-    records = curves.sizes["step"]
-    present = curves.where(np.isfinite(curves))
-    smooth = present.rolling(step=window(records), center=True, min_periods=1).mean()
-    runs = smooth.where(present.notnull()).transpose(over, "step").to_numpy()
-    n = len(runs)
-    mean = runs.mean(axis=0)
+    [over] = map(str, trials.diverged.dims)
+    smooth = running_mean(trials[quantity]).transpose(over, "step").to_numpy()
+    runs, diverged = smooth[~trials.diverged.values], smooth[trials.diverged.values]
+    n, records = runs.shape
+    mean = runs.mean(axis=0) if n else np.full(records, np.nan)
     if sample and n >= SMALLEST_SAMPLE_FOR_INTERVALS:
         interval = mean_interval(runs)
         low, high = (np.where(np.isnan(mean), np.nan, bound) for bound in (interval.low, interval.high))
@@ -95,17 +96,30 @@ def band(curves: xr.DataArray, over: str = "seed", *, sample: bool = True) -> Ba
         meaning = f"thin lines: the {n} {over}s" if n > 1 else f"a single {over}"
     if window(records) > 1:
         meaning += f", all as running means of {window(records)} records"
-    return Band(curves["step"].to_numpy(), mean, low, high, runs, meaning)
+    return Band(trials["step"].to_numpy(), mean, low, high, runs, diverged, meaning if n else "")
+
+
+def running_mean(curves: xr.DataArray) -> xr.DataArray:
+    """Centred means of `window` records along `step`; NaN where a curve itself is not finite."""
+    present = curves.where(np.isfinite(curves))
+    smooth = present.rolling(step=window(curves.sizes["step"]), center=True, min_periods=1).mean()
+    return smooth.where(present.notnull())
 
 
 def caption(bands: Sequence[Band]) -> str:
     """What the curves of a figure are, said once for each kind of band in it."""
-    return f"Mean curves; {'; '.join(dict.fromkeys(curve.meaning for curve in bands))}."
+    meanings = dict.fromkeys(curve.meaning for curve in bands if curve.meaning)
+    text = f"Mean curves; {'; '.join(meanings)}." if meanings else "No mean curves, as all trials diverged."
+    return text + (" A × is where a diverged trial ends." if any(len(curve.diverged) for curve in bands) else "")
 
 
 def draw_band(axes: Axes, curve: Band, style: Style, *, dashed: bool = False) -> None:
-    """Draw a mean curve, with its band or its single runs."""
+    """Draw a mean curve, with its band or its single runs, and the runs that diverged up to a × at their ends."""
     line = "--" if dashed else "-"
+    for run in curve.diverged:
+        axes.plot(curve.steps, run, color=style.color, linestyle=line, linewidth=0.5, alpha=0.7)
+        last = np.flatnonzero(np.isfinite(run))[-1:]
+        axes.plot(curve.steps[last], run[last], color=style.color, linestyle="", marker="x", markersize=7)
     if len(curve.runs) > 1 and np.isnan(curve.low).all():
         axes.plot(curve.steps, curve.runs.T, color=style.color, linestyle=line, linewidth=0.5, alpha=0.5)
     axes.fill_between(curve.steps, curve.low, curve.high, color=style.color, alpha=0.15, linewidth=0)
@@ -152,15 +166,17 @@ def label(axes: Axes, x: str, y: str, title: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def limit_to(axes: Axes, curves: list[Band]) -> None:
-    """Let means, not wide bands, decide the y range."""
-    values = np.concatenate([curve.mean for curve in curves])
-    values = values[np.isfinite(values)]
+def limit_to(axes: Axes, curves: Sequence[Band]) -> None:
+    """Let means, not wide bands or diverging runs, decide the y range; without any mean it stays as it is."""
+    values = np.concatenate([np.zeros(0), *(curve.mean for curve in curves)])
+    log = axes.get_yscale() == "log"
+    values = values[np.isfinite(values) & ((values > 0) | (not log))]
     if len(values) == 0:
         return
-    low, high = values.min(), values.max()
+    low, high = (np.log10(bound) if log else bound for bound in (values.min(), values.max()))
     margin = 0.05 * max(high - low, 1e-9)
-    axes.set_ylim(low - margin, high + margin)
+    limits = np.array([low - margin, high + margin])
+    axes.set_ylim(*(10**limits if log else limits))
 
 
 def tiles(weights: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -228,8 +244,8 @@ def accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -> Ban
         ("train_set_accuracy", PALETTE[0], False),
         ("test_set_accuracy", PALETTE[1], True),
     ):
-        by_epoch = runs[quantity].dropna("step", how="all")
-        test = band(by_epoch.assign_coords(step=np.arange(1, epochs + 1)))
+        recorded = runs.dropna("step", how="all", subset=[quantity])  # all epochs, fewer if all seeds diverged
+        test = band(recorded.assign_coords(step=np.arange(1, recorded.sizes["step"] + 1)), quantity)
         draw_band(axes, test, style, dashed=dashed)
     assert test is not None
     label(axes, "epoch", "accuracy (%)", title)

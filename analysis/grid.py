@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.output import Drawing, Output, main
-from analysis.results import Loaded
+from analysis.results import Loaded, completed
 from sweeps.grid import Grid
 from sweeps.intervals import mean_interval
 from trainables.trial import BadInputError, check_choice
@@ -47,8 +47,8 @@ def draw(selection: Grid, stages: Sequence[Loaded], output: Output, drawing: Gri
     """Write the curves, the heat map and the table."""
     drawing.check()
     [loaded] = stages
-    output.figure(curves(loaded.data, drawing, selection.dataset), "curves", missing=loaded.missing, pdf=True)
-    output.figure(heat_map(loaded.data, drawing, selection.dataset), "heat_map", missing=loaded.missing, pdf=True)
+    output.figure(curves(loaded.data, drawing, selection.dataset), "curves", loaded, pdf=True)
+    output.figure(heat_map(loaded.data, drawing, selection.dataset), "heat_map", loaded, pdf=True)
     output.table(table(loaded), "table")
 
 
@@ -74,11 +74,13 @@ def curves(data: xr.Dataset, drawing: GridDrawing, dataset: str) -> Figure:
     for axes, facet in zip(figure.subplots(1, len(facets), squeeze=False, sharey=True)[0], facets, strict=True):
         for value, style in styles.items():
             runs = runs_at(data, {drawing.by: value, drawing.facet: facet})
-            curve = runs[drawing.quantity].dropna("step", how="all")
-            if curve.sizes["run"] and curve.sizes["step"]:
-                bands.append(figures.band(curve, over="run", sample=only_seeds))
+            recorded = runs.dropna("step", how="all", subset=[drawing.quantity])
+            if recorded.sizes["run"] and recorded.sizes["step"]:
+                bands.append(figures.band(recorded, drawing.quantity, sample=only_seeds))
                 figures.draw_band(axes, bands[-1], style)
         figures.label(axes, "optimiser step", drawing.quantity.replace("_", " "), f"{drawing.facet} = {facet}")
+    if any(len(band.diverged) for band in bands):
+        figures.limit_to(axes, bands)  # one for all panels, which share the y axis
     handles = [figures.legend_handle(str(value), style) for value, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(8, len(handles)))
     ends = "Means end where the shortest run does." if data.sizes["batch_size"] > 1 else ""
@@ -92,21 +94,15 @@ def style_of(value: Any, place: int) -> figures.Style:
 
 
 def heat_map(data: xr.Dataset, drawing: GridDrawing, dataset: str) -> Figure:
-    """Mean test accuracy over two axes, with the number of seeds and of trials in every cell."""
+    """Mean test accuracy over two axes, with the numbers of seeds, trials and diverged trials in every cell."""
     rows, columns = (data[axis].values for axis in drawing.heat_map)
     means = np.full((len(rows), len(columns)), np.nan)
     figure = Figure(figsize=(1.3 * len(columns) + 3, 0.8 * len(rows) + 2.2), layout="constrained")
     axes = figure.subplots()
     for (i, row), (j, column) in ((r, c) for r in enumerate(rows) for c in enumerate(columns)):
         at = dict(zip(drawing.heat_map, (row, column), strict=True))
-        found = runs_at(data, at).test_accuracy
-        seeds = sum(runs_at(data, {**at, "seed": seed}).sizes["run"] > 0 for seed in data.seed.values)
-        if "seed" in at:
-            seeds = int(found.size > 0)
-        if found.size:
-            means[i, j] = found.mean()
-            text = f"{means[i, j]:.1f}\n{seeds} seed{'s' if seeds > 1 else ''}"
-            text += f", {found.size} trials" if found.size > seeds else ""
+        if text := cell_text(data, at):
+            means[i, j] = completed(runs_at(data, at)).test_accuracy.mean()
             box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "boxstyle": "round,pad=0.2"}
             axes.text(j, i, text, ha="center", va="center", fontsize=8, bbox=box)
     shown = axes.imshow(means, cmap="cividis", aspect="auto")
@@ -118,6 +114,20 @@ def heat_map(data: xr.Dataset, drawing: GridDrawing, dataset: str) -> Figure:
     return figure
 
 
+def cell_text(data: xr.Dataset, at: Mapping[str, Any]) -> str:
+    """A heat map's cell in words: the mean test accuracy, over how many, and what it leaves out; empty for none."""
+    runs = runs_at(data, at)
+    kept, lines = completed(runs), []
+    if kept.sizes["run"]:
+        of_seeds = [at["seed"]] if "seed" in at else data.seed.values
+        seeds = sum(completed(runs_at(data, {**at, "seed": seed})).sizes["run"] > 0 for seed in of_seeds)
+        trials = f", {kept.sizes['run']} trials" if kept.sizes["run"] > seeds else ""
+        lines = [f"{float(kept.test_accuracy.mean()):.1f}", f"{seeds} seed{'s' if seeds > 1 else ''}{trials}"]
+    if diverged := int(runs.diverged.sum()):
+        lines.append(f"{diverged} diverged")
+    return "\n".join(lines)
+
+
 def table(loaded: Loaded) -> list[dict[str, Any]]:
     """A line a distinct setting, over seeds, the best mean test accuracy first."""
     groups: dict[tuple[str, ...], list[float]] = {}
@@ -127,11 +137,12 @@ def table(loaded: Loaded) -> list[dict[str, Any]]:
             groups.setdefault(settings, []).append(result.test_accuracy)
     rows = []
     for settings, accuracies in groups.items():
-        interval = mean_interval(accuracies)
+        interval = mean_interval(accuracies)  # which leaves out NaN, the test accuracy of a trial that diverged
         row: dict[str, Any] = dict(zip(AXES, settings, strict=False))
-        row |= {"seeds": len(accuracies), "test_mean": float(interval.mean)}
+        row |= {"seeds": int(interval.n), "diverged": len(accuracies) - int(interval.n)}
+        row |= {"test_mean": float(interval.mean)}
         rows.append(row | {"test_ci95_low": float(interval.low), "test_ci95_high": float(interval.high)})
-    return sorted(rows, key=lambda row: -row["test_mean"])
+    return sorted(rows, key=lambda row: -np.nan_to_num(row["test_mean"], nan=-np.inf))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.misclassified import draw_gallery
-from analysis.output import GalleryDrawing, Output, main
-from analysis.results import Loaded, by_epoch, finished
-from sweeps.intervals import mean_text
+from analysis.output import GalleryDrawing, Output, main, mean_cell
+from analysis.results import Loaded, best_run, by_epoch, completed, finished
 from sweeps.mnist import Mnist
 
 
@@ -30,20 +29,22 @@ def draw(selection: Mnist, stages: Sequence[Loaded], output: Output, drawing: Ga
             trial = loaded.trial(str(one.trial_id.item()))
             head = {"task": trial.task or "digits", "learning_rate": trial.learning_rate, "seed": int(seed)}
             trials.append({**head, **by_epoch(one)})
-        rows.append({"setting": setting, "seeds": runs.sizes["seed"], "test": mean_text(runs.test_accuracy.values)})
+        kept = completed(runs)
+        row = {"setting": setting, "seeds": kept.sizes["seed"], "diverged": int(runs.diverged.sum())}
+        rows.append({**row, "test": mean_cell(kept.test_accuracy.values)})
     figures.accuracy_legend(figure)
     figures.bottom_caption(figure, f"{selection.dataset}, logistic regression. {figures.caption(bands)}")
-    output.figure(figure, "mnist", missing=loaded.missing, pdf=True)
+    output.figure(figure, "mnist", loaded, pdf=True)
     output.json({"trials": trials}, "mnist")
     output.table(rows, "table")
     for task in ("digits", "even_odd"):
-        runs = loaded.data.sel(setting=[name for name in settings if name.startswith(task)])
-        if not runs.test_accuracy.notnull().any():
+        best = best_run(loaded.data.sel(setting=[name for name in settings if name.startswith(task)]))
+        if best is None:
+            print(f"No gallery of {task}: none of its trials has trained to the end.")
             continue
-        best = runs.isel(runs.test_accuracy.argmax(...))
         title = f"{selection.dataset}, {best.setting.item()}, seed {int(best.seed)} (best test accuracy)"
         gallery = draw_gallery(loaded, str(best.trial_id.item()), drawing.data_root, title)
-        output.figure(gallery, f"misclassified_{task}", missing=loaded.missing)
+        output.figure(gallery, f"misclassified_{task}", loaded)
 
 
 if __name__ == "__main__":

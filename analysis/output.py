@@ -6,18 +6,26 @@ import csv
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from analysis.results import Loaded, load
+from analysis.results import Loaded, any_finished, load
+from sweeps.intervals import mean_text
 from sweeps.options import Selection, exit_status, next_stage, parse
-from trainables.tracking import Store, sqlite_file
+from trainables.tracking import Store, missing_file
 from trainables.trial import BadInputError
+
+NAMED_AT_MOST = 3  # diverged trials named in a note
+NOTE_LETTERS = 14  # that fit in an inch of a figure's width, at size 8
+NOTHING = "–"  # in a table, where there is no value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +72,17 @@ class Output:
         self.written.append(path)
         return path
 
-    def figure(self, figure: Figure, name: str, *, missing: Sequence[str] = (), pdf: bool = False) -> None:
-        """Save `name`.png, and `name`.pdf if asked; a figure drawn with gaps says so."""
-        if missing:
-            figure.text(0.005, 0.995, f"incomplete: {len(missing)} trials missing", color="red", fontsize=8, va="top")
-        figure.savefig(self.path(f"{name}.png"), dpi=150)
+    def figure(self, figure: Figure, name: str, *stages: Loaded, pdf: bool = False) -> None:
+        """Save `name`.png, and `name`.pdf if asked; below it stands which trials of its stages it leaves out."""
+        lines = [
+            line for note in notes(stages) for line in textwrap.wrap(note, int(NOTE_LETTERS * figure.get_figwidth()))
+        ]
+        if lines:
+            figure.text(0.005, 0, "\n".join(lines), color="red", fontsize=8, va="top")
+        box = "tight" if lines else None  # the page grows downwards by the note, which so covers nothing
+        figure.savefig(self.path(f"{name}.png"), dpi=150, bbox_inches=box)
         if pdf:
-            figure.savefig(self.path(f"{name}.pdf"))
+            figure.savefig(self.path(f"{name}.pdf"), bbox_inches=box)
 
     def json(self, content: Any, name: str) -> None:
         """Save as JSON; a number that is not finite becomes null, as the format has no other."""
@@ -83,6 +95,22 @@ class Output:
             writer.writeheader()
             writer.writerows(rows)
         self.path(f"{name}.md").write_text(markdown(rows))
+
+
+def notes(stages: Sequence[Loaded]) -> list[str]:
+    """What the means over these stages' trials leave out, a sentence for each reason; none if they leave out none."""
+    missing = sum(len(stage.missing) for stage in stages)
+    diverged = [name for stage in stages for name in stage.diverged]
+    return [
+        *([f"incomplete: {missing} trials missing"] if missing else []),
+        *([diverged_note(diverged)] if diverged else []),
+    ]
+
+
+def diverged_note(names: Sequence[str]) -> str:
+    """How many trials diverged, and which, as far as they are few."""
+    named = "; ".join([*names[:NAMED_AT_MOST], *(["…"] if len(names) > NAMED_AT_MOST else [])])
+    return f"{len(names)} {'trial' if len(names) == 1 else 'trials'} diverged, not in the means: {named}"
 
 
 def finite(content: Any) -> Any:
@@ -99,8 +127,20 @@ def finite(content: Any) -> Any:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of equal keys as a Markdown table."""
     lines = [[*rows[0]], ["---"] * len(rows[0])]
-    lines += [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    lines += [[cell(value) for value in row.values()] for row in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def cell(value: Any) -> str:
+    """A value in a Markdown table."""
+    if isinstance(value, float):
+        return NOTHING if math.isnan(value) else f"{value:.2f}"
+    return str(value)
+
+
+def mean_cell(values: NDArray[np.floating]) -> str:
+    """Mean with the half width of its 95 % interval, of values `(trials,)`, as far as there are enough."""
+    return mean_text(values) if len(values) else NOTHING
 
 
 def browse(tracking_uri: str) -> str:
@@ -122,8 +162,7 @@ def main(
     def script() -> int:
         chosen, drawing = parse(selection, options, description)
         output = Output(drawing.out or Path("figures") / chosen.experiment)
-        file = sqlite_file(chosen.tracking_uri)
-        if file is not None and not file.exists():  # opening it would make it
+        if file := missing_file(chosen.tracking_uri):  # opening it would make it
             raise BadInputError(f"there are no trials yet in {file}; train them with: {chosen.command('sweeps')}")
         store = Store(chosen.tracking_uri)
         stages: list[Loaded] = []
@@ -132,7 +171,7 @@ def main(
             sweep, early = next_stage(sweeps)
             if sweep is None:
                 break
-            if stages and drawing.allow_missing and not any(store.reader()(trial) for trial in sweep.trials()):
+            if stages and drawing.allow_missing and not any_finished(sweep, store):
                 early = f"Drawn without {len(sweep.trials())} trials of a later stage, none of which is finished."
                 break
             stages.append(load(sweep, store, fill=chosen.command("sweeps"), allow_missing=drawing.allow_missing))
@@ -141,6 +180,8 @@ def main(
         print("\n".join(str(path) for path in output.written))
         if missing := sum(len(stage.missing) for stage in stages):
             print(f"Drawn without {missing} missing trials. Train them with: {chosen.command('sweeps')}")
+        if diverged := [name for stage in stages for name in stage.diverged]:
+            print(diverged_note(diverged))
         if early:
             print(early)
         print(f"Every trial's curves: {browse(chosen.tracking_uri)}")

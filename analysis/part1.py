@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from trainables.architectures import ARCHITECTURES, Conv, Linear, build, output_
 from trainables.trial import BadInputError, check_positive
 
 CLASSES = 10
+MOST_INPUTS = 10_000_000  # numbers in an image; the networks are built, so they must fit in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ def built(architecture: str, input_shape: tuple[int, int, int]) -> tuple[int, in
 def parse_shape(text: str) -> tuple[int, int, int]:
     """`"1x32x32"` → `(1, 32, 32)`."""
     parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
         raise BadInputError(f"input '{text}' is not a shape; write CHANNELSxHEIGHTxWIDTH, such as 1x32x32")
     channels, height, width = map(int, parts)
     return channels, height, width
@@ -95,6 +97,8 @@ def count(options: Part1) -> int:
     for text in options.inputs:
         for architecture in ARCHITECTURES:
             shape = parse_shape(text)
+            if math.prod(shape) > MOST_INPUTS:
+                raise BadInputError(f"input {text} has over {MOST_INPUTS:,} numbers; give a smaller one")
             try:
                 as_built = sum(built(architecture, shape))
             except ValueError as error:

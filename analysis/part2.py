@@ -17,6 +17,8 @@ from analysis.output import Output
 from sweeps.options import exit_status
 from trainables.trial import BadInputError, check_positive
 
+MOST_COLUMNS = 100  # of tiles in the figure
+
 
 def convolve(images: NDArray[Any], kernels: NDArray[Any]) -> NDArray[Any]:
     """Cross-correlation without padding, stride 1, as in `torch.conv2d`, without a loop over pixels.
@@ -83,7 +85,7 @@ def read(path: Path, name: str) -> NDArray[Any]:
     try:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise BadInputError(f"the {name} file {path} cannot be read ({error}); give a .npy file of numbers") from None
     if not isinstance(array, np.ndarray):
         raise BadInputError(f"the {name} file {path} holds several arrays; give a .npy file with one")
@@ -122,6 +124,8 @@ def main(options: Part2) -> int:
     images = default_images() if options.images is None else read(options.images, "input")
     kernels = default_kernels() if options.kernels is None else read(options.kernels, "kernel")
     outputs = convolve(images, kernels)
+    if len(kernels) > MOST_COLUMNS:
+        raise BadInputError(f"{len(kernels)} kernels do not fit in a figure; give {MOST_COLUMNS} at most")
     output = Output(options.out)
     with output.writing():
         output.figure(grid(outputs[: options.show]), "part2")

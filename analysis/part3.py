@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from analysis import figures
 from analysis.output import Drawing, Output, main
-from analysis.results import Loaded, finished
+from analysis.results import Loaded, best_run, completed, diverged_seeds, finished, mean_curve
 from sweeps.intervals import mean_interval
 from sweeps.part3 import Part3
 
@@ -20,32 +23,37 @@ def draw(selection: Part3, stages: Sequence[Loaded], output: Output, drawing: Dr
     [loaded] = stages
     per_epoch = loaded.data.sizes["step"] / selection.epochs
     last_epoch = slice(-max(1, round(per_epoch)), None)
-    output.figure(comparison(loaded.data, last_epoch, selection.dataset), "part3", missing=loaded.missing, pdf=True)
+    output.figure(comparison(loaded.data, last_epoch, selection.dataset), "part3", loaded, pdf=True)
     rows = []
     for architecture in present(loaded.data):
         runs = finished(loaded.data, architecture=architecture)
-        best = runs.isel(seed=int(runs.test_accuracy.argmax("seed")))
-        weights = loaded.results[str(best.trial_id.item())].first_layer
-        title = (
-            f"{architecture}, first layer of the best run "
-            f"(seed {int(best.seed)}, test accuracy {float(best.test_accuracy):.2f} %)"
-        )
-        tiles = figures.tile_figure(figures.tiles(weights), title)
-        output.figure(tiles, f"weights_{architecture}", missing=loaded.missing)
-        means = runs.mean("seed", skipna=False)  # a diverged run shows, as null
-        output.json(
-            {
-                "name": architecture,
-                "loss_curve": means.train_loss.values.tolist(),
-                "train_acc_curve": means.train_accuracy.values.tolist(),
-                "val_acc_curve": means.val_accuracy.values.tolist(),
-                "test_acc": float(best.test_accuracy),
-                "weights": weights.tolist(),
-            },
-            f"part3_{architecture}",
-        )
+        weights = None
+        if (best := best_run(runs)) is None:
+            print(f"All trials of {architecture} diverged: there is no best run whose weights could be drawn.")
+        else:
+            weights = loaded.results[str(best.trial_id.item())].first_layer
+            title = (
+                f"{architecture}, first layer of the best run "
+                f"(seed {int(best.seed)}, test accuracy {float(best.test_accuracy):.2f} %)"
+            )
+            output.figure(figures.tile_figure(figures.tiles(weights), title), f"weights_{architecture}", loaded)
+        output.json(export(architecture, runs, weights), f"part3_{architecture}")
         rows.append(row(architecture, runs, last_epoch))
     output.table(rows, "table")
+
+
+def export(architecture: str, runs: xr.Dataset, weights: NDArray[np.floating] | None) -> dict[str, Any]:
+    """The report's format: means over the seeds that did not diverge, which are named if there are any others."""
+    kept = completed(runs)
+    return {
+        "name": architecture,
+        "loss_curve": mean_curve(kept.train_loss),
+        "train_acc_curve": mean_curve(kept.train_accuracy),
+        "val_acc_curve": mean_curve(kept.val_accuracy),
+        "test_acc": float(runs.test_accuracy.max()),
+        "weights": None if weights is None else weights.tolist(),
+        **({"diverged_seeds": diverged_seeds(runs)} if runs.diverged.any() else {}),
+    }
 
 
 def present(data: xr.Dataset) -> list[str]:
@@ -55,15 +63,17 @@ def present(data: xr.Dataset) -> list[str]:
 
 def row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str, str | int | float]:
     """One architecture's line of the table. Only `best_test` is selected on test data, as the report asks."""
-    test = mean_interval(runs.test_accuracy.values)
-    validation = mean_interval(runs.val_accuracy.isel(step=last_epoch).mean("step").values)
+    kept = completed(runs)
+    test = mean_interval(kept.test_accuracy.values)
+    validation = mean_interval(kept.val_accuracy.isel(step=last_epoch).mean("step").values)
     return {
         "architecture": architecture,
         "seeds": int(test.n),
+        "diverged": int(runs.diverged.sum()),
         "test_mean": float(test.mean),
         "test_ci95_low": float(test.low),
         "test_ci95_high": float(test.high),
-        "test_sd": float(runs.test_accuracy.std("seed", ddof=1)) if test.n > 1 else float("nan"),
+        "test_sd": float(kept.test_accuracy.std("seed", ddof=1)) if test.n > 1 else float("nan"),
         "best_test": float(runs.test_accuracy.max()),
         "val_mean_last_epoch": float(validation.mean),
     }
@@ -78,15 +88,16 @@ def comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
         style = figures.STYLES[architecture]
         runs = finished(data, architecture=architecture)
         loss, train, validation = (
-            figures.band(runs[quantity]) for quantity in ("train_loss", "train_accuracy", "val_accuracy")
+            figures.band(runs, quantity) for quantity in ("train_loss", "train_accuracy", "val_accuracy")
         )
         figures.draw_band(loss_axes, loss, style)
         figures.draw_band(accuracy_axes, train, style)
         figures.draw_band(accuracy_axes, validation, style, dashed=True)
         path_axes.plot(train.mean, validation.mean, color=style.color, linewidth=1.2)
         path_axes.plot(train.mean[-1], validation.mean[-1], marker=style.marker, color=style.color, markeredgecolor="k")
-        final_train = runs.train_accuracy.isel(step=last_epoch).mean("step").values
-        figures.draw_point(point_axes, final_train, runs.test_accuracy.values, style)
+        kept = completed(runs)
+        final_train = kept.train_accuracy.isel(step=last_epoch).mean("step").values
+        figures.draw_point(point_axes, final_train, kept.test_accuracy.values, style)
         losses.append(loss)
         accuracies += [train, validation]
     figures.limit_to(loss_axes, losses)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import figures
-from analysis.output import Drawing, Output, main
-from analysis.results import Loaded, finished
+from analysis.output import NOTHING, Drawing, Output, main
+from analysis.results import Loaded, completed, diverged_seeds, finished, mean_curve
 from sweeps.part4 import Part4
 
 ACTIVATIONS = ("relu", "sigmoid")
@@ -21,44 +23,63 @@ def draw(selection: Part4, stages: Sequence[Loaded], output: Output, drawing: Dr
     [loaded] = stages
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     panels = dict(zip(("train_loss", "gradient_norm"), figure.subplots(1, 2), strict=True))
-    bands, rows = [], []
+    bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
+    rows = []
     for architecture in selection.architectures:
-        curves = {}
-        for activation in ACTIVATIONS:
-            runs = finished(loaded.data, architecture=architecture, activation=activation)
-            if runs.sizes["seed"] == 0:
-                continue
+        runs = {name: finished(loaded.data, architecture=architecture, activation=name) for name in ACTIVATIONS}
+        for activation, found in runs.items():
             for quantity, axes in panels.items():
-                bands.append(figures.band(runs[quantity]))
-                figures.draw_band(axes, bands[-1], figures.STYLES[architecture], dashed=activation == "sigmoid")
-                curves[activation, quantity] = runs[quantity].mean("seed", skipna=False).values
-        if len(curves) == 4:
-            output.json(export(architecture, curves), f"part4_{architecture}")
-            medians = [float(np.median(curves[activation, "gradient_norm"])) for activation in ACTIVATIONS]
-            row = {f"{name}_median_gradient": f"{value:.3g}" for name, value in zip(ACTIVATIONS, medians, strict=True)}
-            ratio = medians[0] / medians[1] if medians[1] else float("inf")
-            rows.append({"architecture": architecture, **row, "relu_over_sigmoid": f"{ratio:.3g}"})
+                if found.sizes["seed"]:
+                    bands[quantity].append(figures.band(found, quantity))
+                    style = figures.STYLES[architecture]
+                    figures.draw_band(axes, bands[quantity][-1], style, dashed=activation == "sigmoid")
+        if all(found.sizes["seed"] for found in runs.values()):
+            output.json(export(architecture, runs), f"part4_{architecture}")
+            rows.append(row(architecture, runs))
     panels["gradient_norm"].set_yscale("log")
+    for quantity, axes in panels.items():
+        figures.limit_to(axes, bands[quantity])
     figures.label(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
     figures.label(panels["gradient_norm"], "optimiser step", "gradient norm, first layer", "Gradient magnitude")
     handles = [figures.legend_handle(name, figures.STYLES[name]) for name in selection.architectures]
     lines = [Line2D([], [], color="grey", label="relu"), Line2D([], [], color="grey", ls="--", label="sigmoid")]
     figure.legend(handles=handles + lines, loc="outside upper center", ncols=len(handles) + 2)
-    figures.bottom_caption(figure, f"{selection.dataset}. {figures.caption(bands)}")
-    output.figure(figure, "part4", missing=loaded.missing, pdf=True)
+    figures.bottom_caption(figure, f"{selection.dataset}. {figures.caption(bands['train_loss'])}")
+    output.figure(figure, "part4", loaded, pdf=True)
     if rows:
         output.table(rows, "table")
 
 
-def export(architecture: str, curves: dict[tuple[str, str], np.ndarray]) -> dict[str, object]:
-    """The report's format."""
+def export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """The report's format, from an architecture's trials by activation; the seeds that diverged if there are any."""
+    kept = {activation: completed(found) for activation, found in runs.items()}
+    diverged = {activation: seeds for activation, found in runs.items() if (seeds := diverged_seeds(found))}
     return {
         "name": architecture,
-        "relu_loss_curve": curves["relu", "train_loss"].tolist(),
-        "sigmoid_loss_curve": curves["sigmoid", "train_loss"].tolist(),
-        "relu_grad_curve": curves["relu", "gradient_norm"].tolist(),
-        "sigmoid_grad_curve": curves["sigmoid", "gradient_norm"].tolist(),
+        "relu_loss_curve": mean_curve(kept["relu"].train_loss),
+        "sigmoid_loss_curve": mean_curve(kept["sigmoid"].train_loss),
+        "relu_grad_curve": mean_curve(kept["relu"].gradient_norm),
+        "sigmoid_grad_curve": mean_curve(kept["sigmoid"].gradient_norm),
+        **({"diverged_seeds": diverged} if diverged else {}),
     }
+
+
+def row(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """One architecture's line of the table: medians over the steps of its mean gradient norms, and their ratio."""
+    curves = {activation: mean_curve(completed(found).gradient_norm) for activation, found in runs.items()}
+    medians = {activation: float(np.median(curve)) if curve else np.nan for activation, curve in curves.items()}
+    ratio = medians["relu"] / medians["sigmoid"] if medians["sigmoid"] else np.inf
+    return {
+        "architecture": architecture,
+        "diverged": sum(int(found.diverged.sum()) for found in runs.values()),
+        **{f"{activation}_median_gradient": digits(median) for activation, median in medians.items()},
+        "relu_over_sigmoid": digits(ratio),
+    }
+
+
+def digits(value: float) -> str:
+    """Three significant digits, a dash for NaN."""
+    return NOTHING if np.isnan(value) else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.output import Drawing, Output, main
-from analysis.results import Loaded, finished, load
-from sweeps.intervals import mean_text
+from analysis.output import NOTHING, Drawing, Output, diverged_note, main, mean_cell
+from analysis.results import Loaded, any_finished, completed, diverged_seeds, finished, load, mean_curve
 from sweeps.part3 import Part3
 from sweeps.part5 import RATES, Part5
 
@@ -35,35 +34,24 @@ class Part5Drawing(Drawing):
 def draw(selection: Part5, stages: Sequence[Loaded], output: Output, drawing: Part5Drawing) -> None:
     """Write the constant rates, the schedule, the export and the comparison with Adam."""
     constant, *scheduled = stages
-    output.figure(draw_constant(selection, constant), "part5", missing=constant.missing, pdf=True)
+    output.figure(draw_constant(selection, constant), "part5", constant, pdf=True)
     runs = {EXPORT_NAMES[rate]: finished(constant.data, learning_rate=rate) for rate in RATES}
-    output.json(
-        {
-            "name": selection.architecture,
-            **{f"loss_curve_{rate}": mean_curve(found.train_loss) for rate, found in runs.items()},
-            **{f"val_acc_curve_{rate}": mean_curve(found.val_accuracy) for rate, found in runs.items()},
-        },
-        f"part5_{selection.architecture}",
-    )
+    output.json(export(selection.architecture, runs), f"part5_{selection.architecture}")
     compared: dict[str, tuple[xr.Dataset, int]] = {}
     if scheduled:
-        output.figure(
-            draw_schedule(selection, scheduled),
-            "schedule",
-            missing=[name for stage in scheduled for name in stage.missing],
-            pdf=True,
-        )
+        output.figure(draw_schedule(selection, scheduled), "schedule", *scheduled, pdf=True)
         for stage in scheduled:
             [name] = stage.data.schedule.values
             compared[f"SGD {name}"] = (finished(stage.data, schedule=name), selection.schedule_epochs)
     adam = part3_selection(selection, drawing)
-    sweep, recorded = adam.sweep(), constant.store.recorded()
-    if any(run.finished for trial in sweep.trials() for run in recorded.get(trial.id, [])):
-        loaded = load(sweep, constant.store, fill=adam.command("sweeps"), allow_missing=True)
+    if any_finished(adam.sweep(), constant.store):
+        loaded = load(adam.sweep(), constant.store, fill=adam.command("sweeps"), allow_missing=True)
         found = finished(loaded.data, architecture=selection.architecture)
         compared[f"Adam {adam.learning_rate:g}"] = (found, adam.epochs)
         if loaded.missing:
             print(f"Part 3 has {len(loaded.missing)} trials less to compare with; train: {adam.command('sweeps')}")
+        if loaded.diverged:
+            print(f"Of part 3, {diverged_note(loaded.diverged)}")
     else:
         print(f"No trials of part 3 to compare with; train them with: {adam.command('sweeps')}")
     if compared:
@@ -71,9 +59,16 @@ def draw(selection: Part5, stages: Sequence[Loaded], output: Output, drawing: Pa
         output.table(rows, "table")
 
 
-def mean_curve(curves: xr.DataArray) -> list[float]:
-    """The mean over seeds, NaN where one has diverged; empty where no seed is there."""
-    return curves.mean("seed", skipna=False).values.tolist() if curves.sizes["seed"] else []
+def export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """The report's format, from the trials by rate as it spells them; the seeds that diverged if there are any."""
+    kept = {rate: completed(found) for rate, found in runs.items()}
+    diverged = {rate: seeds for rate, found in runs.items() if (seeds := diverged_seeds(found))}
+    return {
+        "name": architecture,
+        **{f"loss_curve_{rate}": mean_curve(found.train_loss) for rate, found in kept.items()},
+        **{f"val_acc_curve_{rate}": mean_curve(found.val_accuracy) for rate, found in kept.items()},
+        **({"diverged_seeds": diverged} if diverged else {}),
+    }
 
 
 def part3_selection(selection: Part5, drawing: Part5Drawing) -> Part3:
@@ -101,7 +96,7 @@ def draw_constant(selection: Part5, loaded: Loaded) -> Figure:
         runs = finished(loaded.data, learning_rate=rate)
         if runs.sizes["seed"]:
             for quantity, axes in panels.items():
-                bands[quantity].append(figures.band(runs[quantity]))
+                bands[quantity].append(figures.band(runs, quantity))
                 figures.draw_band(axes, bands[quantity][-1], style)
     figures.label(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
     figures.label(panels["val_accuracy"], "optimiser step", "validation accuracy (%)", "Validation accuracy")
@@ -120,7 +115,7 @@ def draw_schedule(selection: Part5, stages: Sequence[Loaded]) -> Figure:
     bands, handles = [], []
     for stage, style in zip(stages, figures.PALETTE, strict=False):
         [name] = stage.data.schedule.values
-        bands.append(figures.band(finished(stage.data, schedule=name).val_accuracy))
+        bands.append(figures.band(finished(stage.data, schedule=name), "val_accuracy"))
         figures.draw_band(axes, bands[-1], style)
         handles.append(figures.legend_handle(str(name), style))
         for step, _ in stage.sweep.trials()[0].milestones:
@@ -133,21 +128,24 @@ def draw_schedule(selection: Part5, stages: Sequence[Loaded]) -> Figure:
 
 def row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float]) -> dict[str, Any]:
     """Test accuracy, and the epochs after which the mean validation curve first reaches each target."""
-    present = runs.dropna("step", how="all", subset=["val_accuracy"])
-    curve = present.val_accuracy.mean("seed", skipna=False).values
-    steps_per_epoch = float(present.step[-1]) / epochs
-    reached = {}
-    for target in targets:
-        above = np.flatnonzero(curve >= target)
-        first = f"{float(present.step[above[0]]) / steps_per_epoch:.2f}" if len(above) else "never"
-        reached[f"epochs_to_{target:g}"] = first
+    kept = completed(runs)
     return {
         "optimiser": name,
-        "seeds": runs.sizes["seed"],
+        "seeds": kept.sizes["seed"],
+        "diverged": int(runs.diverged.sum()),
         "epochs": epochs,
-        "test_accuracy": mean_text(runs.test_accuracy.values),
-        **reached,
+        "test_accuracy": mean_cell(kept.test_accuracy.values),
+        **{f"epochs_to_{target:g}": epochs_to(target, kept, epochs) for target in targets},
     }
+
+
+def epochs_to(target: float, runs: xr.Dataset, epochs: int) -> str:
+    """Epochs until the mean validation accuracy of complete runs of `epochs` epochs first reaches a target (%)."""
+    present = runs.dropna("step", how="all", subset=["val_accuracy"])
+    above = np.flatnonzero(np.array(mean_curve(present.val_accuracy)) >= target)
+    if runs.sizes["seed"] == 0:
+        return NOTHING
+    return f"{float(present.step[above[0]] / present.step[-1]) * epochs:.2f}" if len(above) else "never"
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ class Loaded:
     """A sweep's results.
 
     Attributes:
-        data: A variable for each recorded quantity, with the sweep's axes and `step` as dimensions; `test_accuracy`
-            and `trial_id` with the axes alone. NaN and "" where a trial is missing.
+        data: A variable for each recorded quantity, with the sweep's axes and `step` as dimensions; `test_accuracy`,
+            `trial_id` and `diverged` with the axes alone. NaN, "" and False where a trial is missing; NaN after the
+            last record of a trial that diverged, and as its test accuracy.
         results: trial id → its exact result.
         missing: Readable names of the trials that are not there, empty unless that was allowed.
         sweep: Where all this comes from.
@@ -41,6 +42,12 @@ class Loaded:
     sweep: Sweep
     store: Store
     runs: Mapping[str, Recorded]
+
+    @property
+    def diverged(self) -> list[str]:
+        """Readable names of the trials that diverged, in the sweep's order."""
+        diverged = {trial_id for trial_id, result in self.results.items() if result.diverged}
+        return [name for trial_id, name in self.sweep.labels().items() if trial_id in diverged]
 
     def trial(self, trial_id: str) -> Trial:
         """The trial of an id."""
@@ -105,12 +112,14 @@ def to_dataset(sweep: Sweep, results: Mapping[str, Result]) -> xr.Dataset:
     quantities = list(dict.fromkeys(name for result in results.values() for name in result.curves))
     curves = {name: np.full((*shape, len(steps)), np.nan) for name in quantities}
     test_accuracy = np.full(shape, np.nan)
+    diverged = np.full(shape, False)
     ids = np.full(shape, "", dtype="<U16")
     for index, (_, trial) in zip(np.ndindex(shape), sweep.cells(), strict=True):
         check_trial(trial, results.get(trial.id))
         if (result := results.get(trial.id)) is not None:
             ids[index] = trial.id
             test_accuracy[index] = result.test_accuracy
+            diverged[index] = result.diverged
             where = np.searchsorted(steps, result.steps)
             for name, curve in result.curves.items():
                 curves[name][index][where] = curve
@@ -119,6 +128,7 @@ def to_dataset(sweep: Sweep, results: Mapping[str, Result]) -> xr.Dataset:
             **{name: ([*dims, "step"], curve) for name, curve in curves.items()},
             "test_accuracy": (dims, test_accuracy),
             "trial_id": (dims, ids),
+            "diverged": (dims, diverged),
         },
         coords={**{name: list(values) for name, values in sweep.axes.items()}, "step": steps},
     )
@@ -137,14 +147,46 @@ def check_trial(trial: Trial, result: Result | None) -> None:
 
 
 def finished(data: xr.Dataset, **values: Any) -> xr.Dataset:
-    """The finished trials at these values of all axes but the seed, along `seed`: none of them is missing."""
+    """The finished trials at these values of all axes but the seed, along `seed`: none of them is missing.
+
+    Those that diverged are among them. `completed` leaves them out, which every mean must do.
+    """
     runs = data.sel(values)
     return runs.isel(seed=(runs.trial_id != "").values)
 
 
-def by_epoch(runs: xr.Dataset) -> dict[str, list[float]]:
-    """A run's accuracies on the whole sets after every epoch, in the exports' format."""
+def completed(runs: xr.Dataset) -> xr.Dataset:
+    """Those of finished trials, along one dimension, that trained to the end: none of them diverged."""
+    return runs.isel({runs.diverged.dims[0]: ~runs.diverged.values})
+
+
+def diverged_seeds(runs: xr.Dataset) -> list[int]:
+    """The seeds of the trials along `seed` that diverged."""
+    return [int(seed) for seed in runs.seed.values[runs.diverged.values]]
+
+
+def best_run(data: xr.Dataset) -> xr.Dataset | None:
+    """The trial with the highest test accuracy; None where all trials are missing or diverged."""
+    if not data.test_accuracy.notnull().any():
+        return None
+    return data.isel(data.test_accuracy.argmax(...))
+
+
+def mean_curve(curves: xr.DataArray) -> list[float]:
+    """The mean over seeds, NaN where a value is not finite; empty where no seed is there."""
+    return curves.mean("seed", skipna=False).values.tolist() if curves.sizes["seed"] else []
+
+
+def any_finished(sweep: Sweep, store: Store) -> bool:
+    """Whether the store has at least one of the sweep's trials."""
+    recorded = store.recorded()
+    return any(run.finished for trial in sweep.trials() for run in recorded.get(trial.id, []))
+
+
+def by_epoch(run: xr.Dataset) -> dict[str, Any]:
+    """A run's accuracies on the whole sets after every epoch, in the exports' format; one that diverged says so."""
     return {
-        "train_accuracy": runs.train_set_accuracy.dropna("step").values.tolist(),
-        "test_accuracy": runs.test_set_accuracy.dropna("step").values.tolist(),
+        "train_accuracy": run.train_set_accuracy.dropna("step").values.tolist(),
+        "test_accuracy": run.test_set_accuracy.dropna("step").values.tolist(),
+        **({"diverged": True} if run.diverged else {}),
     }

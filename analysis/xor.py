@@ -32,9 +32,9 @@ def draw(selection: Xor, stages: Sequence[Loaded], output: Output, drawing: Draw
     ]
     report = [row for row in rows if row["seed"] == REPORT_SEED]
     output.json({"report": [without_seed(row) for row in report], "seeds": rows}, "xor")
-    output.figure(surfaces(loaded, report), "surfaces", missing=loaded.missing)
-    output.figure(loss_curves(loaded.data), "loss", missing=loaded.missing)
-    output.figure(by_sigma(rows, selection), "xor", missing=loaded.missing, pdf=True)
+    output.figure(surfaces(loaded, report), "surfaces", loaded)
+    output.figure(loss_curves(loaded.data), "loss", loaded)
+    output.figure(by_sigma(rows, selection), "xor", loaded, pdf=True)
     output.table(table(rows, selection), "table")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
 import signal
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -22,31 +25,65 @@ if not os.environ.get("RAY_ADDRESS"):  # our own cluster of one machine answers 
 import ray
 import torch
 from ray import tune
+from ray._private import services
 from ray.tune import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from sweeps.options import stop_on_sigterm
+from sweeps.options import stop_on_signals
 from sweeps.resources import Node, Share
 from trainables.datasets import Dataset
 from trainables.trainable import Settings, trainable
 from trainables.trial import BadInputError, Trial
 
-RETRIES = 2  # of a trial that fails, each from its last checkpoint
+# A trial whose process dies is started again from its last checkpoint, as often as it comes further (`STARTS` in the
+# trainable); this ends those that die before they can count.
+MOST_STARTS = 50
 PACKAGE = Path(__file__).resolve().parent.parent / "trainables"  # all that workers import
 
 
-def connect(address: str | None, machine: Node) -> list[Node]:
-    """Start Ray on this machine, or join the cluster at `address`; its living nodes.
+@dataclass(frozen=True)
+class Ending:
+    """What came of a trial that was not stopped.
+
+    Attributes:
+        error: Why it could not be trained.
+        kept: Why its result is not in the store.
+        notes: What else a person should know.
+    """
+
+    error: str | None = None
+    kept: str | None = None
+    notes: Sequence[str] = ()
+
+
+def private_folder(storage: Path) -> Path:
+    """Where Ray keeps sockets and logs for sweeps with this storage: short, as socket paths must be.
+
+    The same for every driver of the storage, so that the next one clears away what a killed one has left.
+    """
+    name = hashlib.sha256(str(storage).encode()).hexdigest()[:8]
+    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / f"neural-sweeps-{os.getuid()}-{name}"
+
+
+def connect(address: str | None, machine: Node, folder: Path) -> list[Node]:
+    """Start Ray on this machine with its files in `folder`, or join the cluster at `address`; its living nodes.
 
     Raises:
         BadInputError: There is no cluster at `address`.
     """
     for name in ("ray", "ray.tune", "ray.air"):  # what fails is reported in our own summary
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
-        ray.init("local", num_cpus=int(machine.cpus), num_gpus=int(machine.gpus), include_dashboard=False, **quiet)
+        cpus, gpus = int(machine.cpus), int(machine.gpus)
+        # Outside this process group: a signal to the group (`timeout python sweeps/…`, a closed terminal) is meant for
+        # the driver, which stops the others in order. It could not if the same signal had ended Ray's processes.
+        popen = partial(services.ConsolePopen, process_group=0)
+        with mock.patch.object(services, "ConsolePopen", popen):
+            ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=str(folder), **quiet)
     else:
         try:
             ray.init(address, runtime_env={"py_modules": [str(PACKAGE)]}, **quiet)
@@ -55,7 +92,7 @@ def connect(address: str | None, machine: Node) -> list[Node]:
             raise BadInputError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start it, or unset RAY_ADDRESS"
             ) from None
-    stop_on_sigterm()  # Ray has put its own handler in the place of ours
+    stop_on_signals()  # Ray has put its own handler in the place of ours
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
 
@@ -66,9 +103,10 @@ def check_gpu() -> None:
         raise BadInputError("torch finds no usable GPU on this machine; train on the CPU with --gpus-per-trial 0")
 
 
-def disconnect() -> None:
-    """Stop Ray on this machine, or leave the cluster."""
+def disconnect(folder: Path) -> None:
+    """Stop Ray on this machine, or leave the cluster, and clear away what it kept in `folder`."""
     ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def train(
@@ -77,18 +115,16 @@ def train(
     data: Dataset | None,
     settings: Settings,
     share: Share,
-    storage: Path,
+    folder: Path,
     console: Console,
-) -> dict[str, str]:
-    """Train the trials, `share.at_once` at a time, each retried from its checkpoint if it fails.
+) -> dict[str, Ending]:
+    """Train the trials, `share.at_once` at a time; Tune's own files, which nobody needs afterwards, go to `folder`.
 
     Returns:
-        trial id → what went wrong, for those that failed to the last. Trials stopped by Ctrl-C are not among them.
+        trial id → what came of it. Trials stopped by Ctrl-C are not among them.
     """
     by_id = {trial.id: trial for trial in trials}  # Tune's search space takes plain values, so it names trials by id
     on_interrupt = signal.getsignal(signal.SIGINT)  # Tune leaves its own handler in place
-    folder = storage / "ray"
-    name = f"{time.time_ns()}"
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -111,24 +147,30 @@ def train(
                 trial_dirname_creator=lambda t: str(t.config["trial_id"]),
             ),
             run_config=tune.RunConfig(
-                name=name,
+                name="tune",
                 storage_path=str(folder),
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                failure_config=tune.FailureConfig(max_failures=MOST_STARTS),
                 callbacks=[Bar(progress, trials)],
                 verbose=0,
             ),
         ).fit()
     signal.signal(signal.SIGINT, on_interrupt)
-    errors = {
-        result.config["trial_id"]: str(result.error).strip().splitlines()[-1]
-        for result in (results[index] for index in range(len(results)))
-        if result.error is not None and result.config is not None
-    }
-    if errors:
-        console.print(f"Full error messages: {folder / name}", highlight=False)
-    else:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return errors
+    shutil.rmtree(folder / "tune", ignore_errors=True)
+    found = (results[index] for index in range(len(results)))
+    return {result.config["trial_id"]: ending(result) for result in found if result.config and ended(result)}
+
+
+def ended(result: tune.Result) -> bool:
+    """Whether a trial came to an end of its own."""
+    return result.error is not None or (result.metrics or {}).get("ended", False)
+
+
+def ending(result: tune.Result) -> Ending:
+    """What the trial's last report said, or what Tune says of one that could not report."""
+    if result.error is not None:
+        return Ending(error=str(result.error).strip().splitlines()[-1])
+    metrics = result.metrics or {}
+    return Ending(metrics.get("error"), metrics.get("kept"), metrics.get("notes", ()))
 
 
 class Bar(Callback):
@@ -164,7 +206,9 @@ class Bar(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.ended(trial.config["trial_id"])
-        self.done += 1
+        failed = bool((trial.last_result or {}).get("error"))
+        self.failed += failed
+        self.done += not failed
         self.draw()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

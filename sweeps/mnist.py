@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sweeps.options import ImageSelection, main
-from sweeps.sweep import Sweep
+from sweeps.sweep import Sweep, check_axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +26,14 @@ class Mnist(ImageSelection):
     """Of plain SGD on even against odd labels."""
 
     def sweep(self) -> Sweep:
-        settings = {f"digits · rate {rate:g}": {"learning_rate": rate} for rate in self.learning_rates}
+        check_axis("learning_rate", self.learning_rates)  # below, two that are the same would silently be one
+        settings = {f"digits · rate {rate}": {"learning_rate": rate} for rate in self.learning_rates}
         even_odd = {"task": "even_odd", "learning_rate": self.even_odd_rate}
         return Sweep(
             name=self.experiment,
             axes={
                 "seed": self.seed_range(),
-                "setting": {**settings, f"even_odd · rate {self.even_odd_rate:g}": even_odd},
+                "setting": {**settings, f"even_odd · rate {self.even_odd_rate}": even_odd},
             },
             fixed={
                 **self.image_settings(),

@@ -15,11 +15,12 @@ from typing import Any, ClassVar, TypeVar
 
 import tyro
 
-from sweeps.sweep import Sweep
+from sweeps.sweep import MOST_TRIALS, Sweep
 from trainables.result import Result
 from trainables.trial import IMAGE_DATASETS, BadInputError, Trial, check_choice, check_positive
 
 MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
+SMALLEST_SHARE = 0.01  # of a GPU: a hundred trials on one
 Stages = Generator[Sweep, None, str | None]
 Read = Callable[[Trial], Result | None]
 S = TypeVar("S", bound="Selection")
@@ -69,7 +70,7 @@ class Selection(ABC):
 
     def seed_range(self) -> range:
         """The seeds 0 to N−1."""
-        check_positive("--seeds", self.seeds, whole=True)
+        check_positive("--seeds", self.seeds, whole=True, most=MOST_TRIALS)
         return range(self.seeds)
 
     def command(self, room: str, running: Running | None = None) -> str:
@@ -123,6 +124,8 @@ class Running:
     """Fractions share a GPU. Default: 0.25 where a node has a GPU, else 0."""
     max_concurrent: int | None = None
     """At most this many trials at once. Default: as many as the resources allow."""
+    checkpoint_seconds: float = 60.0
+    """The most work a trial loses with its process; at an epoch's end it checkpoints after a twelfth of that."""
     dry_run: bool = False
     """Print what would run, and stop."""
 
@@ -131,14 +134,18 @@ class Running:
         check_positive("--cpus-per-trial", self.cpus_per_trial, whole=True)
         if self.max_concurrent is not None:
             check_positive("--max-concurrent", self.max_concurrent, whole=True)
+        check_positive("--checkpoint-seconds", self.checkpoint_seconds, whole=False)
         gpus = self.gpus_per_trial or 0.0
-        if not 0 <= gpus < float("inf") or (gpus > 1 and gpus != int(gpus)):
+        if not (gpus == 0 or SMALLEST_SHARE <= gpus <= 1 or (1 < gpus < float("inf") and gpus == int(gpus))):
             raise BadInputError(
-                f"--gpus-per-trial is {gpus}; it must be 0, a fraction up to 1, or a whole number of GPUs"
+                f"--gpus-per-trial is {gpus}; it must be 0, a fraction from {SMALLEST_SHARE} to 1, or a whole number "
+                "of GPUs"
             )
         storage = self.storage.absolute()
         try:
             existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
+            for name in storage.relative_to(existing).parts:
+                (existing / name).exists()  # raises where a name is too long to become a folder
             with tempfile.TemporaryFile(dir=existing):
                 pass
         except OSError as error:
@@ -153,8 +160,9 @@ def flags(options: Any, usual: Any) -> list[str]:
     for name in (f.name for f in fields(options)):
         value = getattr(options, name)
         if value != getattr(usual, name):
-            values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{name.replace('_', '-')}", *(str(v) for v in values)]
+            flag, values = f"--{name.replace('_', '-')}", value if isinstance(value, tuple) else (value,)
+            # a value such as the folder -x would be taken for an option if it stood alone
+            words += [f"{flag}={value}"] if str(value).startswith("-") else [flag, *(str(v) for v in values)]
     return words
 
 
@@ -192,18 +200,20 @@ def next_stage(stages: Stages) -> tuple[Sweep | None, str | None]:
         return None, end.value
 
 
-def stop_on_sigterm() -> None:
-    """Let SIGTERM do what Ctrl-C does: Ray Tune stops cleanly on SIGINT only."""
+def stop_on_signals() -> None:
+    """Let SIGTERM, and SIGHUP unless ignored (nohup), do what Ctrl-C does: Ray Tune stops cleanly on SIGINT only."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def exit_status(main: Callable[[], int]) -> int:
     """Run a script's main function: bad input becomes one sentence and status 2, Ctrl-C and SIGTERM status 130."""
-    stop_on_sigterm()
+    stop_on_signals()
     try:
         return main()
     except BadInputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).splitlines(), file=sys.stderr)  # a path or a library's reason may have several
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeps.options import ImageSelection, Read, Stages, main
+from sweeps.options import MAIN_ARCHITECTURES, ImageSelection, Read, Stages, main
 from sweeps.sweep import Axis, Sweep
-from trainables.trial import BadInputError, check_positive
+from trainables.trial import LARGEST, BadInputError, check_choice, check_positive
 
 Schedule = tuple[tuple[int, float], ...]
 RATES = (0.1, 0.01, 0.001)
@@ -83,35 +83,42 @@ class Part5(ImageSelection):
         for number, rate in enumerate(RATES[1:]):
             given = self.milestones[number : number + 1]
             step = given[0] if given else self.plateau_step(schedule, read)
-            if step is None:
-                return (
-                    f"No switch to rate {rate}: the validation curve before it is not finished, or has no plateau by "
-                    "the rule in sweeps/part5.py; train what is missing, train longer, or give steps with --milestones."
-                )
+            if isinstance(step, str):
+                return f"No switch to rate {rate}: {step}."
             schedule = (*schedule, (step, rate))
             yield self.scheduled(schedule)
         return None
 
-    def plateau_step(self, schedule: Schedule, read: Read) -> int | None:
-        """The step where the mean validation curve over seeds stops rising, after the schedule's last switch."""
+    def plateau_step(self, schedule: Schedule, read: Read) -> int | str:
+        """The step where the mean validation curve over seeds stops rising, after the schedule's last switch.
+
+        Returns:
+            If there is no such step, a clause that says why.
+        """
         sweep = self.scheduled(schedule) if schedule else self.sweep()
         trials = [trial for trial in sweep.trials() if trial.learning_rate == RATES[0]]
         results = [result for result in map(read, trials) if result is not None]
         if len(results) < len(trials):
-            return None
+            return "the trials before it are not finished; train what is missing, or give steps with --milestones"
+        labels = sweep.labels()
+        diverged = [labels[trial.id] for trial, result in zip(trials, results, strict=True) if result.diverged]
+        if diverged:
+            return f"{'; '.join(diverged)} diverged before it; give steps with --milestones"
         steps = results[0].steps
         curve = np.mean([result.curves["val_accuracy"] for result in results], axis=0)
         first = int(np.searchsorted(steps, schedule[-1][0], side="right")) if schedule else 0
         per_epoch = len(steps) / trials[0].epochs
         window, patience = (max(1, round(epochs * per_epoch)) for epochs in (WINDOW_EPOCHS, PATIENCE_EPOCHS))
         found = plateau(curve[first:], window, patience, TOLERANCE)
-        return None if found is None else int(steps[first + found - 1])
+        if found is None:
+            rule = "the validation curve before it has no plateau by the rule in sweeps/part5.py"
+            return f"{rule}; train longer, or give steps with --milestones"
+        return int(steps[first + found - 1])
 
     def check(self) -> None:
         """Raise `BadInputError` where an option is out of range."""
-        check_positive("--schedule-epochs", self.schedule_epochs, whole=True)
-        if self.architecture == "mlp_1":
-            raise BadInputError("--architecture is mlp_1, which part 5 leaves out; choose mlp_2, cnn_3, cnn_4 or cnn_5")
+        check_positive("--schedule-epochs", self.schedule_epochs, whole=True, most=LARGEST)
+        check_choice("architecture", self.architecture, MAIN_ARCHITECTURES[1:])
         if len(self.milestones) > len(RATES) - 1:
             raise BadInputError(f"--milestones has {len(self.milestones)} steps; give one or two")
         if list(self.milestones) != sorted({step for step in self.milestones if step > 0}):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,16 +19,24 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.claim import alive, claimed
 from sweeps.intervals import mean_text
 from sweeps.options import Running, Selection, next_stage
 from sweeps.resources import Share, share, this_machine
 from sweeps.sweep import Sweep
-from trainables.tracking import CHECKPOINTS, Recorded, Store, sqlite_file
+from trainables.checkpoints import TrialFolder, writing
+from trainables.tracking import Recorded, Store, TrackingError, missing_file, patiently, sqlite_file
 from trainables.trial import XOR, BadInputError, Trial
 
 if TYPE_CHECKING:
+    from sweeps.launch import Ending
     from trainables.datasets import Dataset
+    from trainables.delivery import Target
 
+# How long a store that went away while trials trained is waited for at the end. What it does not take by then stays
+# in the storage folder until the next command.
+PATIENCE_SECONDS = 120.0
+MOST_RECORDS = 10_000_000  # a curve; more would fill the memory before training starts
 console = Console()
 
 
@@ -63,8 +72,7 @@ def run(selection: Selection, running: Running) -> int:
     running.check()
     address = os.environ.get("RAY_ADDRESS")
     local_share = None if address else share(running, [this_machine()])
-    file = sqlite_file(selection.tracking_uri)
-    if running.dry_run and file is not None and not file.exists():  # a dry run makes no store
+    if running.dry_run and missing_file(selection.tracking_uri):  # a dry run makes no store
         report_plan(Plan(first, trials, {}))
         report_share(local_share)
         return 0
@@ -82,12 +90,13 @@ def run(selection: Selection, running: Running) -> int:
                 if plan.missing:
                     break  # what comes next, if anything, depends on these
                 continue
-            errors: dict[str, str] = {}
+            trainer.clear(plan)
+            endings: Mapping[str, Ending] = {}
             if plan.missing:
-                plan, errors = trainer.train(plan)
+                plan, endings = trainer.train(plan)
             console.print(result_table(plan))
             if plan.missing:
-                return report_missing(plan, selection, running, errors)
+                return report_missing(plan, selection, running, endings)
     if early:
         say(early)
     if running.dry_run:
@@ -106,6 +115,7 @@ class Trainer:
         self.address = address
         self.stack = stack
         self.storage = running.storage.absolute()
+        self.storage_name = f"{socket.gethostname()}:{self.storage}"
         self.share: Share | None = None
         self.data: Dataset | None = None
 
@@ -119,8 +129,9 @@ class Trainer:
             parts = (self.data.train_labels, self.data.val_labels, self.data.test_labels)
             counts = " + ".join(f"{len(part):,}" for part in parts)
             say(f"{trial.dataset}: {counts} images (training, validation, test)")
-        self.stack.callback(launch.disconnect)
-        nodes = launch.connect(self.address, this_machine())
+        private = launch.private_folder(self.storage)
+        self.stack.callback(launch.disconnect, private)
+        nodes = launch.connect(self.address, this_machine(), private)
         if len(nodes) > 1 and sqlite_file(self.store.uri):
             raise BadInputError(
                 f"the tracking store {self.store.uri} is a file of one machine, but the cluster has {len(nodes)}; "
@@ -132,53 +143,136 @@ class Trainer:
         report_share(trial_share)
         return trial_share
 
-    def train(self, plan: Plan) -> tuple[Plan, dict[str, str]]:
-        """Train the plan's missing trials; the plan as it is then, and what went wrong by trial id."""
+    def train(self, plan: Plan) -> tuple[Plan, Mapping[str, Ending]]:
+        """Train the plan's missing trials; the plan as it is then, and what came of those that were tried, by id.
+
+        Raises:
+            BadInputError: Another sweep trains these trials, or with this storage.
+        """
         started = time.monotonic()
         experiment_id, parent_run_id = self.store.parent(plan.sweep.name, plan.missing[0].dataset)
-        self.storage.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.storage / "sweep.lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise BadInputError(
-                f"another sweep trains with --storage {self.running.storage}; wait for it, or name another folder"
-            ) from None
-        errors: dict[str, str] = {}
-        try:
-            plan = Plan(plan.sweep, plan.trials, self.store.recorded())  # another sweep may just have trained them
-            if plan.missing:
-                errors = self.submit(plan, experiment_id, parent_run_id)
-        finally:
-            after = Plan(plan.sweep, plan.trials, self.store.recorded())
-            settle(after, self.store, errors)
-            lock.release()
-        trained = len(plan.missing) - len(after.missing)
-        say(f"Trained {trained} of {len(plan.missing)} trials in {time.monotonic() - started:.0f} seconds.")
-        return after, errors
+        with writing(self.storage):
+            self.storage.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise BadInputError(
+                    f"another sweep trains with --storage {self.running.storage}; wait for it, or name another folder"
+                ) from None
+        with lock, claimed(self.store, plan.sweep.name, parent_run_id, self.storage_name, say) as driver:
+            target = self.target(experiment_id, parent_run_id, driver)
+            self.take_over(self.renewed(plan))
+            refused = self.deliver(plan, target, patience_seconds=0)
+            plan = self.renewed(plan)  # another sweep may just have trained them
+            endings: Mapping[str, Ending] = {}
+            try:
+                endings = self.submit(plan, target, [trial for trial in plan.missing if trial.id not in refused])
+            except BaseException:
+                with suppress(TrackingError):
+                    settle(self.renewed(plan), self.store, endings)
+                raise
+            refused |= self.deliver(plan, target, PATIENCE_SECONDS)
+            try:
+                after = patiently(lambda: settle(self.renewed(plan), self.store, endings), 0 if refused else 60)
+            except TrackingError as error:  # what it says of the trials is as old as the plan
+                say(str(error), style="red")
+                after = plan
+        report_endings(plan, after, endings, refused, time.monotonic() - started)
+        return after, endings
 
-    def submit(self, plan: Plan, experiment_id: str, parent_run_id: str) -> dict[str, str]:
-        """Hand the plan's missing trials to Ray; what went wrong, by trial id."""
-        from sweeps import launch
-        from trainables.trainable import Settings
+    def target(self, experiment_id: str, parent_run_id: str, driver: str) -> Target:
+        """Where the trials keep what they have."""
+        from trainables.delivery import Target
 
-        self.share = self.share or self.start(plan.missing[0])
-        if self.data is not None:
-            check_records(plan.missing, len(self.data.train_labels))
-        settings = Settings(
+        return Target(
             tracking_uri=self.store.uri,
             experiment_id=experiment_id,
             parent_run_id=parent_run_id,
-            checkpoints=self.storage / "checkpoints",
+            storage=self.storage,
+            storage_name=self.storage_name,
+            driver=driver,
+            tags=provenance(),
+        )
+
+    def renewed(self, plan: Plan) -> Plan:
+        """The plan with what the store has now."""
+        return Plan(plan.sweep, plan.trials, self.store.recorded())
+
+    def take_over(self, plan: Plan) -> None:
+        """Close the runs that dead drivers left as RUNNING: all of this storage, and those of the missing trials.
+
+        Raises:
+            BadInputError: A missing trial trains in a living sweep with another storage.
+        """
+        missing = {trial.id for trial in plan.missing}
+        dead: set[str] = set()
+        for recorded in (run for runs in plan.runs.values() for run in runs if run.status == "RUNNING"):
+            here = recorded.storage == self.storage_name  # whose lock this process holds
+            if not here and recorded.trial_id not in missing:
+                continue
+            if not here and recorded.driver not in dead:
+                say(f"'{recorded.name}' is claimed with --storage {recorded.storage}: watching for a sign of life")
+                if alive(self.store, recorded.driver):
+                    raise BadInputError(
+                        f"'{recorded.name}' trains in {recorded.experiment} with --storage {recorded.storage}; wait "
+                        "for that sweep to end, or stop it"
+                    )
+                dead.add(recorded.driver)
+            self.store.close(recorded.run_id, "KILLED")
+
+    def clear(self, plan: Plan) -> None:
+        """Remove what finished trials have kept here: who should have removed it died before."""
+        finished = [TrialFolder(self.storage, trial) for trial in plan.trials if plan.finished(trial)]
+        if kept := [folder for folder in finished if folder.path.exists()]:
+            with suppress(Timeout), FileLock(self.storage / "sweep.lock", blocking=False):
+                for folder in kept:
+                    folder.remove()
+
+    def deliver(self, plan: Plan, target: Target, patience_seconds: float) -> dict[str, str]:
+        """Bring results that trained trials kept into the store; why it does not take them, by trial id."""
+        from trainables.delivery import Delivery
+
+        refused: dict[str, str] = {}
+        labels = plan.sweep.labels()
+        deadline = time.monotonic() + patience_seconds
+        for trial in plan.missing:
+            folder = TrialFolder(self.storage, trial)
+            if not folder.has_result:
+                continue
+            with folder.claimed():
+                if folder.result() is None:  # damaged, and set aside: the trial goes on from its last checkpoint
+                    continue
+                delivery = Delivery(folder, labels[trial.id], target)
+                delivery.result()
+                if delivery.failure and time.monotonic() < deadline:
+                    say(f"{delivery.failure}: waiting for up to {deadline - time.monotonic():.0f} seconds")
+                while delivery.failure and time.monotonic() < deadline:
+                    time.sleep(2)
+                    delivery.result()
+                if delivery.failure:
+                    refused[trial.id] = delivery.failure
+        return refused
+
+    def submit(self, plan: Plan, target: Target, trials: Sequence[Trial]) -> Mapping[str, Ending]:
+        """Hand trials of the plan to Ray; what came of them, by id."""
+        if not trials:
+            return {}
+        from sweeps import launch
+        from trainables.trainable import Settings
+
+        self.share = self.share or self.start(trials[0])
+        if self.data is not None:
+            check_records(trials, len(self.data.train_labels))
+            target = replace(target, tags={**target.tags, "data_checksum": self.data.checksum})
+        settings = Settings(
+            target=target,
             threads=self.share.cpus,
             gpus=self.share.gpus,
-            tags={
-                CHECKPOINTS: str(self.storage / "checkpoints"),
-                **({"data_checksum": self.data.checksum} if self.data else {}),
-                **provenance(),
-            },
+            checkpoint_seconds=self.running.checkpoint_seconds,
         )
-        return launch.train(plan.missing, plan.sweep.labels(), self.data, settings, self.share, self.storage, console)
+        folder = launch.private_folder(self.storage)
+        return launch.train(trials, plan.sweep.labels(), self.data, settings, self.share, folder, console)
 
 
 def check_records(trials: Sequence[Trial], train_images: int) -> None:
@@ -191,8 +285,14 @@ def check_records(trials: Sequence[Trial], train_images: int) -> None:
                 f"the learning rate is to change after step {trial.milestones[-1][0]}, but {trial.epochs} epochs end "
                 "before; raise --schedule-epochs, or give earlier --milestones"
             )
-        if len(training.record_steps(trial, train_images)) == 0:
-            steps = trial.epochs * training.steps_per_epoch(trial, train_images)
+        steps = trial.epochs * training.steps_per_epoch(trial, train_images)
+        records = steps // training.record_interval(trial, train_images)
+        if records > MOST_RECORDS:
+            raise BadInputError(
+                f"{trial.epochs} epochs in batches of {trial.batch_size} make {records:,} records a curve; at most "
+                f"{MOST_RECORDS:,} are kept: lower --epochs or raise the batch size"
+            )
+        if records == 0:
             raise BadInputError(
                 f"{trial.epochs} epochs in batches of {trial.batch_size} make {steps} steps, but the first record is "
                 f"at step {trial.record_every_steps}; raise --epochs or lower the batch size"
@@ -219,12 +319,18 @@ def git(*words: str) -> str:
         return ""
 
 
-def settle(plan: Plan, store: Store, errors: Mapping[str, str]) -> None:
-    """Leave no run of this sweep standing as RUNNING once nothing trains."""
-    for trial in plan.missing:
+def settle(plan: Plan, store: Store, endings: Mapping[str, Ending]) -> Plan:
+    """Leave no run of this sweep standing as RUNNING once nothing trains, and one run a finished trial; the plan."""
+    for trial in plan.trials:
         for recorded in plan.runs.get(trial.id, []):
-            if recorded.status == "RUNNING":
-                store.close(recorded.run_id, "FAILED" if trial.id in errors else "KILLED")
+            if recorded.finished:
+                continue
+            if plan.finished(trial):  # an answer of the store was lost when the run was made, so another one was
+                store.delete(recorded.run_id)
+            elif recorded.status == "RUNNING":
+                ending = endings.get(trial.id)
+                store.close(recorded.run_id, "FAILED" if ending is not None and ending.error else "KILLED")
+    return plan
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -251,16 +357,33 @@ def report_share(trial_share: Share | None) -> None:
     )
 
 
-def report_missing(plan: Plan, selection: Selection, running: Running, errors: Mapping[str, str]) -> int:
+def report_endings(
+    before: Plan, after: Plan, endings: Mapping[str, Ending], refused: Mapping[str, str], seconds: float
+) -> None:
+    """Print how many trials were trained, and what a person should know of single ones."""
+    labels = before.sweep.labels()
+    trained = len(before.missing) - len(after.missing)
+    say(f"Trained {trained} of {len(before.missing)} trials in {seconds:.0f} seconds.")
+    for trial_id, ending in endings.items():
+        for note in ending.notes:
+            say(f"note: {labels[trial_id]}: {note}", style="yellow")
+    if refused:
+        reason = next(iter(refused.values()))
+        say(f"The results of {len(refused)} trained trials wait in the storage folder: {reason}", style="red")
+
+
+def report_missing(plan: Plan, selection: Selection, running: Running, endings: Mapping[str, Ending]) -> int:
     """Print what failed and how to go on; the exit status."""
     labels = plan.sweep.labels()
-    failed = [trial for trial in plan.missing if trial.id in errors]
-    for trial in failed:
-        say(f"failed: {labels[trial.id]}: {errors[trial.id]}", style="red")
-    stopped = len(plan.missing) - len(failed)
+    tried = {trial.id: endings.get(trial.id) for trial in plan.missing}
+    failed = {trial_id: ending.error for trial_id, ending in tried.items() if ending is not None and ending.error}
+    for trial_id, error in failed.items():
+        say(f"failed: {labels[trial_id]}: {error}", style="red")
+    kept = sum(TrialFolder(running.storage, trial).has_result for trial in plan.missing)
+    stopped = len(plan.missing) - len(failed) - kept
     say(
-        f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped). "
-        f"To go on: {selection.command('sweeps', running)}"
+        f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped, {kept} trained but not in "
+        f"the store). To go on: {selection.command('sweeps', running)}"
     )
     return 130 if stopped else 1
 
@@ -272,20 +395,21 @@ def result_table(plan: Plan) -> Table:
         for axis, values in plan.sweep.axes.items()
         if axis != "seed" and (len(values) > 1 or isinstance(values, Mapping))
     ]
-    groups: dict[tuple[str, ...], dict[str, float]] = {}
+    groups: dict[tuple[str, ...], dict[str, Recorded]] = {}
     for values, trial in plan.sweep.cells():
         group = tuple(str(value) for axis, value in zip(plan.sweep.axes, values, strict=True) if axis in axes)
-        recorded = plan.finished(trial)
-        accuracies = groups.setdefault(group, {})
-        if recorded is not None and recorded.test_accuracy is not None:
-            accuracies[trial.id] = recorded.test_accuracy
+        runs = groups.setdefault(group, {})
+        if (recorded := plan.finished(trial)) is not None:
+            runs[trial.id] = recorded
+    any_diverged = any(run.diverged for runs in groups.values() for run in runs.values())
     table = Table(title="Test accuracy (%)")
     for axis in axes:
         table.add_column(axis.replace("_", " "))
-    for heading in ("trials", "mean ± 95 % CI over seeds", "best run"):
+    for heading in ("trials", *(["diverged"] if any_diverged else []), "mean ± 95 % CI over seeds", "best run"):
         table.add_column(heading, justify="right")
-    for group, accuracies in groups.items():
-        found = list(accuracies.values())
+    for group, runs in groups.items():
+        found = [run.test_accuracy for run in runs.values() if run.test_accuracy is not None]
+        diverged = [str(sum(run.diverged for run in runs.values()))] if any_diverged else []
         summary = (mean_text(found), f"{max(found):.2f}") if found else ("–", "–")
-        table.add_row(*group, str(len(found)), *summary)
+        table.add_row(*group, str(len(found)), *diverged, *summary)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -9,9 +10,18 @@ from typing import Any
 
 from trainables.trial import BadInputError, Trial
 
+MOST_TRIALS = 100_000  # more are a slip of the keyboard: listing them would fill the memory before anybody saw a plan
 UNITS = {"seed": "seed ", "learning_rate": "rate ", "batch_size": "batch ", "noise_sigma": "σ "}
 
 Axis = Sequence[Any] | Mapping[str, Mapping[str, Any]]
+
+
+def check_axis(field: str, values: Axis) -> None:
+    """Raise `BadInputError` where an axis has no value, or one twice."""
+    if not values:
+        raise BadInputError(f"the sweep has no value for {field}; give at least one")
+    if len(set(values)) < len(values):
+        raise BadInputError(f"the sweep has a value for {field} twice; give each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +49,14 @@ class Sweep:
     fixed: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        combinations = math.prod(len(values) for values in self.axes.values())
+        if combinations > MOST_TRIALS:
+            raise BadInputError(
+                f"the sweep has {combinations:,} combinations of its axes' values; {MOST_TRIALS:,} at most can run: "
+                "give fewer seeds or values"
+            )
         for field, values in self.axes.items():
-            if not values:
-                raise BadInputError(f"the sweep has no value for {field}; give at least one")
-            if len(set(values)) < len(values):
-                raise BadInputError(f"the sweep has a value for {field} twice; give each once")
+            check_axis(field, values)
 
     def cells(self) -> Iterator[tuple[tuple[Any, ...], Trial]]:
         """Every combination of the axes' values (names, of a mapping), in the axes' order, with its trial."""

@@ -1,4 +1,4 @@
-"""Every analysis on runs made by hand: known means in its exports, and gaps that it draws around."""
+"""Every analysis on runs made by hand: known means in its exports, gaps and diverged trials that it draws around."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import analysis.grid
 import analysis.mnist
@@ -21,7 +23,7 @@ import analysis.pooling
 import analysis.xor
 from analysis.output import Drawing, GalleryDrawing, Output
 from analysis.part5 import Part5Drawing
-from analysis.results import load
+from analysis.results import Loaded, load
 from sweeps.grid import Grid
 from sweeps.mnist import Mnist
 from sweeps.options import Selection
@@ -32,7 +34,7 @@ from sweeps.pooling import Pooling
 from sweeps.xor import Xor
 from trainables.architectures import build
 from trainables.result import Result
-from trainables.tracking import Store
+from trainables.tracking import ARTIFACT, MODEL, Store
 from trainables.training import record_steps
 from trainables.trial import Trial
 from trainables.xor import initial_weights
@@ -48,8 +50,22 @@ def hand_made(trial: Trial) -> Result:
     return Result(steps, curves, 50.0 + trial.seed, weights)
 
 
-def save_model(trial: Trial) -> Callable[[Path], None]:
-    """An untrained network in the place of a trained one."""
+def cut_short(result: Result) -> Result:
+    """The same trial, had it diverged at the middle record: losses and gradients grow, the last of them is NaN."""
+    records = max(1, len(result.steps) // 2)
+    curves = {name: curve[:records].copy() for name, curve in result.curves.items()}
+    for name in {"train_loss", "gradient_norm"} & set(curves):
+        curves[name] = 10.0 ** np.arange(10, 10 + records, dtype=np.float32)
+        curves[name][-1] = np.nan
+    return Result(result.steps[:records], curves, float("nan"), result.first_layer)
+
+
+def none(trial: Trial) -> bool:
+    return False
+
+
+def save_model(trial: Trial, path: Path) -> None:
+    """Write an untrained network in the place of a trained one."""
     channels = 3 if trial.pipeline == "colour" else 1
     model = build(
         trial.architecture,
@@ -58,24 +74,48 @@ def save_model(trial: Trial) -> Callable[[Path], None]:
         activation=trial.activation,
         pooling=trial.pooling,
     )
-    return lambda path: torch.save(model.state_dict(), path)
+    torch.save(model.state_dict(), path)
 
 
-def record(store: Store, selection: Selection, leave_out: Callable[[Trial], bool] = lambda trial: False) -> None:
+def record(
+    store: Store,
+    selection: Selection,
+    leave_out: Callable[[Trial], bool] = none,
+    diverged: Callable[[Trial], bool] = none,
+) -> None:
     """Write all trials of all stages into the store, but for some."""
     experiment_id, parent = store.parent(selection.experiment, "digits")
     for sweep in selection.stages(lambda trial: None):
         for trial in sweep.trials():
             if not leave_out(trial):
-                run = store.open(trial, sweep.labels()[trial.id], experiment_id, parent, {})
-                result = hand_made(trial)
-                model = save_model(trial) if selection.experiment in ("mnist", "pooling") else None
-                run.finish(result, int(result.steps[-1]), {}, model)
+                run = store.open(trial, sweep.labels()[trial.id], experiment_id, parent, {}, run_id=None)
+                result = cut_short(hand_made(trial)) if diverged(trial) else hand_made(trial)
+                with TemporaryDirectory() as folder:
+                    result.save(Path(folder) / ARTIFACT)
+                    if selection.experiment in ("mnist", "pooling"):
+                        save_model(trial, Path(folder) / MODEL)
+                    run.finish(result, int(result.steps[-1]), {}, Path(folder))
 
 
-def draw(store: Store, selection: Any, folder: Path, module: Any, drawing: Drawing) -> None:
+class Noting(Output):
+    """An output that keeps what the notes on its figures say, by figure."""
+
+    def figure(self, figure: Figure, name: str, *stages: Loaded, pdf: bool = False) -> None:
+        super().figure(figure, name, *stages, pdf=pdf)
+        self.notes = {
+            **getattr(self, "notes", {}),
+            name: " ".join(text.get_text() for text in figure.texts if text.get_color() == "red"),
+        }
+
+
+def draw(
+    store: Store, selection: Any, folder: Path, module: Any, drawing: Drawing
+) -> tuple[list[Loaded], dict[str, str]]:
+    """Draw all; the stages, and what the notes on the figures say."""
     stages = [load(s, store, fill="", allow_missing=True) for s in selection.stages(store.reader())]
-    module.draw(selection, stages, Output(folder), drawing)
+    output = Noting(folder)
+    module.draw(selection, stages, output, drawing)
+    return stages, output.notes
 
 
 SMALL: dict[str, Any] = {"dataset": "digits", "seeds": 3, "epochs": 2}
@@ -165,3 +205,103 @@ EXPORTS: dict[str, Callable[[Path, list[int]], None]] = {
     "pooling": check_pooling,
     "grid": check_grid,
 }
+
+
+# Trials that diverged
+
+
+DIVERGED: dict[str, Callable[[str], Callable[[Trial], bool]]] = {
+    "a seed": lambda name: lambda trial: trial.seed == 1,
+    "a value": lambda name: LAST[name],
+    "all": lambda name: lambda trial: True,
+}
+
+
+@pytest.mark.parametrize(
+    ("selection", "module", "drawing"),
+    [case for case in CASES if case[0].experiment != "xor"],
+    ids=[case[0].experiment for case in CASES if case[0].experiment != "xor"],
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("what", DIVERGED)
+def test_trials_that_diverged_are_shown_and_not_averaged(
+    selection: Selection, module: Any, drawing: Drawing, what: str, store: Store, tmp_path: Path
+) -> None:
+    name = selection.experiment
+    record(store, selection, diverged=DIVERGED[what](name))
+    stages, notes = draw(store, selection, tmp_path, module, drawing)
+    left_out = {"schedule": sum(len(stage.diverged) for stage in stages[1:])}
+    for figure, note in notes.items():
+        n = left_out.get(figure, len(stages[0].diverged))
+        assert f"{n} trial{'s' if n > 1 else ''} diverged, not in the means: " in note if n else note == ""
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    in_table = stages[1:] if name == "part5" else stages
+    assert sum(int(row["diverged"]) for row in rows) == sum(len(stage.diverged) for stage in in_table)
+    if what == "a seed" and name in ("part4", "part5", "grid"):
+        EXPORTS[name](tmp_path, [0, 2])
+    if what == "all":
+        assert not {path.name for path in tmp_path.iterdir() if path.name.startswith(("misclassified", "weights"))}
+        assert all(row.get("seeds", "0") == "0" for row in rows)
+        assert "nan" not in (tmp_path / "table.md").read_text()
+
+
+def test_part4_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> None:
+    selection = Part4(**SMALL, architectures=("mlp_1", "cnn_3"))
+    bad = {("mlp_1", "relu", 0), ("mlp_1", "relu", 1), ("mlp_1", "sigmoid", 2)}
+    record(store, selection, diverged=lambda trial: (trial.architecture, trial.activation, trial.seed) in bad)
+    draw(store, selection, tmp_path, analysis.part4, Drawing())
+    export = exported(tmp_path, "part4_mlp_1")
+    assert export["diverged_seeds"] == {"relu": [0, 1], "sigmoid": [2]}
+    assert export["relu_loss_curve"] == [2] * 5
+    assert export["sigmoid_grad_curve"] == [0.5] * 5
+    assert "diverged_seeds" not in exported(tmp_path, "part4_cnn_3")
+
+
+def test_part5_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> None:
+    selection = Part5(**SMALL, schedule_epochs=3, milestones=(20, 40))
+    record(store, selection, diverged=lambda trial: trial.learning_rate == 0.1 and trial.milestones == ())
+    draw(store, selection, tmp_path, analysis.part5, Part5Drawing())
+    export = exported(tmp_path, "part5_cnn_3")
+    assert export["diverged_seeds"] == {"1": [0, 1, 2]}
+    assert export["loss_curve_1"] == export["val_acc_curve_1"] == []
+    assert export["loss_curve_01"] == [1] * 5
+
+
+def test_part5_says_what_diverged_in_part_3(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    selection = Part5(**SMALL, schedule_epochs=3, milestones=(20,), tracking_uri=store.uri)
+    record(store, selection)
+    drawing = Part5Drawing(adam_epochs=2)
+    adam = analysis.part5.part3_selection(selection, drawing)
+    record(store, adam, diverged=lambda trial: trial.seed == 2)
+    draw(store, selection, tmp_path, analysis.part5, drawing)
+    assert "Of part 3, 1 trial diverged, not in the means: cnn_3 · seed 2" in capsys.readouterr().out
+    with (tmp_path / "table.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    assert (row["seeds"], row["diverged"], row["test_accuracy"][:5]) == ("2", "1", "50.50")
+
+
+def test_a_diverging_loss_does_not_decide_the_range_of_the_grids_panels(store: Store) -> None:
+    selection = Grid(**SMALL, architectures=("mlp_1",), learning_rates=(0.1, 0.01))
+    record(store, selection, diverged=lambda trial: trial.learning_rate == 0.01)
+    data = load(selection.sweep(), store, fill="").data
+    figure = analysis.grid.curves(data, analysis.grid.GridDrawing(quantity="train_loss"), "digits")
+    assert all(axes.get_ylim()[1] < 10 for axes in figure.axes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case[0].experiment in ("mnist", "pooling")], ids=["mnist", "pooling"]
+)
+def test_a_trial_that_diverged_is_listed_up_to_its_end(
+    case: tuple[Selection, Any, Drawing], store: Store, tmp_path: Path
+) -> None:
+    selection, module, drawing = case
+    record(store, selection, diverged=lambda trial: trial.seed == 2)  # which would be the best
+    draw(store, selection, tmp_path, module, drawing)
+    trials = exported(tmp_path, selection.experiment)["trials"]
+    assert len(trials) == len(selection.sweep().trials())
+    for trial in trials:
+        assert trial["test_accuracy"] == [trial["seed"]] * (1 if trial["seed"] == 2 else 2)
+        assert ("diverged" in trial) == (trial["seed"] == 2)
+    assert (tmp_path / "table.md").read_text().count("50.50 ±") == len(trials) / 3

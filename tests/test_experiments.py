@@ -147,6 +147,39 @@ def test_without_a_plateau_the_stages_end_and_say_why() -> None:
     assert "give steps with --milestones" in end.value.value
 
 
+def diverging(rate: float, switches: int) -> Callable[[Trial], Result]:
+    """A reader of curves with plateaus, of which seed 1 of one rate diverges after so many switches."""
+
+    def read(trial: Trial) -> Result:
+        result = made(lambda steps: np.minimum(steps, 500))(trial)
+        if (trial.seed, trial.learning_rate, len(trial.milestones)) != (1, rate, switches):
+            return result
+        curves = {name: curve[:7] for name, curve in result.curves.items()}
+        return Result(result.steps[:7], curves, float("nan"), result.first_layer)
+
+    return read
+
+
+@pytest.mark.parametrize(("switches", "name"), [(0, "rate 0.1 · seed 1"), (1, "0.1 → 0.01 after step 540 · seed 1")])
+def test_no_switch_is_looked_for_where_a_seed_diverged(switches: int, name: str) -> None:
+    stages = Part5(seeds=3).stages(diverging(0.1, switches))
+    for _ in range(switches + 1):
+        next(stages)
+    with pytest.raises(StopIteration) as end:
+        next(stages)
+    rate = RATES[switches + 1]
+    assert end.value.value == f"No switch to rate {rate}: {name} diverged before it; give steps with --milestones."
+
+
+def test_given_milestones_do_not_mind_a_diverged_seed() -> None:
+    assert len(milestones(Part5(seeds=3, milestones=(540, 590)), diverging(0.1, 0))) == 3
+    assert len(milestones(Part5(seeds=3, milestones=(540,)), diverging(0.1, 0))) == 3  # the second is looked for
+
+
+def test_another_rate_that_diverges_changes_no_switch() -> None:
+    assert milestones(Part5(seeds=3), diverging(0.01, 0)) == milestones(Part5(seeds=3), diverging(0.5, 0))
+
+
 def test_nothing_is_planned_on_trials_that_are_not_finished() -> None:
     assert milestones(Part5(), lambda trial: None) == [()]
 
@@ -154,7 +187,7 @@ def test_nothing_is_planned_on_trials_that_are_not_finished() -> None:
 @pytest.mark.parametrize(
     ("selection", "sentence"),
     [
-        (Part5(architecture="mlp_1"), "which part 5 leaves out"),
+        (Part5(architecture="mlp_1"), "choose from mlp_2, cnn_3, cnn_4, cnn_5"),
         (Part5(milestones=(1, 2, 3)), "give one or two"),
         (Part5(milestones=(20, 10)), "must be positive and rising"),
         (Part5(milestones=(0,)), "must be positive and rising"),

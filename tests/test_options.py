@@ -84,13 +84,13 @@ BAD = [
     (["--learning-rate", "nan"], "learning rate is nan"),
     (["--cpus-per-trial", "0"], "--cpus-per-trial is 0"),
     (["--cpus-per-trial", "4096"], "--cpus-per-trial is 4096, but no node has more than"),
-    (["--gpus-per-trial", "-1"], "--gpus-per-trial is -1.0; it must be 0, a fraction up to 1"),
+    (["--gpus-per-trial", "-1"], "--gpus-per-trial is -1.0; it must be 0, a fraction from 0.01 to 1"),
     (["--gpus-per-trial", "1.5"], "--gpus-per-trial is 1.5"),
     (["--gpus-per-trial", "64"], "--gpus-per-trial is 64 GPUs, but no node has"),
     (["--max-concurrent", "0"], "--max-concurrent is 0"),
     (["--storage", "/proc/nowhere"], "--storage /proc/nowhere cannot be written"),
     (["--tracking-uri", "mlruns"], "use sqlite:///FILE or http://HOST:PORT"),
-    (["--tracking-uri", "http://127.0.0.1:9"], "cannot reach the tracking store"),
+    (["--tracking-uri", "http://127.0.0.1:9"], "the tracking store http://127.0.0.1:9"),
 ]
 
 

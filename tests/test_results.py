@@ -5,23 +5,27 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from conftest import make_sweep
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.output import Drawing, Output, finite, markdown
+from analysis.output import Drawing, Output, finite, main, markdown
 from analysis.part3 import draw
-from analysis.results import Loaded, load
+from analysis.results import Loaded, any_finished, best_run, completed, diverged_seeds, finished, load
 from sweeps.part3 import Part3
+from sweeps.run import Plan, result_table
 from sweeps.sweep import Sweep
 from trainables.result import Result
-from trainables.tracking import Store
+from trainables.tracking import ARTIFACT, Store, TrialRun
 from trainables.trial import BadInputError, Trial
 
 RECORDS = 6
+LAST_RECORDS = 4  # of a trial that diverged
 FILL = "python sweeps/part3.py"
 
 
@@ -41,13 +45,36 @@ def hand_made(trial: Trial) -> Result:
     )
 
 
-def record(store: Store, sweep: Sweep, *, leave_out: tuple[str, ...] = ()) -> None:
-    """Write the sweep's trials into the store, but for some."""
-    experiment_id, parent = store.parent(sweep.name, "digits")
+def cut_short(result: Result) -> Result:
+    """The same trial, had it diverged: huge losses, and none at its fourth and last record."""
+    curves = {name: curve[:LAST_RECORDS].copy() for name, curve in result.curves.items()}
+    curves["train_loss"][-2:] = 1e30, np.nan
+    return Result(result.steps[:LAST_RECORDS], curves, float("nan"), result.first_layer)
+
+
+def record(
+    store: Store, sweep: Sweep, *, leave_out: tuple[str, ...] = (), diverged: tuple[str, ...] = ()
+) -> dict[str, Result]:
+    """Write the sweep's trials into the store, but for some; what was written, by label."""
+    written = {}
     for trial in sweep.trials():
-        if sweep.labels()[trial.id] not in leave_out:
-            run = store.open(trial, sweep.labels()[trial.id], experiment_id, parent, {})
-            run.finish(hand_made(trial), 10 * RECORDS, {})
+        name = sweep.labels()[trial.id]
+        if name not in leave_out:
+            written[name] = cut_short(hand_made(trial)) if name in diverged else hand_made(trial)
+            put(store, trial, name, written[name])
+    return written
+
+
+def opened(store: Store, trial: Trial, name: str) -> TrialRun:
+    """The trial's run in the store, below part 3's."""
+    return store.open(trial, name, *store.parent("part3", "digits"), {}, run_id=None)
+
+
+def put(store: Store, trial: Trial, name: str, result: Result) -> None:
+    """Write a finished trial into the store."""
+    with TemporaryDirectory() as folder:
+        result.save(Path(folder) / ARTIFACT)
+        opened(store, trial, name).finish(result, int(result.steps[-1]), {}, Path(folder))
 
 
 def test_named_axes(store: Store) -> None:
@@ -77,7 +104,7 @@ def test_gaps_are_named_with_the_command_that_fills_them(store: Store) -> None:
 def test_a_running_trial_is_a_gap(store: Store) -> None:
     sweep = make_sweep(seeds=1)
     record(store, sweep, leave_out=("cnn_3 · seed 0",))
-    store.open(sweep.trials()[1], "cnn_3 · seed 0", *store.parent("part3", "digits"), {})
+    opened(store, sweep.trials()[1], "cnn_3 · seed 0")
     with pytest.raises(BadInputError, match="cnn_3 · seed 0"):
         load(sweep, store, fill=FILL)
 
@@ -108,11 +135,10 @@ def test_two_finished_runs_of_a_trial_are_an_error(store: Store) -> None:
 
 def test_an_artifact_without_a_quantity_is_an_error(store: Store) -> None:
     sweep = make_sweep(seeds=1)
-    experiment_id, parent = store.parent(sweep.name, "digits")
     for trial in sweep.trials():
         result = hand_made(trial)
         del result.curves["val_accuracy"]
-        store.open(trial, "x", experiment_id, parent, {}).finish(result, 60, {})
+        put(store, trial, "x", result)
     with pytest.raises(BadInputError, match="not one of each of train_loss, train_accuracy, val_accuracy"):
         load(sweep, store, fill=FILL)
 
@@ -162,10 +188,31 @@ def test_part3_draws_around_gaps(store: Store, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "part3_mlp_1.json").read_text())["loss_curve"] == [10, 9, 8, 7, 6, 5]
 
 
-def test_an_incomplete_figure_says_so(tmp_path: Path) -> None:
-    figure = Figure()
-    Output(tmp_path).figure(figure, "x", missing=["cnn_3 · seed 1"])
-    assert [text.get_text() for text in figure.texts] == ["incomplete: 1 trials missing"]
+def note(stage: Loaded, folder: Path) -> list[str]:
+    """The lines of the note on a wide figure of a stage."""
+    figure = Figure(figsize=(20, 2))
+    Output(folder).figure(figure, "x", stage)
+    return [line for text in figure.texts for line in text.get_text().splitlines()]
+
+
+def test_a_figure_says_what_it_leaves_out(store: Store, loaded: Loaded, tmp_path: Path) -> None:
+    assert note(loaded, tmp_path) == []
+    sweep = make_sweep(seeds=5)
+    record(store, sweep, leave_out=("cnn_3 · seed 3",), diverged=("mlp_1 · seed 3", "mlp_1 · seed 4", "cnn_3 · seed 4"))
+    few = load(sweep, store, fill=FILL, allow_missing=True)
+    assert note(few, tmp_path) == [
+        "incomplete: 1 trials missing",
+        "3 trials diverged, not in the means: mlp_1 · seed 3; mlp_1 · seed 4; cnn_3 · seed 4",
+    ]
+
+
+def test_a_note_names_few_trials(store: Store, tmp_path: Path) -> None:
+    sweep = make_sweep(seeds=3)
+    record(store, sweep, diverged=tuple(sweep.labels().values()))
+    [line] = note(load(sweep, store, fill=FILL), tmp_path)
+    assert line.startswith("6 trials diverged, not in the means: ")
+    assert line.endswith("; …")
+    assert line.count("seed") == 3
 
 
 @pytest.mark.parametrize(
@@ -175,7 +222,7 @@ def test_an_incomplete_figure_says_so(tmp_path: Path) -> None:
 def test_a_band_says_what_it_is(store: Store, seeds: int, meaning: str) -> None:
     sweep = make_sweep(seeds=seeds)
     record(store, sweep)
-    band = figures.band(load(sweep, store, fill=FILL).data.train_loss.sel(architecture="mlp_1"))
+    band = figures.band(finished(load(sweep, store, fill=FILL).data, architecture="mlp_1"), "train_loss")
     assert meaning in band.meaning
     if seeds == 6:
         half = 2.570582 * np.std(range(6), ddof=1) / 6**0.5
@@ -185,12 +232,153 @@ def test_a_band_says_what_it_is(store: Store, seeds: int, meaning: str) -> None:
     assert band.runs.shape == (seeds, RECORDS)
 
 
-def test_a_diverged_seed_is_not_averaged_in_silently(loaded: Loaded) -> None:
-    curves = loaded.data.train_loss.sel(architecture="mlp_1").copy()
-    curves[1, 3:] = np.nan
-    band = figures.band(curves)
+def test_a_value_that_is_not_finite_leaves_a_gap_in_the_mean(loaded: Loaded) -> None:
+    runs = finished(loaded.data, architecture="mlp_1").copy(deep=True)
+    runs.train_loss[1, 3:] = np.inf
+    band = figures.band(runs, "train_loss")
     assert np.isfinite(band.mean[:3]).all()
     assert np.isnan(band.mean[3:]).all()
+
+
+# Trials that diverged
+
+
+def drawn(store: Store, folder: Path, *diverged: str) -> Loaded:
+    """Part 3's files, with three seeds of which some diverged."""
+    sweep = make_sweep(seeds=3)
+    record(store, sweep, diverged=diverged)
+    loaded = load(sweep, store, fill=FILL)
+    draw(Part3(epochs=2, dataset="digits"), [loaded], Output(folder), Drawing())
+    return loaded
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_diverged_trial_is_there_and_marked(store: Store) -> None:
+    sweep = make_sweep(seeds=3)
+    record(store, sweep, leave_out=("cnn_3 · seed 0",), diverged=("cnn_3 · seed 1",))
+    loaded = load(sweep, store, fill=FILL, allow_missing=True)
+    assert loaded.diverged == ["cnn_3 · seed 1"]
+    assert loaded.data.diverged.sel(architecture="cnn_3").values.tolist() == [False, True, False]
+    assert not loaded.data.diverged.sel(architecture="mlp_1").any()
+    accuracy = loaded.data.train_accuracy.sel(architecture="cnn_3", seed=1).values
+    np.testing.assert_array_equal(accuracy, [1, 11, 21, 31, np.nan, np.nan])
+    runs = finished(loaded.data, architecture="cnn_3")
+    assert runs.seed.values.tolist() == [1, 2]
+    assert completed(runs).seed.values.tolist() == [2]
+    assert diverged_seeds(runs) == [1]
+
+
+def test_part3_leaves_a_diverged_seed_out_of_means_and_of_the_best_run(store: Store, tmp_path: Path) -> None:
+    drawn(store, tmp_path, "cnn_3 · seed 2")
+    export = json.loads((tmp_path / "part3_cnn_3.json").read_text())
+    assert export["loss_curve"] == [10.5, 9.5, 8.5, 7.5, 6.5, 5.5]  # of seeds 0 and 1, to the last record
+    assert export["test_acc"] == 81
+    assert np.array(export["weights"]).max() == 1
+    assert export["diverged_seeds"] == [2]
+    assert "diverged_seeds" not in json.loads((tmp_path / "part3_mlp_1.json").read_text())
+    mlp_1, cnn_3 = rows(tmp_path)
+    assert (mlp_1["seeds"], mlp_1["diverged"], float(mlp_1["test_mean"])) == ("3", "0", 81)
+    assert (cnn_3["seeds"], cnn_3["diverged"], float(cnn_3["test_mean"])) == ("2", "1", 80.5)
+
+
+def test_part3_where_all_seeds_of_an_architecture_diverged(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn(store, tmp_path, *(f"cnn_3 · seed {seed}" for seed in range(3)))
+    assert "All trials of cnn_3 diverged" in capsys.readouterr().out
+    assert not (tmp_path / "weights_cnn_3.png").exists()
+    export = json.loads((tmp_path / "part3_cnn_3.json").read_text())
+    assert list(export.values()) == ["cnn_3", [], [], [], None, None, [0, 1, 2]]
+    assert (rows(tmp_path)[1]["seeds"], rows(tmp_path)[1]["diverged"]) == ("0", "3")
+    assert "| cnn_3 | 0 | 3 | – | – | – | – | – | – |" in (tmp_path / "table.md").read_text()
+
+
+def test_part3_where_everything_diverged(store: Store, tmp_path: Path) -> None:
+    loaded = drawn(store, tmp_path, *make_sweep(seeds=3).labels().values())
+    assert {path.name for path in tmp_path.glob("*.png")} == {"part3.png"}
+    assert best_run(loaded.data) is None
+
+
+def test_a_band_is_over_the_trials_that_did_not_diverge(store: Store) -> None:
+    sweep = make_sweep(seeds=6)
+    record(store, sweep, diverged=("mlp_1 · seed 5",))
+    band = figures.band(finished(load(sweep, store, fill=FILL).data, architecture="mlp_1"), "train_loss")
+    assert band.mean.tolist() == [12, 11, 10, 9, 8, 7]
+    assert "n = 5 seeds" in band.meaning
+    np.testing.assert_allclose((band.high - band.low) / 2, 2.776445 * np.std(range(5), ddof=1) / 5**0.5, rtol=1e-5)
+    np.testing.assert_allclose(band.diverged, [[15, 14, 1e30, np.nan, np.nan, np.nan]])
+    assert "×" in figures.caption([band])
+
+
+def band_of(store: Store, *diverged: str) -> tuple[figures.Band, Axes]:
+    """The losses of mlp_1, three seeds of which some diverged, drawn."""
+    record(store, make_sweep(seeds=3), diverged=diverged)
+    data = load(make_sweep(seeds=3), store, fill=FILL).data
+    band = figures.band(finished(data, architecture="mlp_1"), "train_loss")
+    axes = Figure().subplots()
+    figures.draw_band(axes, band, figures.PALETTE[0])
+    figures.limit_to(axes, [band])
+    return band, axes
+
+
+def test_a_diverged_run_is_drawn_to_its_end_but_the_means_decide_the_range(store: Store) -> None:
+    _, axes = band_of(store, "mlp_1 · seed 1")
+    [cross] = [line for line in axes.lines if line.get_marker() == "x"]
+    assert (cross.get_xdata().tolist(), cross.get_ydata().tolist()) == ([30], [pytest.approx(1e30)])  # type: ignore[union-attr]
+    assert axes.get_ylim()[1] < 12
+
+
+def test_a_band_without_any_run_has_no_mean(store: Store) -> None:
+    band, axes = band_of(store, *(f"mlp_1 · seed {seed}" for seed in range(3)))
+    assert np.isnan(band.mean).all()
+    assert band.diverged.shape == (3, RECORDS)
+    assert figures.caption([band]) == "No mean curves, as all trials diverged. A × is where a diverged trial ends."
+    assert axes.get_ylim()[1] > 1e30  # nothing else decides it
+
+
+def test_limits_on_a_log_scale(loaded: Loaded) -> None:
+    band = figures.band(finished(loaded.data, architecture="mlp_1"), "train_accuracy")
+    band.mean[0] = 0
+    axes = Figure().subplots()
+    axes.set_yscale("log")
+    figures.limit_to(axes, [band])
+    assert axes.get_ylim() == pytest.approx((11 / (51 / 11) ** 0.05, 51 * (51 / 11) ** 0.05))
+
+
+def test_the_script_says_what_diverged(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    selection = Part3(dataset="digits", seeds=2, epochs=2, architectures=("mlp_1", "cnn_3"))
+    record(store, selection.sweep(), diverged=("cnn_3 · seed 1",))
+    words = "part3.py --dataset digits --seeds 2 --epochs 2 --architectures mlp_1 cnn_3 --tracking-uri"
+    monkeypatch.setattr("sys.argv", [*words.split(), store.uri, "--out", str(tmp_path / "out")])
+    monkeypatch.setattr("sweeps.options.stop_on_signals", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        main(Part3, draw, "")
+    assert end.value.code == 0
+    assert "1 trial diverged, not in the means: cnn_3 · seed 1\n" in capsys.readouterr().out
+
+
+def test_the_table_of_a_sweep_counts_what_diverged(store: Store) -> None:
+    sweep = make_sweep(seeds=2)
+    record(store, sweep, diverged=("cnn_3 · seed 0", "cnn_3 · seed 1", "mlp_1 · seed 1"))
+    table = result_table(Plan(sweep, sweep.trials(), store.recorded()))
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns["trials"] == ["1", "0"]
+    assert columns["diverged"] == ["1", "2"]
+    assert columns["best run"] == ["80.00", "–"]
+
+
+def test_whether_any_trial_is_finished(store: Store) -> None:
+    sweep = make_sweep(seeds=1)
+    opened(store, sweep.trials()[0], "x")
+    assert not any_finished(sweep, store)
+    record(store, sweep, leave_out=("mlp_1 · seed 0",))
+    assert any_finished(sweep, store)
 
 
 def test_tiles_of_mlp_and_cnn() -> None:
@@ -204,4 +392,5 @@ def test_numbers_that_are_not_finite_become_null() -> None:
 
 
 def test_markdown_table() -> None:
-    assert markdown([{"name": "a", "x": 1.234}]) == "| name | x |\n| --- | --- |\n| a | 1.23 |\n"
+    rows = [{"name": "a", "x": 1.234}, {"name": "b", "x": float("nan")}]
+    assert markdown(rows) == "| name | x |\n| --- | --- |\n| a | 1.23 |\n| b | – |\n"

@@ -6,6 +6,7 @@ import pytest
 from conftest import make_trial
 from filelock import FileLock
 
+from sweeps.launch import Ending
 from sweeps.options import Running
 from sweeps.part3 import Part3
 from sweeps.run import Plan, check_records, git, provenance, result_table, run, settle
@@ -43,9 +44,9 @@ def test_no_run_is_left_running(store: Store) -> None:
     experiment_id, parent = store.parent("part3", "digits")
     finished, failed, stopped = sweep.trials()
     for trial in sweep.trials():
-        store.open(trial, "x", experiment_id, parent, {})
+        store.open(trial, "x", experiment_id, parent, {}, run_id=None)
     store.close(store.recorded()[finished.id][0].run_id, "FINISHED")
-    settle(Plan(sweep, sweep.trials(), store.recorded()), store, {failed.id: "out of memory"})
+    settle(Plan(sweep, sweep.trials(), store.recorded()), store, {failed.id: Ending(error="out of memory")})
     statuses = {trial_id: runs[0].status for trial_id, runs in store.recorded().items()}
     assert statuses == {finished.id: "FINISHED", failed.id: "FAILED", stopped.id: "KILLED"}
 

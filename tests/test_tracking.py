@@ -9,7 +9,7 @@ import pytest
 from conftest import make_trial
 
 from trainables.result import Result
-from trainables.tracking import Store, TrialRun, absolute
+from trainables.tracking import ARTIFACT, DRIVER, Store, TrackingError, TrialRun, absolute, patiently, without_password
 from trainables.trial import BadInputError
 
 
@@ -27,7 +27,17 @@ def make_result(records: int = 700) -> Result:
 
 def open_run(store: Store, name: str = "mlp_1 · seed 0", **changes: Any) -> TrialRun:
     experiment_id, parent = store.parent("part3", "digits")
-    return store.open(make_trial(**changes), name, experiment_id, parent, {"git_commit": "abc"})
+    runs = store.recorded().get(make_trial(**changes).id, [])
+    own = runs[0].run_id if runs else None
+    return store.open(make_trial(**changes), name, experiment_id, parent, {"git_commit": "abc", DRIVER: ""}, run_id=own)
+
+
+def finish(run: TrialRun, result: Result, tags: dict[str, str], folder: Path) -> None:
+    """Finish a run with its one artifact."""
+    artifacts = folder / "artifacts"
+    artifacts.mkdir(exist_ok=True)
+    result.save(artifacts / ARTIFACT)
+    run.finish(result, 7000, tags, artifacts)
 
 
 def points(store: Store, run_id: str) -> dict[str, list[tuple[int, float, int]]]:
@@ -37,10 +47,10 @@ def points(store: Store, run_id: str) -> dict[str, list[tuple[int, float, int]]]
     return {name: sorted((m.step, m.value, m.timestamp) for m in metrics) for name, metrics in history.items()}
 
 
-def test_a_finished_run_holds_everything(store: Store) -> None:
+def test_a_finished_run_holds_everything(store: Store, tmp_path: Path) -> None:
     result = make_result()
     run = open_run(store)
-    run.finish(result, 7000, {"device": "cpu"})
+    finish(run, result, {"device": "cpu"}, tmp_path)
     stored = store.client.get_run(run.run_id)
     assert stored.info.run_name == "mlp_1 · seed 0"
     assert stored.info.status == "FINISHED"
@@ -66,7 +76,7 @@ def test_a_finished_run_holds_everything(store: Store) -> None:
     }
 
 
-def test_points_sent_again_are_stored_once(store: Store) -> None:
+def test_points_sent_again_are_stored_once(store: Store, tmp_path: Path) -> None:
     """A process dies after sending; its successor sends all that its checkpoint holds, and more."""
     result = make_result()
     first = open_run(store)
@@ -74,7 +84,7 @@ def test_points_sent_again_are_stored_once(store: Store) -> None:
     second = open_run(store)
     assert second.run_id == first.run_id
     second.write(result.steps[:500], {name: curve[:500] for name, curve in result.curves.items()})
-    second.finish(result, 7000, {})
+    finish(second, result, {}, tmp_path)
     third = open_run(store)
     assert third.finished
     for name, written in points(store, first.run_id).items():
@@ -86,7 +96,7 @@ def test_points_sent_again_are_stored_once(store: Store) -> None:
 def test_a_run_is_found_in_whichever_experiment_it_is(store: Store) -> None:
     run = open_run(store)
     experiment_id, parent = store.parent("grid", "digits")
-    again = store.open(make_trial(), "another name", experiment_id, parent, {})
+    again = store.open(make_trial(), "another name", experiment_id, parent, {DRIVER: ""}, run_id=None)
     assert again.run_id == run.run_id
 
 
@@ -112,9 +122,9 @@ def test_a_deleted_experiment_is_named(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])
-def test_a_damaged_artifact_is_named(store: Store, damage: str) -> None:
+def test_a_damaged_artifact_is_named(store: Store, damage: str, tmp_path: Path) -> None:
     run = open_run(store)
-    run.finish(make_result(), 7000, {})
+    finish(run, make_result(), {}, tmp_path)
     artifact = Path(store.client.get_run(run.run_id).info.artifact_uri) / "result.npz"
     if damage == "missing":
         artifact.unlink()
@@ -145,7 +155,7 @@ def test_a_uri_that_is_no_store_is_refused(uri: str) -> None:
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/mlflow.db"])
 def test_a_store_that_cannot_be_reached_is_named(uri: str) -> None:
-    with pytest.raises(BadInputError, match=f"cannot reach the tracking store {uri}"):
+    with pytest.raises(BadInputError, match=f"the tracking store {uri} cannot be used"):
         Store(uri)
 
 
@@ -154,3 +164,52 @@ def test_relative_sqlite_files_become_absolute(tmp_path: Path, monkeypatch: pyte
     assert absolute("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
     assert absolute("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
     assert absolute("http://host:5000") == "http://host:5000"
+
+
+def test_a_run_whose_answer_was_lost_is_not_left_beside_another(store: Store) -> None:
+    """The store made a run, the process saw an error, and asks again."""
+    experiment_id, parent = store.parent("part3", "digits")
+    lost = open_run(store)
+    second = store.open(make_trial(), "x", experiment_id, parent, {DRIVER: ""}, run_id=None)
+    assert second.run_id == lost.run_id
+    second.write([10], {"train_loss": np.ones(1)})
+    store.client.create_run(experiment_id, tags={"trial_id": make_trial().id, DRIVER: ""})
+    third = store.open(make_trial(), "x", experiment_id, parent, {DRIVER: ""}, run_id=second.run_id)
+    assert third.run_id == second.run_id
+    assert [run.run_id for run in store.recorded()[make_trial().id]] == [second.run_id]
+
+
+def test_a_run_of_another_driver_is_left_alone(store: Store) -> None:
+    experiment_id, parent = store.parent("part3", "digits")
+    run = store.open(make_trial(), "x", experiment_id, parent, {DRIVER: "p/a"}, run_id=None)
+    with pytest.raises(BadInputError, match="'x' trains in another sweep"):
+        store.open(make_trial(), "x", experiment_id, parent, {DRIVER: "p/b"}, run_id=None)
+    store.close(run.run_id, "KILLED")
+    assert store.open(make_trial(), "x", experiment_id, parent, {DRIVER: "p/b"}, run_id=None).run_id == run.run_id
+
+
+def test_numbers_that_are_none_are_stored_once_too(store: Store) -> None:
+    run = open_run(store)
+    curve = {"train_loss": np.array([1, np.inf, np.nan], np.float32)}
+    run.write([10, 20, 30], curve)
+    open_run(store).write([10, 20, 30], curve)
+    assert len(points(store, run.run_id)["train_loss"]) == 3
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainables.tracking.time.sleep", lambda seconds: None)
+    answers = iter([TrackingError("away"), TrackingError("away"), 5])
+
+    def ask() -> int:
+        answer = next(answers)
+        if isinstance(answer, TrackingError):
+            raise answer
+        return answer  # type: ignore[return-value]
+
+    assert patiently(ask, 60) == 5
+    with pytest.raises(TrackingError, match="closed"):
+        patiently(lambda: (_ for _ in ()).throw(TrackingError("closed")), 0)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert without_password("postgresql://me:secret@host/db") == "postgresql://me:…@host/db"

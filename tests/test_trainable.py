@@ -11,9 +11,10 @@ from conftest import make_dataset, make_trial
 
 from sweeps.xor import Xor
 from trainables import trainable as module
-from trainables.tracking import Store, TrialRun
-from trainables.trainable import Settings, read_checkpoint, trainable, write_checkpoint
-from trainables.trial import BadInputError
+from trainables.checkpoints import StorageError, TrialFolder
+from trainables.delivery import Target
+from trainables.tracking import DRIVER, STORAGE, Store, TrackingError, TrialRun
+from trainables.trainable import STARTS, Settings, trainable
 
 
 class KilledError(Exception):
@@ -23,29 +24,50 @@ class KilledError(Exception):
 @pytest.fixture
 def settings(store: Store, tmp_path: Path) -> Settings:
     experiment_id, parent = store.parent("part3", "digits")
-    return Settings(
+    target = Target(
         tracking_uri=store.uri,
         experiment_id=experiment_id,
         parent_run_id=parent,
-        checkpoints=tmp_path / "checkpoints",
-        threads=1,
-        gpus=0,
+        storage=tmp_path / "storage",
+        storage_name="here",
+        driver=f"{parent}/a",
         tags={},
     )
+    return Settings(target=target, threads=1, gpus=0, checkpoint_seconds=1e-9)
 
 
-def train(settings: Settings, monkeypatch: pytest.MonkeyPatch, die_at_epoch: int | None = None, seed: int = 0) -> None:
-    """Run the trainable in this process, checkpointing at every epoch; it may die when it reports an epoch."""
+def elsewhere(settings: Settings, threads: int = 1) -> Settings:
+    """The same sweep with another storage, and another driver."""
+    target = dataclasses.replace(
+        settings.target, storage=settings.target.storage / "elsewhere", storage_name="elsewhere", driver="p/b"
+    )
+    return dataclasses.replace(settings, target=target, threads=threads)
+
+
+def folder_of(settings: Settings, seed: int = 0) -> TrialFolder:
+    return TrialFolder(settings.target.storage, make_trial(architecture="cnn_3", epochs=4, seed=seed))
+
+
+def train(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, die_at_epoch: int | None = None, seed: int = 0, **changes: Any
+) -> dict[str, Any]:
+    """Run the trainable in this process, checkpointing at every step; it may die when it reports an epoch.
+
+    Returns:
+        The last report.
+    """
+    reports: list[dict[str, Any]] = []
 
     def report(metrics: dict[str, Any]) -> None:
-        if metrics["epoch"] == die_at_epoch:
+        reports.append(metrics)
+        if metrics["epoch"] == die_at_epoch and "ended" not in metrics:
             raise KilledError
 
     monkeypatch.setattr(module.tune, "report", report)
-    monkeypatch.setattr(module, "EPOCH_CHECKPOINT_SECONDS", 0.0)
-    trial = make_trial(architecture="cnn_3", epochs=4, seed=seed)
+    trial = make_trial(**{"architecture": "cnn_3", "epochs": 4, "seed": seed, **changes})
     config = {"trial_id": trial.id}
     trainable(config, data=make_dataset(), trials={trial.id: trial}, names={trial.id: "cnn_3"}, settings=settings)
+    return reports[-1]
 
 
 def result_of(store: Store, seed: int = 0) -> Any:
@@ -69,7 +91,7 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
     for epoch in (1, 3):
         with pytest.raises(KilledError):
             train(settings, monkeypatch, die_at_epoch=epoch)
-        assert len(list(settings.checkpoints.iterdir())) == 1
+        assert len(list(folder_of(settings).path.glob("[0-9]*.checkpoint"))) == 2
     train(settings, monkeypatch)
     assert steps == list(range(52))  # 13 steps an epoch: resumed from checkpoints, none taken twice
 
@@ -79,7 +101,7 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
         history = store.client.get_metric_history(run.run_id, name)
         assert sorted(m.step for m in history) == expected.steps.tolist()
     np.testing.assert_array_equal(expected.first_layer, actual.first_layer)
-    assert list(settings.checkpoints.iterdir()) == []
+    assert not folder_of(settings).path.exists()
 
 
 def test_a_finished_trial_is_not_trained_again(
@@ -100,51 +122,38 @@ def test_provenance_is_recorded(settings: Settings, store: Store, monkeypatch: p
     assert float(tags["training_seconds"]) > 0
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "pickle"])
-def test_an_unusable_checkpoint_starts_the_trial_anew(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trial = make_trial()
-    path = tmp_path / f"{trial.id}.pt"
-    write_checkpoint(path, {"trial_id": "another" if damage == "foreign" else trial.id, "seconds": 1.0})
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-50])
-    if damage == "empty":
-        path.write_bytes(b"")
-    if damage == "pickle":
-        torch.save({"trial_id": print}, path)
-    assert read_checkpoint(path, trial) is None
-    assert "starts anew" in caplog.text
-
-
-def test_checkpoints_leave_no_partial_files(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "a.pt"
-    write_checkpoint(path, {"step": 1})
-    write_checkpoint(path, {"step": 2})
-    assert [p.name for p in path.parent.iterdir()] == ["a.pt"]
-    assert torch.load(path, weights_only=True) == {"step": 2}
-
-
 def test_points_are_sent_only_once_a_checkpoint_covers_them(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     covered: list[int] = []
     sent: list[int] = []
-    write, send = module.write_checkpoint, TrialRun.write
+    write, write_result, send = TrialFolder.write, TrialFolder.write_result, TrialRun.write
 
-    def spy_write(path: Path, content: dict[str, Any]) -> None:
-        write(path, content)
+    def spy_write(self: TrialFolder, step: int, content: dict[str, Any]) -> None:
+        write(self, step, content)
         covered.append(content["curves"].shape[1])
+
+    def spy_result(self: TrialFolder, content: dict[str, Any]) -> None:
+        write_result(self, content)
+        covered.append(len(content["steps"]))
 
     def spy_send(self: TrialRun, steps: Any, curves: Any) -> None:
         sent.append(len(steps))
         assert len(steps) <= covered[-1]
+        assert self.run_id == folder_of(settings).run_id  # which a successor would go on with
         send(self, steps, curves)
 
-    monkeypatch.setattr(module, "write_checkpoint", spy_write)
+    monkeypatch.setattr(TrialFolder, "write", spy_write)
+    monkeypatch.setattr(TrialFolder, "write_result", spy_result)
     monkeypatch.setattr(TrialRun, "write", spy_send)
     train(settings, monkeypatch)
     assert sent[-1] == covered[-1] == 5
+
+
+def check_every_step_once(store: Store) -> None:
+    run, result = result_of(store)
+    for name in result.curves:
+        assert [m.step for m in store.client.get_metric_history(run.run_id, name)] == result.steps.tolist()
 
 
 def test_a_trial_that_starts_anew_with_other_threads_doubles_nothing(
@@ -153,17 +162,147 @@ def test_a_trial_that_starts_anew_with_other_threads_doubles_nothing(
     """Its checkpoint is out of reach, and its last bits may differ: the first attempt's points must not stay."""
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
-    elsewhere = dataclasses.replace(
-        settings, checkpoints=settings.checkpoints / "elsewhere", threads=2, tags={"checkpoints": "elsewhere"}
-    )
-    with pytest.raises(BadInputError, match="trains with another --storage"):  # it may be alive
-        train(elsewhere, monkeypatch)
+    there = elsewhere(settings, threads=2)
+    assert "trains in another sweep, with --storage here" in train(there, monkeypatch)["error"]  # it may be alive
     [dead] = store.recorded()[make_trial(architecture="cnn_3", epochs=4).id]
     store.close(dead.run_id, "KILLED")
-    train(elsewhere, monkeypatch)
-    run, result = result_of(store)
-    for name in result.curves:
-        assert [m.step for m in store.client.get_metric_history(run.run_id, name)] == result.steps.tolist()
+    train(there, monkeypatch)
+    check_every_step_once(store)
+
+
+def test_a_trial_that_goes_to_and_fro_between_storages_doubles_nothing(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each storage has a checkpoint, and the run in the store has the points of the other one."""
+    trial_id = make_trial(architecture="cnn_3", epochs=4).id
+    for turn, epoch in ((settings, 3), (elsewhere(settings, threads=2), 1)):
+        with pytest.raises(KilledError):
+            train(turn, monkeypatch, die_at_epoch=epoch)
+        [dead] = store.recorded()[trial_id]
+        store.close(dead.run_id, "KILLED")
+    train(settings, monkeypatch)
+    check_every_step_once(store)
+
+
+def test_a_damaged_checkpoint_costs_its_interval_and_doubles_nothing(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(settings, monkeypatch)
+    run, expected = result_of(store)
+    store.delete(run.run_id)
+    with pytest.raises(KilledError):
+        train(settings, monkeypatch, die_at_epoch=2)
+    newest = max(folder_of(settings).path.glob("[0-9]*.checkpoint"))
+    newest.write_bytes(newest.read_bytes()[:-50])
+    [note] = train(settings, monkeypatch)["notes"]
+    assert "could not be used (it is damaged" in note
+    check_every_step_once(store)
+    assert result_of(store)[1].curves["train_loss"].tobytes() == expected.curves["train_loss"].tobytes()
+
+
+def test_training_goes_on_while_the_store_is_away(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is kept, and the next attempt sends it without training."""
+    hidden = Path(store.uri.removeprefix("sqlite:///"))
+    uri = f"sqlite:///{hidden.parent}/hidden/mlflow.db"
+    hidden.rename(hidden.parent / "away.db")
+    away = dataclasses.replace(settings, target=dataclasses.replace(settings.target, tracking_uri=uri))
+    (hidden.parent / "hidden").touch()  # a file where the database's folder should be
+    last = train(away, monkeypatch)
+    assert "cannot be used" in last["kept"]
+    assert folder_of(settings).has_result
+    (hidden.parent / "away.db").rename(hidden)
+    monkeypatch.setattr(module.training, "start", None)  # calling it would raise
+    assert train(settings, monkeypatch)["kept"] is None
+    check_every_step_once(store)
+    assert not folder_of(settings).path.exists()
+
+
+def test_a_store_that_fails_now_and_then_gets_every_point_once(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, calls = TrialRun.write, iter(range(1000))
+    monkeypatch.setattr("trainables.delivery.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("trainables.delivery.WAIT_FACTOR", 0.0)
+
+    def flaky(self: TrialRun, steps: Any, curves: Any) -> None:
+        number = next(calls)
+        if number % 3 == 0:
+            raise TrackingError("away")
+        send(self, steps, curves)
+        if number % 3 == 1:
+            self.written = 0  # the answer was lost: all is sent again
+            raise TrackingError("no answer")
+
+    monkeypatch.setattr(TrialRun, "write", flaky)
+    while train(settings, monkeypatch)["kept"]:
+        pass
+    check_every_step_once(store)
+
+
+def test_a_full_disk_ends_the_trial_with_the_reason(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KilledError):
+        train(settings, monkeypatch, die_at_epoch=1)
+    write = TrialFolder._write
+
+    def full(self: TrialFolder, name: str, content: dict[str, Any]) -> None:
+        raise StorageError("cannot write (No space left on device)")
+
+    monkeypatch.setattr(TrialFolder, "_write", full)
+    assert "No space left" in train(settings, monkeypatch)["error"]
+    monkeypatch.setattr(TrialFolder, "_write", write)
+    train(settings, monkeypatch)
+    check_every_step_once(store)
+
+
+def test_a_trial_that_always_raises_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ArithmeticError("broken")
+
+    monkeypatch.setattr(module.training, "train", broken)
+    for _ in range(STARTS):
+        with pytest.raises(ArithmeticError):
+            train(settings, monkeypatch)
+    assert "ended 3 times at the same point: ArithmeticError: broken" in train(settings, monkeypatch)["error"]
+    other_driver = dataclasses.replace(settings, target=dataclasses.replace(settings.target, driver="p/b"))
+    with pytest.raises(ArithmeticError):  # a new command tries anew
+        train(other_driver, monkeypatch)
+
+
+def test_threads_are_recorded_with_their_change(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KilledError):
+        train(settings, monkeypatch, die_at_epoch=2)
+    train(dataclasses.replace(settings, threads=2), monkeypatch)
+    run, _ = result_of(store)
+    assert store.tags(run.run_id)["threads"] == "1 then 2"
+
+
+def test_a_trial_that_diverges_is_finished_as_such(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KilledError):
+        train(settings, monkeypatch, die_at_epoch=0, optimizer="sgd", learning_rate=1e6)
+    train(settings, monkeypatch, optimizer="sgd", learning_rate=1e6)
+    [[run]] = store.recorded().values()
+    assert run.finished
+    assert run.diverged
+    assert run.test_accuracy is None
+    result = store.read(run)
+    assert result.diverged
+    history = store.client.get_metric_history(run.run_id, "train_loss")
+    assert [m.step for m in history] == result.steps.tolist()
+
+
+def test_runs_name_their_storage_and_driver(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings, monkeypatch)
+    run, _ = result_of(store)
+    tags = store.tags(run.run_id)
+    assert (tags[STORAGE], tags[DRIVER]) == ("here", settings.target.driver)
 
 
 def test_an_xor_trial_needs_no_data(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
+import os
 import socket
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from trainables.trial import IMAGE_DATASETS, BadInputError, check_choice
 
 SPLIT_SEED = 0
 VALIDATION_FRACTION = 0.1
+FEWEST_OF_A_CLASS = 10  # of them one is held out
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
@@ -33,6 +37,10 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 # ITU-R 601 luma, rounded as torchvision's Grayscale rounds it.
 LUMA = (0.2989, 0.587, 0.114)
+
+# `(channels, height, width)` of an image.
+SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "digits": (1, 32, 32)}
+CLASSES = 10
 
 # SHA-256 of the decompressed training labels of Fashion-MNIST, whose files bear the same names as MNIST's.
 FASHION_MNIST_LABELS = "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"
@@ -157,20 +165,26 @@ def checksum(raw: Raw) -> str:
 
 
 def check_raw(name: str, raw: Raw) -> None:
-    """Raise `BadInputError` where images and labels do not fit each other or the ten classes."""
+    """Raise `BadInputError` where images and labels do not fit each other, the data set or its ten classes."""
     for part, images, labels in (
         ("training", raw.train_images, raw.train_labels),
         ("test", raw.test_images, raw.test_labels),
     ):
-        if images.ndim != 4 or images.shape[1:] != raw.train_images.shape[1:] or len(images) != len(labels):
+        if images.shape != (len(images), *SHAPES[name]) or labels.shape != (len(images),):
             raise BadInputError(
-                f"the {part} images of {name} have shape {images.shape} for {len(labels)} labels; "
-                "expected one label an image and one size: delete the files and fetch them again"
+                f"the {part} images of {name} have shape {images.shape}, their labels {labels.shape}; expected one "
+                f"label an image, and images of shape {SHAPES[name]}: delete the files and fetch them again"
             )
-        if len(labels) == 0 or labels.min() < 0 or labels.max() > 9:
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= CLASSES:
             raise BadInputError(
                 f"the {part} labels of {name} are not all 0 to 9: delete the files and fetch them again"
             )
+    fewest = int(np.bincount(raw.train_labels, minlength=CLASSES).min())
+    if fewest < FEWEST_OF_A_CLASS:
+        raise BadInputError(
+            f"the training images of {name} have only {fewest} of some class; expected at least {FEWEST_OF_A_CLASS} "
+            "of each, so that some can be held out: delete the files and fetch them again"
+        )
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -184,28 +198,50 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         rank = content[3] if content[:3] == b"\x00\x00\x08" else 0
         shape = struct.unpack_from(f">{rank}I", content, 4)
         array = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-        if rank == 0 or array.size != np.prod(shape):
+        if rank == 0 or array.size != math.prod(shape):
             raise ValueError(f"{array.size} bytes of content for shape {shape}")
+        return array.reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:
         raise BadInputError(f"{path} is not a readable gzipped IDX file ({error}): fetch it again") from None
-    return array.reshape(shape)
 
 
 def load_idx(name: str, data_root: Path) -> Raw:
-    """MNIST or Fashion-MNIST: flat `.gz` files in the data root, Debian's package, or torchvision's download."""
+    """MNIST or Fashion-MNIST: flat `.gz` files in the data root, Debian's package, or torchvision's download.
+
+    torchvision keeps the `.gz` files that it has downloaded. They are read like the others, rather than the unpacked
+    copies beside them, because a `.gz` file has a checksum.
+    """
     import torchvision
 
-    flat = [data_root, *([DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else [])]
-    for place in flat:
-        if all((place / f"{file}.gz").is_file() for file in IDX_FILES):
-            arrays = [read_idx(place / f"{file}.gz") for file in IDX_FILES]
-            # the two sets' files bear the same names
-            is_fashion = hashlib.sha256(arrays[1].tobytes()).hexdigest() == FASHION_MNIST_LABELS
-            if is_fashion == (name == "fashion_mnist"):
-                return raw_idx(*arrays)
+    looked = []
+    for place in [data_root, *([DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else [])]:
+        reason = why_not(name, place)
+        if reason is None:
+            return read_flat(place)
+        looked.append(f"{place} ({reason})")
     source = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
-    train, test = from_torchvision(source, name, data_root, [*flat, data_root / source.__name__])
+    downloaded = data_root / source.__name__ / "raw"
+    with suppress(BadInputError):  # where they are damaged, torchvision fetches them again
+        if why_not(name, downloaded) is None:
+            return read_flat(downloaded)
+    train, test = from_torchvision(source, name, data_root, lambda: [*looked, str(downloaded)])
     return raw_idx(train.data.numpy(), train.targets.numpy(), test.data.numpy(), test.targets.numpy())
+
+
+def why_not(name: str, place: Path) -> str | None:
+    """Why the four files in a folder are not those of MNIST or Fashion-MNIST; None if they are."""
+    for file in IDX_FILES:
+        if not os.path.isfile(place / f"{file}.gz"):  # noqa: PTH113 (Path.is_file raises where it may not look)
+            return f"no file {file}.gz"
+    labels = IDX_FILES[1]
+    # the two sets' files bear the same names
+    is_fashion = hashlib.sha256(read_idx(place / f"{labels}.gz").tobytes()).hexdigest() == FASHION_MNIST_LABELS
+    return None if is_fashion == (name == "fashion_mnist") else f"{labels}.gz is not that of {name}"
+
+
+def read_flat(place: Path) -> Raw:
+    """The four files in a folder."""
+    return raw_idx(*(read_idx(place / f"{file}.gz") for file in IDX_FILES))
 
 
 def raw_idx(
@@ -227,12 +263,32 @@ def load_cifar10(data_root: Path) -> Raw:
     """CIFAR-10 through torchvision, which checks every file against its known MD5 before it opens it."""
     from torchvision.datasets import CIFAR10
 
-    parts = from_torchvision(CIFAR10, "cifar10", data_root, [data_root / CIFAR10.base_folder])
+    parts = from_torchvision(CIFAR10, "cifar10", data_root, lambda: unusable_cifar10(data_root))
     # torchvision holds (n, height, width, channels)
     (train_images, train_labels), (test_images, test_labels) = (
         (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64)) for part in parts
     )
     return Raw(train_images=train_images, train_labels=train_labels, test_images=test_images, test_labels=test_labels)
+
+
+def unusable_cifar10(data_root: Path) -> list[str]:
+    """The archive and the files of CIFAR-10 that are not there or damaged; just the folder if all are missing."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    def sound(path: Path, md5: str) -> bool:
+        try:
+            return bool(check_integrity(path, md5))
+        except OSError:
+            return False
+
+    archive, folder = data_root / CIFAR10.filename, data_root / CIFAR10.base_folder
+    batches = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+    known = [(archive, CIFAR10.tgz_md5), *((folder / name, md5) for name, md5 in batches)]
+    bad = [path for path, md5 in known if not sound(path, md5)]
+    if not any(os.path.lexists(folder / name) for name, _ in batches):
+        bad = [folder, archive]
+    return [f"{path} ({'damaged' if os.path.lexists(path) else 'not there'})" for path in bad]
 
 
 def load_digits(data_root: Path) -> Raw:
@@ -254,8 +310,11 @@ def load_digits(data_root: Path) -> Raw:
     )
 
 
-def from_torchvision(source: Any, name: str, data_root: Path, places: list[Path]) -> tuple[Any, Any]:
+def from_torchvision(source: Any, name: str, data_root: Path, looked: Callable[[], list[str]]) -> tuple[Any, Any]:
     """Training and test part of one of torchvision's data sets, downloaded once, under a lock, if it is not there.
+
+    Args:
+        looked: Says for the message which places have no usable files.
 
     Raises:
         BadInputError: It can neither be read nor downloaded; says where was looked and what works offline.
@@ -265,21 +324,20 @@ def from_torchvision(source: Any, name: str, data_root: Path, places: list[Path]
     def both(*, download: bool) -> tuple[Any, Any]:
         return tuple(source(str(data_root), train=train, download=download) for train in (True, False))
 
-    unreadable = (OSError, RuntimeError, EOFError, ValueError, AssertionError, KeyError, TypeError, zlib.error)
     timeout = socket.getdefaulttimeout()
     try:
         try:
             return both(download=False)
-        except unreadable:
+        except Exception:
             data_root.mkdir(parents=True, exist_ok=True)
             with FileLock(data_root / ".lock"):
                 socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none
                 return both(download=True)
-    except unreadable as error:
-        looked = ", ".join(str(place) for place in places)
+    except Exception as error:  # urllib, http, tarfile, zlib, pickle, NumPy and torchvision each raise their own
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInputError(
-            f"no usable {name} files: looked in {looked}, then tried to download them to {data_root} ({error}); "
-            "put the files there (delete them first if they are damaged), connect to the network, "
+            f"no usable {name} files: looked in {', '.join(looked())}, then tried to download them to {data_root} "
+            f"({reason}); put the files there (delete them first if they are damaged), connect to the network, "
             "or use --dataset digits, which works offline"
         ) from None
     finally:

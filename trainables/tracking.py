@@ -4,19 +4,26 @@ Every trial is one run, tagged with its trial id, below a parent run in the expe
 points carry timestamps that follow from the step (run start + step, in milliseconds): MLflow drops a point that is
 sent again only where key, step, value and timestamp are all the same. A run is FINISHED only when its points, its
 artifact and its test accuracy are all in the store.
+
+Whatever goes wrong between here and the store is a `TrackingError`. Nothing here waits for a store that is away: who
+calls knows what can wait.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import wraps
+from itertools import chain
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +33,21 @@ from trainables.trial import BadInputError, Trial
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# MLflow would retry for minutes, and a trial must not wait for that long: it goes on training, and sends later.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema migrations of a new sqlite file
-logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what goes wrong is a `TrackingError`, and said once
 
 TRIAL_ID = "trial_id"
 SWEEP = "sweep"
-CHECKPOINTS = "checkpoints"  # the folder that a trial resumes from
+STORAGE = "storage"  # host and folder that a trial resumes from
+DRIVER = "driver"  # the process that runs a sweep: `<its parent run>/<its own name>`
+BEAT = "driver_beat"  # of a parent run: counts up for as long as its driver lives
 DIVERGED = "diverged_at_step"  # of a finished trial whose loss became NaN or infinite there
 PARENT = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
 METRICS_PER_CALL = 1000  # MLflow's limit
@@ -56,6 +67,8 @@ class Recorded:
     experiment: str
     test_accuracy: float | None
     diverged: bool
+    storage: str
+    driver: str
 
     @property
     def finished(self) -> bool:
@@ -69,7 +82,7 @@ def absolute(uri: str) -> str:
     Raises:
         BadInputError: Not a URI of a database or a server.
     """
-    scheme = urlsplit(uri).scheme.split("+")[0]
+    scheme = uri.partition(":")[0].split("+")[0].lower()
     file = sqlite_file(uri)
     if scheme not in SCHEMES or (scheme == "sqlite" and file is None):
         raise BadInputError(
@@ -84,40 +97,85 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(path).absolute() if prefix == "sqlite" and path and not set(path) & set("?:") else None
 
 
+def missing_file(uri: str) -> Path | None:
+    """The file of a `sqlite:///FILE` URI if it does not exist: opening the store would make it."""
+    file = sqlite_file(uri)
+    try:
+        return file if file is not None and not file.exists() else None
+    except OSError:  # a name too long to be a file's
+        return file
+
+
+class TrackingError(BadInputError):
+    """The store cannot be reached, or refuses."""
+
+
 @contextmanager
-def impatient() -> Iterator[None]:
-    """Let MLflow fail within seconds where it would retry for minutes: for the first contact."""
-    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+def contact(uri: str) -> Iterator[None]:
+    """Turn whatever SQLAlchemy, requests and MLflow raise into `TrackingError`."""
     try:
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    except BadInputError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise TrackingError(
+            f"the tracking store {without_password(uri)} cannot be used ({reason}); start it or give it room, or name "
+            "another with --tracking-uri"
+        ) from None
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:…@", uri)
+
+
+class Contact(Protocol):
+    """Something that talks to a store."""
+
+    uri: str
+
+
+C = TypeVar("C", bound=Contact)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def contacting(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
+    """Let a method raise `TrackingError` for whatever goes wrong between here and the store."""
+
+    @wraps(method)
+    def call(talker: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with contact(talker.uri):
+            return method(talker, *args, **kwargs)
+
+    return call
+
+
+def patiently(action: Callable[[], R], seconds: float) -> R:
+    """Do what needs the store, again and again for so long if the store cannot be used.
+
+    Raises:
+        TrackingError: It could not be used for all that time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except TrackingError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(2)
 
 
 class Store:
-    """A tracking store.
-
-    Raises:
-        BadInputError: The store cannot be reached.
-    """
+    """A tracking store. Its methods raise `TrackingError` where it cannot be reached, or refuses."""
 
     def __init__(self, uri: str) -> None:
         self.uri = absolute(uri)
-        try:
-            with impatient():
-                self.client = MlflowClient(self.uri)
-                self.experiments = self._experiments()
-        except Exception as error:  # SQLAlchemy, requests and MLflow each raise their own
-            reason = str(error).strip().splitlines()[0][:200]
-            raise BadInputError(
-                f"cannot reach the tracking store {uri} ({reason}); start it, or name another with --tracking-uri"
-            ) from None
+        with contact(uri):
+            self.client = MlflowClient(self.uri)
+            self.experiments = self._experiments()
 
     def _experiments(self) -> dict[str, str]:
         """Every experiment: id → name."""
@@ -130,6 +188,7 @@ class Store:
             if not token:
                 return found
 
+    @contacting
     def recorded(self) -> dict[str, list[Recorded]]:
         """The runs of every trial, in whichever experiment, by trial id: one each if all is well."""
         found: dict[str, list[Recorded]] = defaultdict(list)
@@ -141,20 +200,26 @@ class Store:
         return Recorded(
             trial_id=run.data.tags[TRIAL_ID],
             run_id=run.info.run_id,
-            name=run.info.run_name,
+            name=run.info.run_name or run.info.run_id,
             status=run.info.status,
             experiment=self.experiments[run.info.experiment_id],
             test_accuracy=run.data.metrics.get("test_accuracy"),
             diverged=DIVERGED in run.data.tags,
+            storage=run.data.tags.get(STORAGE, ""),
+            driver=run.data.tags.get(DRIVER, ""),
         )
 
     def reader(self) -> Callable[[Trial], Result | None]:
         """A function that gives a trial's result, or None if the store has no finished run of it now."""
 
+        @contacting
+        def finished(store: Store, trial: Trial) -> Recorded | None:
+            runs = (store._recorded(run) for run in store._search(f"tags.{TRIAL_ID} = '{trial.id}'"))
+            return next((run for run in runs if run.finished), None)
+
         def read(trial: Trial) -> Result | None:
-            runs = (self._recorded(run) for run in self._search(f"tags.{TRIAL_ID} = '{trial.id}'"))
-            finished = next((run for run in runs if run.finished), None)
-            return None if finished is None else self.read(finished)
+            run = finished(self, trial)
+            return None if run is None else self.read(run)
 
         return read
 
@@ -167,20 +232,12 @@ class Store:
             if not token:
                 return
 
+    @contacting
     def parent(self, sweep: str, dataset: str) -> tuple[str, str]:
         """The ids of the sweep's experiment and of its parent run, both made if need be.
 
         The parent is a folder for its children and holds no state of its own, so it never stands as running.
         """
-        try:
-            return self._parent(sweep, dataset)
-        except MlflowException as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise BadInputError(
-                f"cannot write to the tracking store {self.uri} ({reason}); name another with --tracking-uri"
-            ) from None
-
-    def _parent(self, sweep: str, dataset: str) -> tuple[str, str]:
         experiment = self.client.get_experiment_by_name(sweep)
         if experiment is None:
             database = sqlite_file(self.uri)
@@ -202,6 +259,22 @@ class Store:
         self.client.set_terminated(run.info.run_id)
         return experiment_id, run.info.run_id
 
+    @contacting
+    def tags(self, run_id: str) -> dict[str, str]:
+        """All tags of a run."""
+        return dict(self.client.get_run(run_id).data.tags)
+
+    @contacting
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    @contacting
+    def untag(self, run_id: str, tag: str) -> None:
+        """Remove a tag of a run."""
+        self.client.delete_tag(run_id, tag)
+
+    @contacting
     def open(
         self,
         trial: Trial,
@@ -210,44 +283,56 @@ class Store:
         parent_run_id: str,
         tags: Mapping[str, str],
         *,
-        resumed: bool = True,
+        run_id: str | None,
     ) -> TrialRun:
-        """The trial's run: the one that is there, or a new one below the parent.
+        """The trial's run: a finished one, the one that goes on, or a new one below the parent.
 
-        A trial that is not resumed may compute other last bits than it did before, with another number of threads say.
-        An unfinished run that has points then moves to MLflow's deleted runs, and a new one takes its place.
+        An unfinished run other than `run_id` that has points was left by an attempt whose checkpoints are not at
+        hand. Trained anew, the trial may end in other last bits, with another number of threads say. So such a run
+        moves to MLflow's deleted runs, and a new one takes its place.
+
+        Args:
+            run_id: The run that the trial's checkpoints have sent points to.
 
         Raises:
-            BadInputError: Such a run stands as running for another storage folder, and may well be alive.
+            BadInputError: A run stands as running for another sweep's driver.
         """
         runs = list(self._search(f"tags.{TRIAL_ID} = '{trial.id}'"))
-        run = min(runs, key=lambda found: found.info.status != "FINISHED", default=None)
-        if run is not None and run.info.status != "FINISHED":
-            if not run.data.metrics or resumed:
-                self.client.update_run(run.info.run_id, status="RUNNING")
-            elif run.info.status == "RUNNING" and run.data.tags.get(CHECKPOINTS) != tags.get(CHECKPOINTS):
-                raise BadInputError(
-                    f"'{name}' trains with another --storage, {run.data.tags.get(CHECKPOINTS)}, or was killed there; "
-                    f"go on there, or delete its run {run.info.run_id} in the MLflow UI"
-                )
-            else:
+        chosen = choose(runs, run_id, tags.get(DRIVER))
+        if chosen is None or chosen.info.status != "FINISHED":
+            others = [run for run in runs if run is not chosen]
+            for run in others:
+                if run.info.status == "RUNNING" and run.data.tags.get(DRIVER) != tags.get(DRIVER):
+                    raise BadInputError(
+                        f"'{name}' trains in another sweep, with --storage {run.data.tags.get(STORAGE)} (run "
+                        f"{run.info.run_id}); wait for that to end"
+                    )
+            for run in others:
                 self.client.delete_run(run.info.run_id)
-                run = None
-        if run is None:
-            run = self.client.create_run(experiment_id, run_name=name, tags={TRIAL_ID: trial.id, PARENT: parent_run_id})
-        trial_run = TrialRun(self.client, run)
+        if chosen is None:
+            tags_at_birth = {TRIAL_ID: trial.id, PARENT: parent_run_id, DRIVER: tags.get(DRIVER, "")}
+            chosen = self.client.create_run(experiment_id, run_name=name, tags=tags_at_birth)
+        trial_run = TrialRun(self.client, self.uri, chosen)
         if not trial_run.finished:
+            if chosen.info.status != "RUNNING":
+                self.client.update_run(chosen.info.run_id, status="RUNNING")
             settings = {name: value for name, value in asdict(trial).items() if value not in (None, ())}
             self.client.log_batch(
-                run.info.run_id,
+                chosen.info.run_id,
                 params=[Param(name, str(value)) for name, value in settings.items()],
                 tags=[RunTag(name, value) for name, value in tags.items()],
             )
         return trial_run
 
+    @contacting
     def close(self, run_id: str, status: str) -> None:
         """Say of a run that trains no more, and has not finished, that it is KILLED or FAILED."""
         self.client.set_terminated(run_id, status)
+
+    @contacting
+    def delete(self, run_id: str) -> None:
+        """Move a run to MLflow's deleted runs."""
+        self.client.delete_run(run_id)
 
     @contextmanager
     def artifact(self, recorded: Recorded, name: str) -> Iterator[Path]:
@@ -275,16 +360,27 @@ class Store:
             return Result.load(path)
 
 
+def choose(runs: Sequence[Run], run_id: str | None, driver: str | None) -> Run | None:
+    """Which of a trial's runs goes on: a finished one, the one of the trial's checkpoints, or one without points."""
+    finished = (run for run in runs if run.info.status == "FINISHED")
+    own = (run for run in runs if run.info.run_id == run_id)
+    empty = (run for run in runs if not run.data.metrics)
+    free = (run for run in empty if run.info.status != "RUNNING" or run.data.tags.get(DRIVER) == driver)
+    return next(chain(finished, own, free), None)
+
+
 class TrialRun:
     """A trial's run, open for writing."""
 
-    def __init__(self, client: MlflowClient, run: Run) -> None:
+    def __init__(self, client: MlflowClient, uri: str, run: Run) -> None:
         self.client = client
+        self.uri = uri
         self.run_id: str = run.info.run_id
         self.start_milliseconds: int = run.info.start_time
         self.finished = run.info.status == "FINISHED"
         self.written = 0  # records this process has sent; what an earlier one sent is sent again and dropped there
 
+    @contacting
     def write(self, steps: Sequence[int] | NDArray[np.int64], curves: Mapping[str, NDArray[np.floating]]) -> None:
         """Send the records that have not been sent, in large batches. Call it once a checkpoint covers them."""
         points = [
@@ -296,20 +392,11 @@ class TrialRun:
             self.client.log_batch(self.run_id, metrics=points[first : first + METRICS_PER_CALL])
         self.written = len(steps)
 
-    def finish(
-        self,
-        result: Result,
-        last_step: int,
-        tags: Mapping[str, str],
-        save_model: Callable[[Path], None] | None = None,
-    ) -> None:
-        """Store the result, and the model if there is one, and then, at last, say that the trial is finished."""
+    @contacting
+    def finish(self, result: Result, last_step: int, tags: Mapping[str, str], artifacts: Path) -> None:
+        """Store the result and the files in the folder `artifacts`, then, at last, say that the trial is finished."""
         self.write(result.steps, result.curves)
-        with tempfile.TemporaryDirectory() as folder:
-            result.save(Path(folder) / ARTIFACT)
-            if save_model is not None:
-                save_model(Path(folder) / MODEL)
-            self.client.log_artifacts(self.run_id, folder)
+        self.client.log_artifacts(self.run_id, str(artifacts))
         timestamp = self.start_milliseconds + last_step
         outcome = {DIVERGED: str(last_step)} if result.diverged else {}
         self.client.log_batch(

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import pickle
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from ray import tune
 
 from trainables import training, xor
+from trainables.checkpoints import StorageError, TrialFolder
 from trainables.datasets import Dataset
-from trainables.tracking import Store, TrialRun
-from trainables.trial import Trial
+from trainables.delivery import Delivery, Target, pack
+from trainables.trial import BadInputError, Trial
 
-# A checkpoint at an epoch's end if the last one is this old, and within an epoch if it is that old.
-EPOCH_CHECKPOINT_SECONDS = 5.0
-CHECKPOINT_SECONDS = 60.0
-log = logging.getLogger(__name__)
+# At an epoch's end, where a trial that dies has the least to do again, a checkpoint is due after this part of the time.
+EPOCH_END = 1 / 12
+STARTS = 3  # of a trial without a new checkpoint in between; whatever ends it then would end it again
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a trial needs to know besides what it computes; none of it changes the result, but for `threads`.
+    """How a trial is trained and where it keeps what it has; none of it changes the result, but for `threads`.
 
     Attributes:
         threads: Of the trial's own process. The last bits of a result depend on it, so it is recorded.
-        checkpoints: A folder that every node sees.
-        tags: Provenance that is the same for all trials of a sweep.
+        checkpoint_seconds: Of training between two checkpoints at most.
     """
 
-    tracking_uri: str
-    experiment_id: str
-    parent_run_id: str
-    checkpoints: Path
+    target: Target
     threads: int
     gpus: float
-    tags: Mapping[str, str]
+    checkpoint_seconds: float
 
 
 def trainable(
@@ -55,6 +47,9 @@ def trainable(
 ) -> None:
     """Train the trial that `config["trial_id"]` names, recorded under its readable name; report epochs to Ray Tune.
 
+    A process that dies is started again by Ray Tune, and so is a trial that raises. The last report says what came of
+    the trial: `error` if it cannot be trained, `kept` if the store does not take its result, `notes` for a person.
+
     Args:
         config: What Ray Tune chose.
         data: The data set; None for "xor", which has its own.
@@ -63,36 +58,57 @@ def trainable(
         settings: The same for all trials of a sweep.
     """
     trial = trials[config["trial_id"]]
-    checkpoint = settings.checkpoints / f"{trial.id}.pt"
-    saved = read_checkpoint(checkpoint, trial)
-    run = Store(settings.tracking_uri).open(
-        trial,
-        names[trial.id],
-        settings.experiment_id,
-        settings.parent_run_id,
-        settings.tags,
-        resumed=saved is not None,
-    )
-    if run.finished:  # by an attempt that died before it could say so
-        checkpoint.unlink(missing_ok=True)
-    elif data is None:
-        started = time.monotonic()
-        result = xor.train(trial)
-        tags = {"device": "cpu", "threads": "1", "training_seconds": f"{time.monotonic() - started:.3f}"}
-        run.finish(result, int(result.steps[-1]), tags)
-    else:
-        train_network(trial, data, run, settings, checkpoint, saved)
-    tune.report({"epoch": trial.epochs})
+    folder = TrialFolder(settings.target.storage, trial)
+    try:
+        with folder.claimed():
+            outcome = attempt(trial, names[trial.id], data, folder, settings)
+    except BadInputError as error:  # trying again would not help
+        outcome = {"error": str(error), "notes": folder.notes}
+    tune.report({"epoch": trial.epochs, "ended": True, **outcome})
 
 
-def train_network(
-    trial: Trial, data: Dataset, run: TrialRun, settings: Settings, checkpoint: Path, saved: dict[str, Any] | None
-) -> None:
-    """Train on images, from what the checkpoint saved if there is one.
+def attempt(
+    trial: Trial, name: str, data: Dataset | None, folder: TrialFolder, settings: Settings
+) -> dict[str, str | list[str] | None]:
+    """Train what is missing of the trial and deliver it; what the last report says."""
+    if folder.count_start(settings.target.driver) > STARTS:
+        raise BadInputError(f"it ended {STARTS} times at the same point: {folder.last_error()}")
+    delivery = Delivery(folder, name, settings.target)
+    try:
+        delivery.open()
+        if delivery.run is not None and delivery.run.finished:  # by an attempt that died before it could say so
+            notes = folder.notes
+            folder.remove()
+            return {"notes": notes}
+        if folder.result() is None:
+            if data is None:
+                train_xor(trial, folder)
+            else:
+                train_network(trial, data, folder, delivery, settings)
+        notes = folder.notes
+        delivery.result()
+    except BadInputError:
+        raise
+    except Exception:
+        folder.keep_error(traceback.format_exc())
+        raise
+    return {"kept": delivery.failure, "notes": notes}
+
+
+def train_xor(trial: Trial, folder: TrialFolder) -> None:
+    """Train the NumPy network: a second's work, without checkpoints."""
+    started = time.monotonic()
+    result = xor.train(trial)
+    tags = {"device": "cpu", "threads": "1", "training_seconds": f"{time.monotonic() - started:.3f}"}
+    folder.write_result(pack(result, int(result.steps[-1]), tags, model=None))
+
+
+def train_network(trial: Trial, data: Dataset, folder: TrialFolder, delivery: Delivery, settings: Settings) -> None:
+    """Train on images, from the newest checkpoint if there is one, until the folder keeps the result.
 
     The order keeps every step once in the store, whatever dies in between: first the checkpoint, then the points
-    that it covers; at the end the last checkpoint, the points, the artifacts, the run's status, and only then is
-    the checkpoint removed.
+    that it covers. Neither a full disk nor a store that is away stops training: what could not be written or sent is
+    written or sent with the next checkpoint.
     """
     torch.set_num_threads(settings.threads)
     device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
@@ -100,60 +116,39 @@ def train_network(
     images = len(tensors.train_images)
     steps = training.record_steps(trial, images)
     per_epoch = training.steps_per_epoch(trial, images)
-    steps_in_all = trial.epochs * per_epoch
     state = training.start(trial, tensors)
-    seconds = 0.0
+    seconds, threads = 0.0, str(settings.threads)
+    saved = folder.newest()
     if saved is not None:
         training.load_state_dict(state, saved)
         seconds = float(saved["seconds"])
+        threads = saved["threads"] if saved["threads"].split()[-1] == threads else f"{saved['threads']} then {threads}"
 
     def save(now: float) -> None:
         records = int(np.searchsorted(steps, state.step, side="right"))
         content = training.state_dict(state, records)
-        write_checkpoint(checkpoint, {**content, "trial_id": trial.id, "seconds": seconds + now - began})
-        run.write(steps[:records], training.curves(trial, state, records))
+        try:
+            folder.write(state.step, {**content, "seconds": seconds + now - began, "threads": threads})
+        except StorageError as error:
+            folder.note(str(error))
+        else:
+            delivery.attempt(lambda run: run.write(steps[:records], training.curves(trial, state, records)))
 
     tune.report({"epoch": state.step // per_epoch})
     began = last_save = time.monotonic()
     for _ in training.train(trial, tensors, state):
         now = time.monotonic()
         epoch_ended = state.step % per_epoch == 0
-        if now - last_save > (EPOCH_CHECKPOINT_SECONDS if epoch_ended else CHECKPOINT_SECONDS):
+        if now - last_save >= settings.checkpoint_seconds * (EPOCH_END if epoch_ended else 1):
             save(now)
-            last_save = now
-        if epoch_ended and state.step < steps_in_all:
+            last_save = time.monotonic()
+        if epoch_ended and state.step < trial.epochs * per_epoch:
             tune.report({"epoch": state.step // per_epoch})
-    save(time.monotonic())
     result = training.finish(trial, tensors, state)
     tags = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "threads": str(settings.threads),
+        "threads": threads,
         "training_seconds": f"{seconds + time.monotonic() - began:.3f}",
     }
-    run.finish(result, state.step, tags, save_model=lambda path: torch.save(state.model.state_dict(), path))
-    checkpoint.unlink(missing_ok=True)
-
-
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: whoever reads sees the checkpoint before or this one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_checkpoint(path: Path, trial: Trial) -> dict[str, Any] | None:
-    """What the trial's checkpoint holds; None if there is none, or none that can be used."""
-    if not path.exists():
-        return None
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if content["trial_id"] != trial.id:
-            raise ValueError(f"it is of trial {content['trial_id']}")
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        log.warning("the checkpoint %s cannot be used (%s): the trial starts anew", path, error)
-        return None
-    return content
+    model = {name: value.cpu() for name, value in state.model.state_dict().items()}
+    folder.write_result(pack(result, state.step, tags, model))

@@ -1,7 +1,7 @@
 """Training one trial: records as it goes, and a result at the end. Knows neither Ray nor MLflow.
 
     state = start(trial, data)
-    for state in train(trial, data, state): ...   # after every record and every epoch
+    for state in train(trial, data, state): ...   # after every step
     result = finish(trial, data, state)
 
 `state_dict(state)` holds all that decides a trial's future; a trial resumed from it equals an uninterrupted one bit
@@ -177,7 +177,7 @@ def start(trial: Trial, data: Tensors) -> State:
 
 
 def train(trial: Trial, data: Tensors, state: State) -> Iterator[State]:
-    """Train from where `state` is to the last epoch's end, yielding `state` after every record and every epoch.
+    """Train from where `state` is to the last epoch's end, yielding `state` after every step.
 
     A record whose loss is NaN or infinite is the last: nothing that follows it would mean anything.
     """
@@ -192,10 +192,9 @@ def train(trial: Trial, data: Tensors, state: State) -> Iterator[State]:
                 for row, quantity in enumerate(trial.quantities):
                     state.curves[row, state.step // interval - 1] = MEASURES[quantity](moment)
                 state.diverged = not bool(torch.isfinite(moment.loss))
-                yield state
-                if state.diverged:
-                    return
-        yield state
+            yield state
+            if state.diverged:
+                return
 
 
 def take_step(trial: Trial, data: Tensors, state: State, batch: Tensor) -> Moment:

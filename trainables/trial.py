@@ -30,20 +30,35 @@ QUANTITIES = (
 )
 
 
+# The largest number of epochs, batch size, learning rate and noise: far beyond what anybody means, far below what
+# overflows a float32 or fills the memory.
+LARGEST = 1_000_000
+LARGEST_SEED = 2**32 - 1  # NumPy's
+LONGEST_QUOTE = 100
+
+
 class BadInputError(ValueError):
     """One sentence for the person at the terminal: the value, what is allowed, and what to do."""
+
+
+def quoted(value: object) -> str:
+    """A value as a message shows it: on one line whatever it holds, and cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
 
 
 def check_choice(what: str, value: str | None, allowed: Collection[str | None]) -> None:
     """Raise `BadInputError` unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise BadInputError(f"unknown {what} '{value}'; choose from {', '.join(str(name) for name in allowed)}")
+        raise BadInputError(f"unknown {what} {quoted(value)}; choose from {', '.join(str(name) for name in allowed)}")
 
 
-def check_positive(what: str, value: float, *, whole: bool) -> None:
-    """Raise `BadInputError` unless `value` is a finite positive number, whole if asked."""
-    if not math.isfinite(value) or value <= 0 or (whole and value != int(value)):
-        raise BadInputError(f"{what} is {value}; it must be a positive {'whole ' if whole else ''}number")
+def check_positive(what: str, value: float, *, whole: bool, most: float = math.inf) -> None:
+    """Raise `BadInputError` unless `value` is a finite positive number up to `most`, whole if asked."""
+    if not 0 < value < math.inf or (whole and value != int(value)):  # NaN compares as false
+        raise BadInputError(f"{what} is {quoted(value)}; it must be a positive {'whole ' if whole else ''}number")
+    if value > most:
+        raise BadInputError(f"{what} is {quoted(value)}; it must be {most:,} at most")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +101,9 @@ class Trial:
     def __post_init__(self) -> None:
         if self.dataset == XOR:
             check_choice("architecture", self.architecture, (XOR,))
-            if self.noise_sigma is None or not 0 <= self.noise_sigma < math.inf:
-                raise BadInputError(f"noise sigma is {self.noise_sigma}; it must be a number, 0 or more")
-            object.__setattr__(self, "noise_sigma", float(self.noise_sigma))
+            if self.noise_sigma is None or not 0 <= self.noise_sigma <= LARGEST:
+                raise BadInputError(f"noise sigma is {self.noise_sigma}; it must be a number from 0 to {LARGEST:,}")
+            object.__setattr__(self, "noise_sigma", float(self.noise_sigma) + 0.0)  # -0.0 is 0.0, and has its id
         else:
             check_choice("dataset", self.dataset, IMAGE_DATASETS)
             check_choice("architecture", self.architecture, ARCHITECTURES)
@@ -105,16 +120,16 @@ class Trial:
             else:
                 object.__setattr__(self, field, None)
         for field in ("batch_size", "epochs"):
-            check_positive(field.replace("_", " "), getattr(self, field), whole=True)
+            check_positive(field.replace("_", " "), getattr(self, field), whole=True, most=LARGEST)
         if self.record_every_steps is not None:
             check_positive("record every steps", self.record_every_steps, whole=True)
-        if self.seed < 0 or self.seed != int(self.seed):
-            raise BadInputError(f"seed is {self.seed}; it must be a whole number, 0 or more")
+        if not 0 <= self.seed <= LARGEST_SEED or self.seed != int(self.seed):
+            raise BadInputError(f"seed is {self.seed}; it must be a whole number from 0 to {LARGEST_SEED:,}")
         steps = [0, *(step for step, _ in self.milestones)]
         if any(later <= earlier for earlier, later in pairwise(steps)):
             raise BadInputError(f"milestones are at steps {steps[1:]}; they must be positive and rising")
         for rate in (self.learning_rate, *(rate for _, rate in self.milestones)):
-            check_positive("learning rate", rate, whole=False)
+            check_positive("learning rate", rate, whole=False, most=LARGEST)
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
         object.__setattr__(self, "milestones", tuple((int(step), float(rate)) for step, rate in self.milestones))
         object.__setattr__(self, "quantities", tuple(q for q in QUANTITIES if q in self.quantities))

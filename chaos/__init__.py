@@ -1,0 +1,1 @@
+"""Faults injected into real sweeps: is anything lost or doubled?"""

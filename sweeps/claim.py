@@ -1,0 +1,84 @@
+"""One driver at a time for a sweep: a claim on its parent run that dies with its driver.
+
+A driver that lives counts up a tag of its parent run. Whoever meets a claim watches that tag for a while by its own
+clock, so that neither clocks that differ nor a clock that jumps can make a living driver look dead.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from trainables.tracking import BEAT, DRIVER, STORAGE, Store, TrackingError
+from trainables.trial import BadInputError
+
+BEAT_SECONDS = 5.0
+WATCH_SECONDS = 30.0
+RACE_SECONDS = 1.0  # two drivers that claim at the same moment each read again after this time: the later one stays
+
+
+def alive(store: Store, driver: str) -> bool:
+    """Whether a driver, `<parent run>/<name>`, lives: its claim stands, and its beat goes on within `WATCH_SECONDS`."""
+    parent_run_id, _, _ = driver.partition("/")
+    first = store.tags(parent_run_id)
+    if first.get(DRIVER) != driver:
+        return False
+    deadline = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(BEAT_SECONDS / 2)
+        now = store.tags(parent_run_id)
+        if now.get(DRIVER) != driver:
+            return False
+        if now.get(BEAT) != first.get(BEAT):
+            return True
+    return False
+
+
+@contextmanager
+def claimed(store: Store, sweep: str, parent_run_id: str, storage: str, say: Callable[[str], None]) -> Iterator[str]:
+    """Claim the sweep for as long as the context lasts; the driver's name.
+
+    Args:
+        store: Where the sweep's runs are.
+        sweep: Its name, for messages.
+        parent_run_id: Of the sweep.
+        storage: Host and folder. Who holds the lock of this folder may take over a claim from it: its owner is dead.
+        say: Tells the person who waits what for.
+
+    Raises:
+        BadInputError: A living driver has claimed the sweep.
+    """
+    before = store.tags(parent_run_id)
+    if DRIVER in before and before.get(STORAGE) != storage:
+        say(f"{sweep} is claimed with --storage {before.get(STORAGE)}: watching for a sign of life")
+        if alive(store, before[DRIVER]):
+            raise BadInputError(
+                f"{sweep} trains already, with --storage {before.get(STORAGE)}; wait for that to end, or stop it"
+            )
+    driver = f"{parent_run_id}/{uuid.uuid4().hex[:12]}"
+    store.tag(parent_run_id, {DRIVER: driver, STORAGE: storage, BEAT: "0"})
+    time.sleep(RACE_SECONDS)
+    if store.tags(parent_run_id).get(DRIVER) != driver:
+        raise BadInputError(f"{sweep} was started twice at the same moment; the other one goes on")
+    ended = threading.Event()
+    thread = threading.Thread(target=beat, args=(store, parent_run_id, ended), daemon=True)
+    thread.start()
+    try:
+        yield driver
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(TrackingError):
+            store.untag(parent_run_id, DRIVER)
+
+
+def beat(store: Store, parent_run_id: str, ended: threading.Event) -> None:
+    """Count up the beat until the end; a store that is away misses some."""
+    count = 0
+    while not ended.wait(BEAT_SECONDS):
+        count += 1
+        with suppress(TrackingError):
+            store.tag(parent_run_id, {BEAT: str(count)})

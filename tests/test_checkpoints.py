@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_trial
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainables import checkpoints as module
+from trainables.checkpoints import StorageError, TrialFolder
+from trainables.trial import BadInputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> TrialFolder:
+    folder = TrialFolder(tmp_path, make_trial())
+    folder.path.mkdir(parents=True)
+    return folder
+
+
+def files(folder: TrialFolder) -> list[str]:
+    return sorted(path.name for path in folder.path.iterdir())
+
+
+def test_the_two_newest_are_kept(folder: TrialFolder) -> None:
+    for step in (1, 20, 300):
+        folder.write(step, {"step": step})
+    assert files(folder) == ["000000020.checkpoint", "000000300.checkpoint"]
+    content = folder.newest()
+    assert content is not None
+    assert content["step"] == 300
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[:-50])
+    elif how == "a bit flipped":
+        path.write_bytes(content[:-50] + bytes([content[-50] ^ 4]) + content[-49:])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "foreign":
+        other = TrialFolder(path.parent.parent.parent, make_trial(seed=7))
+        other.path.mkdir(parents=True)
+        other.write(1, {"step": 1})
+        path.write_bytes((other.path / "000000001.checkpoint").read_bytes())
+    elif how == "a pickle":
+        torch.save({"trial_id": print}, path)
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+@pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "foreign", "a pickle", "a folder"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(how: str, folder: TrialFolder) -> None:
+    folder.remember_run("abc")
+    folder.write(1, {"step": 1})
+    folder.write(2, {"step": 2})
+    damage(folder.path / "000000002.checkpoint", how)
+    content = folder.newest()
+    assert content is not None
+    assert content["step"] == 1
+    assert folder.run_id is None  # its points may differ in their last bits from those to come
+    [note] = folder.notes
+    assert "000000002.checkpoint could not be used" in note
+    folder.newest()
+    assert len(folder.notes) == 1  # set aside, and said once
+
+
+@given(position=st.integers(min_value=0), bit=st.integers(min_value=0, max_value=7))
+def test_no_flipped_bit_goes_unseen(position: int, bit: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = TrialFolder(tmp_path_factory.mktemp("storage"), make_trial())
+    folder.path.mkdir(parents=True)
+    folder.write(1, {"step": 1})
+    path = folder.path / "000000001.checkpoint"
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] ^= 1 << bit
+    path.write_bytes(content)
+    assert folder.newest() is None
+
+
+def test_a_write_that_fails_leaves_the_one_before(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write(1, {"step": 1})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot write .*000000002\.checkpoint \(No space left on device\)"):
+        folder.write(2, {"step": 2})
+    assert files(folder) == ["000000001.checkpoint"]
+
+
+def test_what_a_dead_writer_left_is_cleared_away(folder: TrialFolder) -> None:
+    (folder.path / "000000002.checkpoint.partial").touch()
+    with folder.claimed():
+        assert files(folder) == ["lock"]
+
+
+def hold(path: Path, trial: Any, held: Any, release: Any) -> None:
+    with TrialFolder(path, trial).claimed():
+        held.set()
+        release.wait(30)
+
+
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path, make_trial(), held, release))
+    process.start()
+    assert held.wait(30)
+    folder = TrialFolder(tmp_path, make_trial())
+    monkeypatch.setattr(module, "LOCK_WAIT_SECONDS", 0.2)
+    with pytest.raises(BadInputError, match="another process trains in"), folder.claimed():
+        pass
+    process.kill()  # a dead process holds nothing
+    process.join()
+    with folder.claimed():
+        pass
+
+
+def test_starts_are_counted_by_driver_until_a_checkpoint(folder: TrialFolder) -> None:
+    assert [folder.count_start("a"), folder.count_start("a"), folder.count_start("b")] == [1, 2, 1]
+    folder.write(1, {})
+    assert folder.count_start("b") == 1
+
+
+def test_a_result_is_kept_until_removed(folder: TrialFolder) -> None:
+    assert not folder.has_result
+    assert folder.result() is None
+    folder.write_result({"value": 3})
+    assert folder.has_result
+    content = folder.result()
+    assert content is not None
+    assert content["value"] == 3
+    folder.remove()
+    assert not folder.path.exists()

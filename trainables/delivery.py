@@ -1,0 +1,151 @@
+"""How a trial's points and result reach the tracking store, without ever holding training up.
+
+A store that is away, full or closed costs nothing but time: points stay in the checkpoint, a result in its file, and
+both go out once the store takes them. The trial's folder names the run that they go to before the first is sent.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainables.checkpoints import TrialFolder, writing
+from trainables.result import Result
+from trainables.tracking import ARTIFACT, DRIVER, MODEL, STORAGE, Store, TrackingError, TrialRun
+
+# The store is tried again after this time, and after ten times as long as the failed attempt took: a server that
+# answers nobody costs a tenth of the training time at most.
+WAIT_SECONDS = 5.0
+WAIT_FACTOR = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a sweep's trials keep what they have.
+
+    Attributes:
+        storage: A folder that every node sees.
+        storage_name: The same with the host, as people and other sweeps read it.
+        driver: The sweep's driver, `<parent run>/<name>`.
+        tags: Provenance that is the same for all trials of a sweep.
+    """
+
+    tracking_uri: str
+    experiment_id: str
+    parent_run_id: str
+    storage: Path
+    storage_name: str
+    driver: str
+    tags: Mapping[str, str]
+
+
+class Delivery:
+    """One trial's way into the store.
+
+    Attributes:
+        run: The trial's run, once the store has given it.
+        failure: Why the store could not be used at the last attempt; None if it could.
+    """
+
+    def __init__(self, folder: TrialFolder, name: str, target: Target) -> None:
+        self.folder = folder
+        self.name = name
+        self.target = target
+        self.run: TrialRun | None = None
+        self.failure: str | None = None
+        self._not_before = 0.0
+
+    def attempt(self, action: Callable[[TrialRun], None]) -> None:
+        """Do something with the trial's run, unless the store has failed a moment ago; `failure` says what came of it.
+
+        Raises:
+            BadInputError: Another sweep's driver trains the trial.
+        """
+        started = time.monotonic()
+        if self.failure is not None and started < self._not_before:
+            return
+        try:
+            if self.run is None:
+                self.run = self._open()
+            action(self.run)
+            self.failure = None
+        except TrackingError as error:
+            now = time.monotonic()
+            self.failure = str(error)
+            self._not_before = now + max(WAIT_SECONDS, WAIT_FACTOR * (now - started))
+
+    def open(self) -> None:
+        """Find or make the trial's run, if the store can be used."""
+        self.attempt(lambda run: None)
+
+    def result(self) -> None:
+        """Bring the kept result into the store, and remove the trial's folder once it is there.
+
+        Raises:
+            ValueError: No result is kept.
+        """
+        kept = self.folder.result()
+        if kept is None:
+            raise ValueError(f"{self.folder.path} keeps no result")
+        artifacts = self.folder.path / "artifacts"
+        with writing(artifacts):
+            shutil.rmtree(artifacts, ignore_errors=True)
+            artifacts.mkdir()
+            result = unpack(kept)
+            result.save(artifacts / ARTIFACT)
+            if kept["model"] is not None:
+                torch.save(kept["model"], artifacts / MODEL)
+
+        def finish(run: TrialRun) -> None:
+            if not run.finished:
+                run.finish(result, kept["last_step"], kept["tags"], artifacts)
+
+        self._not_before = 0.0
+        self.attempt(finish)
+        if self.failure is None:
+            self.folder.remove()
+
+    def _open(self) -> TrialRun:
+        target = self.target
+        run = Store(target.tracking_uri).open(
+            self.folder.trial,
+            self.name,
+            target.experiment_id,
+            target.parent_run_id,
+            {**target.tags, STORAGE: target.storage_name, DRIVER: target.driver},
+            run_id=self.folder.run_id,
+        )
+        if not run.finished:
+            self.folder.remember_run(run.run_id)
+        return run
+
+
+def pack(result: Result, last_step: int, tags: Mapping[str, str], model: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """What a trained trial keeps, as tensors and plain values."""
+    return {
+        **asdict(result),
+        "steps": torch.from_numpy(result.steps),
+        "curves": {name: torch.from_numpy(curve) for name, curve in result.curves.items()},
+        "first_layer": torch.from_numpy(result.first_layer),
+        "last_step": last_step,
+        "tags": dict(tags),
+        "model": model,
+    }
+
+
+def unpack(kept: Mapping[str, Any]) -> Result:
+    """The result in what `pack` made."""
+    return Result(
+        steps=kept["steps"].numpy().astype(np.int64, copy=False),
+        curves={name: curve.numpy() for name, curve in kept["curves"].items()},
+        test_accuracy=kept["test_accuracy"],
+        first_layer=kept["first_layer"].numpy(),
+    )
