@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 # An environment that several checkouts share imports this one.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install quickstart test fast-test lint types bench
+.PHONY: help install quickstart test fast-test chaos chaos-quick bench lint types
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,8 +29,15 @@ test: install ## All tests, end-to-end runs included, two at a time
 fast-test: install ## The tests that take under a minute together
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
-bench: install ## Measured ratios: what the training loop costs over a bare torch loop
+chaos: install ## Real sweeps with a fault each: is anything lost or doubled? Needs root for the full disks
+	$(RUN) chaos/suite.py
+
+chaos-quick: install ## The faults that CI injects
+	$(RUN) chaos/suite.py --quick
+
+bench: install ## Measured ratios: the training loop against a bare torch loop, and what safety costs
 	$(RUN) benchmarks/training_loop.py
+	$(RUN) benchmarks/safety.py
 
 lint: install ## Style
 	$(RUN) -m ruff check .

@@ -33,7 +33,7 @@ class Options:
     """The subset that runs in CI."""
     only: str = ""
     """The faults whose names contain this."""
-    at_once: int = 2
+    at_once: int = 3
     """Laboratories side by side."""
 
 

@@ -6,6 +6,8 @@ clock, so that neither clocks that differ nor a clock that jumps can make a livi
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 import uuid
@@ -64,7 +66,7 @@ def claimed(store: Store, sweep: str, parent_run_id: str, storage: str, say: Cal
     if store.tags(parent_run_id).get(DRIVER) != driver:
         raise BadInputError(f"{sweep} was started twice at the same moment; the other one goes on")
     ended = threading.Event()
-    thread = threading.Thread(target=beat, args=(store, parent_run_id, ended), daemon=True)
+    thread = threading.Thread(target=beat, args=(store, driver, ended, say), daemon=True)
     thread.start()
     try:
         yield driver
@@ -72,13 +74,19 @@ def claimed(store: Store, sweep: str, parent_run_id: str, storage: str, say: Cal
         ended.set()
         thread.join()
         with suppress(TrackingError):
-            store.untag(parent_run_id, DRIVER)
+            if store.tags(parent_run_id).get(DRIVER) == driver:
+                store.untag(parent_run_id, DRIVER)
 
 
-def beat(store: Store, parent_run_id: str, ended: threading.Event) -> None:
-    """Count up the beat until the end; a store that is away misses some."""
+def beat(store: Store, driver: str, ended: threading.Event, say: Callable[[str], None]) -> None:
+    """Count up the beat until the end; a store that is away misses some. Stop the driver if its claim is lost."""
+    parent_run_id, _, _ = driver.partition("/")
     count = 0
     while not ended.wait(BEAT_SECONDS):
         count += 1
         with suppress(TrackingError):
+            if store.tags(parent_run_id).get(DRIVER) != driver:
+                say("another driver has taken over this sweep: stopping")
+                os.kill(os.getpid(), signal.SIGINT)
+                return
             store.tag(parent_run_id, {BEAT: str(count)})

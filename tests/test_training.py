@@ -200,6 +200,19 @@ def test_even_odd_labels() -> None:
     assert training.start(trial, tensors).model(tensors.test_images).shape == (30, 2)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_training_draws_no_random_number(architecture: str) -> None:
+    """So a checkpoint needs no generator to decide a trial's future."""
+    data = training.tensors(make_dataset(side=32), "cpu")
+    trial = make_trial(architecture=architecture, epochs=1)
+    state = training.start(trial, data)
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    for _ in training.train(trial, data, state):
+        pass
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+
+
 def test_a_trial_that_diverges_ends_at_that_record(data: training.Tensors) -> None:
     trial = make_trial(optimizer="sgd", learning_rate=1e6, epochs=4, record_every_steps=2)
     state = training.start(trial, data)

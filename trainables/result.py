@@ -45,7 +45,17 @@ class Result:
 
     @staticmethod
     def load(path: Path) -> Result:
-        """Read what `save` wrote; whatever a damaged file makes zipfile and NumPy raise passes through."""
+        """Read what `save` wrote; whatever a damaged file makes zipfile and NumPy raise passes through.
+
+        Raises:
+            ValueError: The arrays are not what `save` writes.
+        """
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             curves = {name.removeprefix("curve_"): arrays[name] for name in arrays if name.startswith("curve_")}
-            return Result(arrays["steps"], curves, float(arrays["test_accuracy"]), arrays["first_layer"])
+            result = Result(arrays["steps"], curves, float(arrays["test_accuracy"]), arrays["first_layer"])
+        if result.steps.ndim != 1 or result.steps.dtype.kind != "i" or (np.diff(result.steps) <= 0).any():
+            raise ValueError("its steps are not rising whole numbers")
+        for array in (*curves.values(), result.first_layer):
+            if array.dtype.kind != "f" or (array is not result.first_layer and array.shape != result.steps.shape):
+                raise ValueError("its curves are not one number a step")
+        return result

@@ -174,6 +174,10 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = absolute(uri)
         with contact(uri):
+            if not self.uri.startswith("http"):
+                from mlflow.store.db import utils
+
+                utils.MAX_RETRY_COUNT = 3  # MLflow would try to open a database that is away for minutes
             self.client = MlflowClient(self.uri)
             self.experiments = self._experiments()
 

@@ -1,0 +1,198 @@
+"""What safety costs: the share of a trial's time that checkpoints and tracking take, and a rerun with nothing to do.
+
+A trial is trained for fewer epochs than it would be, in this process, into a store of its own. What happens once a
+trial is counted as measured; what grows with the epochs is projected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sweeps.part3 import Part3
+from sweeps.sweep import Sweep
+from trainables import datasets, trainable
+from trainables.checkpoints import TrialFolder
+from trainables.delivery import Delivery, Target
+from trainables.result import Result
+from trainables.tracking import ARTIFACT, MODEL, Store, TrialRun
+from trainables.trial import Trial
+
+ROOT = Path(__file__).resolve().parent.parent
+# What is timed, and whether it is taken to grow with the epochs. Sending the result (artifacts, last points) is: that
+# is the worse for us, as only the points do.
+TIMED: dict[str, tuple[Any, str, bool]] = {
+    "find the run": (Delivery, "open", False),
+    "checkpoints": (TrialFolder, "write", True),
+    "points": (TrialRun, "write", True),
+    "keep the result": (TrialFolder, "write_result", False),
+    "send the result": (Delivery, "result", True),
+}
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    dataset: str = "fashion_mnist"
+    data_root: Path = Path("data")
+    architectures: tuple[str, ...] = ("mlp_1", "cnn_3")
+    measured_epochs: tuple[int, ...] = (4, 1)
+    """Of each architecture."""
+    epochs: int = 15
+    """To project to."""
+    finished_trials: int = 1000
+    """In the store of the rerun."""
+    out: Path = Path("benchmarks/safety.json")
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """An `mlflow server` on loopback before a sqlite file in `folder`; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *words, "--port", str(port)], stdout=log, stderr=log
+        )
+    try:
+        for _ in range(300):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def timed(seconds: dict[str, float], name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, its time added to `seconds[name]` unless it is called within another that is timed."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        outermost, seconds["depth"] = not seconds["depth"], seconds["depth"] + 1
+        started = time.perf_counter()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            seconds["depth"] -= 1
+            if outermost:
+                seconds[name] += time.perf_counter() - started
+
+    return call
+
+
+def trial_cost(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epochs: int) -> dict[str, float]:
+    """Seconds of a trial of `epochs` epochs, by what they go to, projected from `trial`."""
+    store = Store(uri)
+    experiment_id, parent = store.parent("safety", trial.dataset)
+    target = Target(
+        tracking_uri=uri,
+        experiment_id=experiment_id,
+        parent_run_id=parent,
+        storage=folder,
+        storage_name="here",
+        driver=f"{parent}/benchmark",
+        tags={},
+    )
+    settings = trainable.Settings(target=target, threads=1, gpus=0, checkpoint_seconds=60)
+    seconds: dict[str, float] = defaultdict(float)
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch("ray.tune.report"))
+        for name, (owner, method, _) in TIMED.items():
+            patches.enter_context(mock.patch.object(owner, method, timed(seconds, name, getattr(owner, method))))
+        started = time.perf_counter()
+        trainable.trainable(
+            {"trial_id": trial.id}, data=data, trials={trial.id: trial}, names={trial.id: "trial"}, settings=settings
+        )
+        total = time.perf_counter() - started
+    growth = epochs / trial.epochs
+    safety = {name: seconds[name] for name in TIMED}
+    projected = {name: value * (growth if TIMED[name][2] else 1) for name, value in safety.items()}
+    return {"training": (total - sum(safety.values())) * growth, **projected}
+
+
+def fill(store: Store, sweep: Sweep) -> None:
+    """Put finished trials straight into the store."""
+    experiment_id, parent = store.parent(sweep.name, "digits")
+    result = Result(np.array([10]), {name: np.ones(1, np.float32) for name in ("train_loss",)}, 90.0, np.zeros((1, 1)))
+    with tempfile.TemporaryDirectory() as name:
+        result.save(Path(name) / ARTIFACT)
+        torch.save({}, Path(name) / MODEL)
+        for trial in sweep.trials():
+            run = store.open(trial, sweep.labels()[trial.id], experiment_id, parent, {}, run_id=None)
+            run.finish(result, 10, {}, Path(name))
+
+
+def rerun_seconds(uri: str, seeds: int, folder: Path) -> float:
+    """Seconds of a sweep script that finds everything done."""
+    words = ["--dataset", "digits", "--seeds", str(seeds), "--tracking-uri", uri, "--storage", str(folder)]
+    started = time.perf_counter()
+    output = subprocess.run(
+        [sys.executable, str(ROOT / "sweeps" / "part3.py"), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ).stdout
+    assert f"{5 * seeds} done, 0 missing" in output, output
+    return time.perf_counter() - started
+
+
+def main(options: Options) -> None:
+    """Measure, print, save."""
+    torch.set_num_threads(1)
+    data = datasets.load(options.dataset, options.data_root)
+    costs: dict[str, dict[str, dict[str, float]]] = {}
+    reruns: dict[str, float] = {}
+    table = Table(title=f"Seconds of a trial of {options.epochs} epochs ({options.dataset}, projected), 1 thread")
+    for heading in ("store", "architecture", "training", *TIMED, "safety, % of the trial"):
+        table.add_column(heading, justify="right")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with server(folder) as address:
+            for kind, uri in (("sqlite", f"sqlite:///{folder}/plain.db"), ("server on sqlite", address)):
+                for architecture, epochs in zip(options.architectures, options.measured_epochs, strict=True):
+                    selection = Part3(dataset=options.dataset, seeds=1, epochs=epochs, architectures=(architecture,))
+                    [trial] = selection.sweep().trials()
+                    cost = trial_cost(trial, data, uri, folder, options.epochs)
+                    share = 100 * (1 - cost["training"] / sum(cost.values()))
+                    costs.setdefault(kind, {})[architecture] = {**cost, "percent": share}
+                    table.add_row(kind, architecture, *(f"{value:.2f}" for value in cost.values()), f"{share:.2f}")
+                seeds = options.finished_trials // 5
+                fill(Store(uri), Part3(dataset="digits", seeds=seeds).sweep())
+                reruns[kind] = rerun_seconds(uri, seeds, folder)
+    console.print(table)
+    for kind, seconds in reruns.items():
+        console.print(f"Rerun over {options.finished_trials:,} finished trials, {kind}: {seconds:.1f} s")
+    content = {"projected_trial_seconds": costs, "rerun_seconds": reruns}
+    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    console.print(f"Saved to {options.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,223 @@
+"""Fuzzing the tracking store: whatever is broken in it, a sweep and its analysis end well or with one sentence.
+
+`python tests/test_damaged_store.py` counts the cases.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_sweep
+from test_results import hand_made, record
+
+from analysis.results import load
+from sweeps.options import Running, exit_status
+from sweeps.part3 import Part3
+from sweeps.run import run
+from trainables.tracking import Store
+from trainables.trial import BadInputError
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")]
+SWEEP = make_sweep(seeds=1)
+CUTS = 16  # of an artifact, and of the database
+FLIPS = 150
+
+
+@pytest.fixture(scope="module")
+def template(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two finished trials, whose artifacts lie beside it."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    shutil.copy(empty_database, path)
+    record(Store(f"sqlite:///{path}"), SWEEP)
+    return path
+
+
+@pytest.fixture
+def database(template: Path, tmp_path: Path) -> Path:
+    """A copy whose artifacts are the template's."""
+    return Path(shutil.copy(template, tmp_path / "mlflow.db"))
+
+
+def analysed(database: Path) -> str | None:
+    """Load the sweep; the sentence if that cannot be done."""
+    try:
+        return read(Store(f"sqlite:///{database}"))
+    except BadInputError as error:
+        return str(error)
+
+
+def read(store: Store) -> str | None:
+    """Load the sweep; the sentence if that cannot be done. What can be loaded is as it was recorded."""
+    try:
+        loaded = load(SWEEP, store, fill="python sweeps/part3.py")
+    except BadInputError as error:
+        return str(error)
+    for trial in SWEEP.trials():
+        actual, expected = loaded.results[trial.id], hand_made(trial)
+        assert actual.test_accuracy == expected.test_accuracy
+        np.testing.assert_array_equal(actual.steps, expected.steps)
+        np.testing.assert_array_equal(actual.first_layer, expected.first_layer)
+        np.testing.assert_equal(actual.curves, expected.curves)
+    return None
+
+
+def planned(database: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Dry-run the sweep; its exit status and output, without a traceback."""
+    selection = Part3(
+        dataset="digits", seeds=1, architectures=("mlp_1", "cnn_3"), epochs=2, batch_size=10,
+        tracking_uri=f"sqlite:///{database}",
+    )  # fmt: skip
+    status = exit_status(lambda: run(selection, Running(dry_run=True, storage=database.parent / "storage")))
+    out, err = capsys.readouterr()
+    assert status in (0, 2)
+    assert (err.count("\n"), err.startswith("error: ")) == ((1, True) if status else (0, False)), err
+    return status, out + err
+
+
+def sql(*statements: str) -> Callable[[Path], object]:
+    """Damage done by statements."""
+
+    def damage(database: Path) -> None:
+        connection = sqlite3.connect(database)
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+        connection.close()
+
+    return damage
+
+
+# what → (damage, what the analysis says, what the sweep says)
+DATABASES: dict[str, tuple[Callable[[Path], object], str | None, str]] = {
+    "runs deleted": (sql("UPDATE runs SET lifecycle_stage = 'deleted'"), "2 of 2 trials are not finished", "2 missing"),
+    "experiment deleted": (sql("UPDATE experiments SET lifecycle_stage = 'deleted'"), "not finished", "2 missing"),
+    "all rows gone": (sql("DELETE FROM tags", "DELETE FROM metrics", "DELETE FROM runs"), "not finished", "2 missing"),
+    "tags gone": (sql("DELETE FROM tags"), "2 of 2 trials are not finished", "2 missing"),
+    "trial ids gone": (sql("DELETE FROM tags WHERE key = 'trial_id'"), "not finished", "2 missing"),
+    "trial ids empty": (sql("UPDATE tags SET value = '' WHERE key = 'trial_id'"), "not finished", "2 missing"),
+    "trial ids equal": (sql("UPDATE tags SET value = 'x' WHERE key = 'trial_id'"), "not finished", "2 missing"),
+    "parents gone": (sql("DELETE FROM tags WHERE key = 'mlflow.parentRunId'"), None, "2 done"),
+    "names gone": (sql("UPDATE runs SET name = NULL", "DELETE FROM tags WHERE key LIKE 'mlflow.%'"), None, "2 done"),
+    "metrics gone": (sql("DELETE FROM latest_metrics", "DELETE FROM metrics"), None, "2 done"),
+    "params gone": (sql("DELETE FROM params"), None, "2 done"),
+    "runs unfinished": (sql("UPDATE runs SET status = 'RUNNING'"), "not finished", "2 missing"),
+    "artifacts elsewhere": (sql("UPDATE runs SET artifact_uri = '/nowhere'"), "artifact result.npz", "2 done"),
+    "artifacts on Mars": (sql("UPDATE runs SET artifact_uri = 'mars://x'"), "artifact result.npz", "2 done"),
+    "a table gone": (sql("DROP TABLE runs"), "cannot be used", "error: "),
+    "a column gone": (sql("ALTER TABLE runs RENAME COLUMN status TO state"), "cannot be used", "error: "),
+    "a schema to come": (sql("UPDATE alembic_version SET version_num = 'ffff'"), "cannot be used", "error: "),
+    "not a database": (lambda path: path.write_bytes(b"x" * 5000), "cannot be used", "error: "),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be used", "error: "),
+    "empty": (lambda path: path.write_bytes(b""), "not finished", "2 missing"),
+}
+
+
+@pytest.mark.parametrize("what", DATABASES)
+def test_a_damaged_database(what: str, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage, analysis, sweep = DATABASES[what]
+    damage(database)
+    sentence = analysed(database)
+    assert (sentence is None) if analysis is None else (sentence is not None and analysis in sentence)
+    assert sweep in planned(database, capsys)[1]
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_truncated_database(part: int, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = database.read_bytes()
+    for cut in range(part, CUTS, 4):
+        damaged = whole[: 1000 + (len(whole) - 1000) * cut // CUTS]  # fewer than 512 bytes are none to SQLite
+        database.write_bytes(damaged)
+        assert analysed(database) is not None
+        planned(database, capsys)
+        assert database.read_bytes() == damaged  # a repair by hand is still possible
+
+
+@pytest.fixture(scope="module")
+def whole_store(template: Path) -> Store:
+    return Store(f"sqlite:///{template}")
+
+
+def artifact(store: Store) -> Path:
+    """The artifact of `mlp_1`."""
+    [run] = store.recorded()[SWEEP.trials()[0].id]
+    return Path(store.client.get_run(run.run_id).info.artifact_uri) / "result.npz"
+
+
+def rewritten(path: Path, **changes: np.ndarray | None) -> None:
+    """The artifact with other arrays."""
+    with np.load(path) as arrays:
+        content = {name: arrays[name] for name in arrays} | changes
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
+
+
+ARTIFACTS: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "empty": lambda path: path.write_bytes(b""),
+    "garbage": lambda path: path.write_bytes(b"x" * 2000),
+    "another archive": lambda path: np.savez(path, something=np.zeros(3)),
+    "a single array": lambda path: (np.save(path, np.zeros(3)), path.with_suffix(".npz.npy").replace(path)),
+    "without steps": lambda path: rewritten(path, steps=None),
+    "without a curve": lambda path: rewritten(path, curve_val_accuracy=None),
+    "with a foreign curve": lambda path: rewritten(path, curve_other=np.zeros(6)),
+    "with a short curve": lambda path: rewritten(path, curve_val_accuracy=np.zeros(3)),
+    "with a curve of two axes": lambda path: rewritten(path, curve_val_accuracy=np.zeros((6, 2))),
+    "with a curve of words": lambda path: rewritten(path, curve_val_accuracy=np.array(list("abcdef"))),
+    "with steps of two axes": lambda path: rewritten(path, steps=np.zeros((6, 2), int)),
+    "with steps that fall": lambda path: rewritten(path, steps=np.arange(60, 0, -10)),
+    "with steps of fractions": lambda path: rewritten(path, steps=np.linspace(0, 1, 6)),
+    "with several accuracies": lambda path: rewritten(path, test_accuracy=np.zeros(3)),
+    "with an accuracy in words": lambda path: rewritten(path, test_accuracy=np.array("high")),
+    "with objects": lambda path: np.savez(path, steps=np.array([print], dtype=object)),
+}
+
+
+@pytest.fixture
+def damaged_artifact(whole_store: Store) -> Iterator[Path]:
+    """An artifact, put right again afterwards."""
+    path = artifact(whole_store)
+    whole = path.read_bytes()
+    yield path
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("what", ARTIFACTS)
+def test_a_damaged_artifact(what: str, whole_store: Store, damaged_artifact: Path) -> None:
+    ARTIFACTS[what](damaged_artifact)
+    sentence = read(whole_store)
+    assert sentence is not None
+    assert "delete" in sentence  # what to do
+    assert "artifact" in sentence
+
+
+def test_a_truncated_artifact(whole_store: Store, damaged_artifact: Path) -> None:
+    whole = damaged_artifact.read_bytes()
+    for cut in range(CUTS):
+        damaged_artifact.write_bytes(whole[: len(whole) * cut // CUTS])
+        assert read(whole_store) is not None
+
+
+def test_an_artifact_with_one_bit_flipped(whole_store: Store, damaged_artifact: Path) -> None:
+    """Either it is noticed, or (the archive's dates, say) nothing read from it changes."""
+    whole = damaged_artifact.read_bytes()
+    generator = np.random.default_rng(0)
+    noticed = 0
+    for position, bit in zip(
+        generator.integers(len(whole), size=FLIPS), generator.integers(8, size=FLIPS), strict=True
+    ):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(bit)
+        damaged_artifact.write_bytes(damaged)
+        noticed += read(whole_store) is not None
+    assert noticed > FLIPS * 0.9
+
+
+if __name__ == "__main__":
+    print(f"databases damaged {2 * len(DATABASES)}, truncated {2 * CUTS} (the sweep and its analysis each)")
+    print(f"artifacts damaged {len(ARTIFACTS)}, truncated {CUTS}, bits flipped {FLIPS}")
