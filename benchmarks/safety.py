@@ -183,8 +183,10 @@ def main(options: Options) -> None:
                     share = 100 * (1 - cost["training"] / sum(cost.values()))
                     costs.setdefault(kind, {})[architecture] = {**cost, "percent": share}
                     table.add_row(kind, architecture, *(f"{value:.2f}" for value in cost.values()), f"{share:.2f}")
-                seeds = options.finished_trials // 5
-                fill(Store(uri), Part3(dataset="digits", seeds=seeds).sweep())
+            seeds = options.finished_trials // 5
+            database = f"sqlite:///{folder}/mlflow.db"  # the server's
+            fill(Store(database), Part3(dataset="digits", seeds=seeds).sweep())
+            for kind, uri in (("sqlite", database), ("server on sqlite", address)):
                 reruns[kind] = rerun_seconds(uri, seeds, folder)
     console.print(table)
     for kind, seconds in reruns.items():
