@@ -25,7 +25,7 @@ RACE_SECONDS = 1.0  # two drivers that claim at the same moment each read again 
 def alive(store: Store, driver: str) -> bool:
     """Whether a driver, `<parent run>/<name>`, lives: its claim stands, and its beat goes on within `WATCH_SECONDS`."""
     parent_run_id, _, _ = driver.partition("/")
-    first = store.tags(parent_run_id)
+    first = store.tags(parent_run_id) if parent_run_id else {}
     if first.get(DRIVER) != driver:
         return False
     deadline = time.monotonic() + WATCH_SECONDS

@@ -155,12 +155,12 @@ class Trainer:
         with writing(self.storage):
             self.storage.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire()
+                held = lock.acquire()
             except Timeout:
                 raise BadInputError(
                     f"another sweep trains with --storage {self.running.storage}; wait for it, or name another folder"
                 ) from None
-        with lock, claimed(self.store, plan.sweep.name, parent_run_id, self.storage_name, say) as driver:
+        with held, claimed(self.store, plan.sweep.name, parent_run_id, self.storage_name, say) as driver:
             target = self.target(experiment_id, parent_run_id, driver)
             self.take_over(self.renewed(plan))
             refused = self.deliver(plan, target, patience_seconds=0)
@@ -379,8 +379,9 @@ def report_missing(plan: Plan, selection: Selection, running: Running, endings: 
     failed = {trial_id: ending.error for trial_id, ending in tried.items() if ending is not None and ending.error}
     for trial_id, error in failed.items():
         say(f"failed: {labels[trial_id]}: {error}", style="red")
-    kept = sum(TrialFolder(running.storage, trial).has_result for trial in plan.missing)
-    stopped = len(plan.missing) - len(failed) - kept
+    others = [trial for trial in plan.missing if trial.id not in failed]
+    kept = sum(TrialFolder(running.storage, trial).has_result for trial in others)
+    stopped = len(others) - kept
     say(
         f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped, {kept} trained but not in "
         f"the store). To go on: {selection.command('sweeps', running)}"

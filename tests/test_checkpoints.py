@@ -71,6 +71,16 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(how: str, folder: Tri
     assert len(folder.notes) == 1  # set aside, and said once
 
 
+def test_a_damaged_result_is_set_aside(folder: TrialFolder) -> None:
+    folder.remember_run("abc")
+    folder.write_result({"value": 3})
+    damage(folder.path / "result.checkpoint", "truncated")
+    assert folder.result() is None
+    assert not folder.has_result
+    assert folder.run_id is None
+    assert len(folder.notes) == 1
+
+
 @given(position=st.integers(min_value=0), bit=st.integers(min_value=0, max_value=7))
 def test_no_flipped_bit_goes_unseen(position: int, bit: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = TrialFolder(tmp_path_factory.mktemp("storage"), make_trial())

@@ -52,6 +52,11 @@ def test_a_dead_drivers_claim_expires(store: Store, parent: str, said: list[str]
         assert driver != f"{parent}/dead"
 
 
+@pytest.mark.parametrize("driver", ["", "x", "0123456789abcdef/x"])
+def test_a_driver_of_a_run_that_is_not_there_is_dead(driver: str, store: Store) -> None:
+    assert not alive(store, driver)
+
+
 def test_who_holds_the_storage_need_not_watch(store: Store, parent: str, said: list[str]) -> None:
     store.tag(parent, {DRIVER: f"{parent}/dead", STORAGE: "here", BEAT: "7"})
     with claimed(store, "part3", parent, "here", said.append):

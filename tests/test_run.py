@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ from filelock import FileLock
 from sweeps.launch import Ending
 from sweeps.options import Running
 from sweeps.part3 import Part3
-from sweeps.run import Plan, check_records, git, provenance, result_table, run, settle
-from trainables.tracking import Store
+from sweeps.run import Plan, Trainer, check_records, git, provenance, result_table, run, settle
+from trainables.checkpoints import TrialFolder
+from trainables.tracking import DRIVER, STORAGE, Store
 from trainables.trial import BadInputError
 
 SELECTION = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",))
@@ -37,6 +40,41 @@ def test_a_trial_that_ends_too_early_is_refused(trial: object, sentence: str) ->
     with pytest.raises(BadInputError, match=sentence):
         check_records([trial], 1297)  # type: ignore[list-item]
     check_records([make_trial(epochs=1, batch_size=50, milestones=((25, 0.1),))], 1297)
+
+
+def test_a_sweep_lets_go_of_its_storage(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "submit", lambda *_: {})
+    selection = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
+    for _ in range(2):
+        assert run(selection, Running(storage=tmp_path)) == 130
+    with FileLock(tmp_path / "sweep.lock", blocking=False):
+        pass
+
+
+def test_a_run_that_a_dead_driver_left_is_taken_over(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one of a trial that is not in this sweep, if it trained with this storage."""
+    monkeypatch.setattr(Trainer, "submit", lambda *_: {})
+    experiment_id, parent = store.parent("part4", "digits")
+    name = f"{socket.gethostname()}:{tmp_path}"
+    tags = {STORAGE: name, DRIVER: f"{parent}/dead"}
+    store.open(make_trial(seed=9), "x", experiment_id, parent, tags, run_id=None)
+    selection = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
+    run(selection, Running(storage=tmp_path))
+    assert store.recorded()[make_trial(seed=9).id][0].status == "KILLED"
+
+
+def test_what_a_finished_trial_kept_is_cleared_away(store: Store, tmp_path: Path) -> None:
+    sweep = SELECTION.sweep()
+    [trial] = sweep.trials()
+    run_id = store.open(trial, "x", *store.parent("part3", "digits"), {}, run_id=None).run_id
+    store.close(run_id, "FINISHED")
+    folder = TrialFolder(tmp_path, trial)
+    with folder.claimed():
+        folder.write(1, {})
+    Trainer(store, Running(storage=tmp_path), None, ExitStack()).clear(Plan(sweep, (trial,), store.recorded()))
+    assert not folder.path.exists()
 
 
 def test_no_run_is_left_running(store: Store) -> None:

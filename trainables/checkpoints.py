@@ -115,8 +115,13 @@ class TrialFolder:
         self._write(RESULT, content)
 
     def result(self) -> dict[str, Any] | None:
-        """What `write_result` kept; None if it is not there or damaged."""
-        return self._read(self.path / RESULT)
+        """What `write_result` kept; None if it is not there or damaged. Damage has the consequences of `newest`."""
+        if not self.has_result:
+            return None
+        content = self._read(self.path / RESULT)
+        if content is None:
+            self.forget_run()
+        return content
 
     @property
     def has_result(self) -> bool:

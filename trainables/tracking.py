@@ -40,6 +40,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema migrations of a new sqlite file
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what goes wrong is a `TrackingError`, and said once
@@ -266,8 +268,13 @@ class Store:
 
     @contacting
     def tags(self, run_id: str) -> dict[str, str]:
-        """All tags of a run."""
-        return dict(self.client.get_run(run_id).data.tags)
+        """All tags of a run; none of a run that is not there."""
+        try:
+            return dict(self.client.get_run(run_id).data.tags)
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return {}
+            raise
 
     @contacting
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
