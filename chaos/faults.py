@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +38,7 @@ def worker_killed(lab: Lab) -> None:
     run = lab.start()
     lab.in_the_middle(run)
     run.workers()[0].kill()
+    lab.injected = True
     run.ends_with(0)
     lab.same_command_again()
 
@@ -48,7 +48,7 @@ def dies_at(place: str) -> Fault:
 
     def fault(lab: Lab) -> None:
         lab.start(DIE=place).ends_with(0)
-        check(not lab.token.exists(), "nobody died")
+        lab.injected = not lab.token.exists()
         lab.same_command_again()
 
     fault.__doc__ = f"Worker SIGKILLed right after: {place}"
@@ -58,7 +58,7 @@ def dies_at(place: str) -> Fault:
 def answer_lost(lab: Lab) -> None:
     """The store makes a run, but its answer is lost."""
     lab.start(DIE="run made").ends_with(0)
-    check(not lab.token.exists(), "no answer was lost")
+    lab.injected = not lab.token.exists()
     lab.same_command_again()
 
 
@@ -67,6 +67,7 @@ def driver_killed(lab: Lab) -> None:
     run = lab.start()
     lab.in_the_middle(run)
     run.kill()
+    lab.injected = True
     lab.same_command_again()
 
 
@@ -77,6 +78,7 @@ def driver_stopped(kind: signal.Signals, *, group: bool = False) -> Fault:
         run = lab.start()
         lab.in_the_middle(run)
         (os.killpg if group else os.kill)(run.process.pid, kind)
+        lab.injected = True
         output = run.ends_with(130)
         check("To go on: python sweeps/part3.py" in output, f"no summary: {output}")
         lab.same_command_again()
@@ -91,6 +93,7 @@ def driver_killed_while_it_starts(lab: Lab) -> None:
     trials = lab.storage / "trials"
     lab.wait_until(lambda: trials.exists() and any(trials.iterdir()), "trials", run)
     run.kill()
+    lab.injected = True
     lab.same_command_again()
 
 
@@ -100,6 +103,7 @@ def driver_dead_elsewhere(lab: Lab) -> None:
     trials = lab.folder / "elsewhere" / "trials"
     lab.wait_until(lambda: len(list(trials.glob("*/[0-9]*.checkpoint"))) >= 4, "checkpoints", run)
     run.kill()
+    lab.injected = True
     output = lab.same_command_again()
     check("watching for a sign of life" in output, f"the dead driver's claim was not noticed: {output}")
     lab.start(lab.folder / "elsewhere").ends_with(0)  # clears away what it had kept there
@@ -139,13 +143,12 @@ def node_removed(lab: Lab) -> None:
             lab.in_the_middle(run)
             cluster.stdin.write("remove\n")
             cluster.stdin.flush()
-            check(cluster.stdout.readline().strip() == "removed", "the node was not removed")
+            lab.injected = cluster.stdout.readline().strip() == "removed"
             run.ends_with(0)
             lab.same_command_again()
         finally:
             cluster.stdin.close()
             cluster.wait(60)
-            shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
 
 
 def server_away(lab: Lab) -> None:
@@ -154,7 +157,9 @@ def server_away(lab: Lab) -> None:
     run = lab.start()
     lab.in_the_middle(run)
     tracking.kill()
+    lab.injected = True
     time.sleep(OUTAGE_SECONDS)
+    check(len(lab.results()) == 2, "training stopped while the server was away")
     tracking.start()
     run.ends_with(0)
     lab.same_command_again()
@@ -166,6 +171,7 @@ def server_back_at_once(lab: Lab) -> None:
     run = lab.start()
     lab.in_the_middle(run)
     tracking.kill()
+    lab.injected = True
     tracking.start()
     run.ends_with(0)
     lab.same_command_again()
@@ -179,6 +185,7 @@ def store_full(lab: Lab) -> None:
     run = lab.start(PATIENCE="5")
     lab.in_the_middle(run)
     fill(disk)
+    lab.injected = True
     output = run.ends_with(1)
     check("2 trained but not in the store" in output, f"the results were not kept: {output}")
     (disk / "filler").unlink()
@@ -191,6 +198,7 @@ def storage_full(lab: Lab) -> None:
     run = lab.start()
     lab.in_the_middle(run)
     fill(lab.storage)
+    lab.injected = True
     output = run.ends_with(1)
     check("No space left on device" in output, f"the reason is not given: {output}")
     (lab.storage / "filler").unlink()
@@ -203,6 +211,7 @@ def storage_read_only(lab: Lab) -> None:
     run = lab.start()
     lab.in_the_middle(run)
     run.kill()
+    lab.injected = True
     time.sleep(3)  # for the workers to die: a file system with open files cannot be made read-only
     remount(lab.storage, "ro")
     output = lab.start().ends_with(2)
@@ -218,6 +227,7 @@ def checkpoint_damaged(how: str) -> Fault:
         run = lab.start()
         lab.in_the_middle(run)
         run.kill()
+        lab.injected = True
         time.sleep(3)  # for the workers to die
         newest = {path.parent: path for path in reversed(lab.checkpoints())}
         for path in newest.values():
@@ -240,6 +250,7 @@ def two_drivers(lab: Lab) -> None:
     lab.in_the_middle(run)
     output = lab.start().ends_with(2)
     check("another sweep trains with --storage" in output, f"the second does not say so: {output}")
+    lab.injected = run.process.poll() is None
     run.ends_with(0)
     lab.same_command_again()
 
@@ -251,6 +262,7 @@ def two_drivers_on_one_store(lab: Lab) -> None:
     lab.wait_until(lambda: len(lab.checkpoints()) >= 2, "checkpoints", run)
     output = lab.start(lab.folder / "elsewhere").ends_with(2)
     check("trains already, with --storage" in output, f"the second does not say so: {output}")
+    lab.injected = run.process.poll() is None
     run.ends_with(0)
     lab.same_command_again()
 
@@ -260,6 +272,7 @@ def clock_stepped(seconds: int) -> Fault:
 
     def fault(lab: Lab) -> None:
         lab.start(CLOCK_SECONDS=str(seconds)).ends_with(0)
+        lab.injected = not lab.token.exists()
         lab.same_command_again()
 
     fault.__doc__ = f"Clock stepped {'back' if seconds < 0 else 'forward'} an hour"
@@ -267,34 +280,36 @@ def clock_stepped(seconds: int) -> Fault:
 
 
 def soak(lab: Lab) -> None:
-    """soak: 30 random kills of workers and drivers."""
+    """Soak: 30 random kills of workers and drivers."""
     generator = random.Random(SOAK_SEED)
     run = lab.start(STEP_SECONDS="0.2")
-    for kills in range(SOAK_KILLS):
+    kills = 0
+    while kills < SOAK_KILLS:
         time.sleep(generator.uniform(1, 8))
-        if run.process.poll() is None and generator.random() < 0.75:
-            kill_a_worker(run, generator)
-            continue
-        check(run.process.poll() != 0, f"the sweep was over after {kills} kills")
-        run.kill()
-        run = lab.start(STEP_SECONDS="0.2")
+        if run.process.poll() is not None:  # chance may have killed a trial's workers three times at the same point
+            output = run.ends_with(1)
+            check("ended 3 times at the same point: its process was killed" in output, output)
+            run = lab.start(STEP_SECONDS="0.2")
+        elif generator.random() < 0.75:
+            kills += kill_a_worker(run, generator)
+        else:
+            run.kill()
+            kills += 1
+            run = lab.start(STEP_SECONDS="0.2")
+    lab.injected = True
     run.kill()
     lab.same_command_again(STEP_SECONDS="0")
 
 
-def kill_a_worker(run: Run, generator: random.Random) -> None:
-    """Wait for a worker, and kill it."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if run.process.poll() is not None:
-            return
-        if workers := run.workers():
-            try:
-                generator.choice(workers).kill()
-                return
-            except psutil.NoSuchProcess:
-                pass
-        time.sleep(0.1)
+def kill_a_worker(run: Run, generator: random.Random) -> bool:
+    """Kill a worker, if there is one; whether there was."""
+    workers = run.workers()
+    try:
+        if workers:
+            generator.choice(workers).kill()
+    except psutil.NoSuchProcess:
+        return False
+    return bool(workers)
 
 
 def fill(disk: Path) -> None:

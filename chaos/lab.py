@@ -91,6 +91,7 @@ class Lab:
         database: The store that holds the runs, whether a server stands before it or not.
         uri: What the sweep is told of it.
         variables: Of the sweep's environment.
+        injected: Whether the fault has happened.
     """
 
     folder: Path
@@ -103,6 +104,7 @@ class Lab:
         self.database = f"sqlite:///{self.folder}/mlflow.db"
         self.uri = self.database
         self.variables: dict[str, str] = {}
+        self.injected = False
         self.runs: list[Run] = []
         self.disks: list[Path] = []
         self.servers: list[Server] = []
@@ -147,6 +149,10 @@ class Lab:
         """Wait until each of the two trials has left two checkpoints."""
         self.wait_until(lambda: len(self.checkpoints()) >= 4, "checkpoints of both trials", run)
 
+    def results(self) -> list[Path]:
+        """The results that trials keep because the store has not taken them."""
+        return list((self.storage / "trials").glob("*/result.checkpoint"))
+
     def wait_until(self, condition: Callable[[], object], what: str, run: Run) -> None:
         """Wait for something that should happen while the sweep runs."""
         deadline = time.monotonic() + LIMIT_SECONDS / 2
@@ -170,6 +176,8 @@ class Lab:
             subprocess.run(["umount", "--lazy", disk], check=False)
         for storage in (self.storage, self.folder / "elsewhere"):
             shutil.rmtree(private_folder(storage), ignore_errors=True)
+        if "RAY_TMPDIR" in self.variables:
+            shutil.rmtree(self.variables["RAY_TMPDIR"], ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def small_disk(self, path: Path, megabytes: int) -> None:
@@ -192,6 +200,8 @@ class Lab:
         Raises:
             Failure: A result differs, a trial has not one finished run, something stands as running or was left.
         """
+        for script in self.runs:
+            check("Traceback" not in script.output(), script.output())
         store = Store(self.uri)
         recorded = store.recorded()
         check(set(recorded) == set(self.reference), f"trials {set(recorded)}, not {set(self.reference)}")
@@ -206,7 +216,8 @@ class Lab:
                 {name: curve.tobytes() for name, curve in actual.curves.items()} == same, f"{run.name}: curves differ"
             )
             check(np.array_equal(actual.first_layer, expected.first_layer), f"{run.name}: the first layers differ")
-            check(actual.test_accuracy == expected.test_accuracy, f"{run.name}: test accuracies differ")
+            accuracies = [m.value for m in store.client.get_metric_history(run.run_id, "test_accuracy")]
+            check([actual.test_accuracy] == accuracies == [expected.test_accuracy], f"{run.name}: {accuracies}")
             with store.artifact(run, MODEL) as path:
                 check(model_bytes(path) == model, f"{run.name}: weights differ")
             for name, curve in expected.curves.items():
@@ -226,7 +237,9 @@ class Lab:
         left = [path for path in (self.folder / "tmp").rglob("*") if not path.name.startswith("torchinductor_")]
         left += trials.rglob("*") if trials.exists() else ()
         left += [path for path in self.storage.iterdir() if path.name not in ("trials", "sweep.lock")]
-        left += [private_folder(self.storage)] if private_folder(self.storage).exists() else []
+        base = Path(self.variables.get("RAY_TMPDIR", "/tmp"))
+        private = [base / private_folder(storage).name for storage in (self.storage, self.folder / "elsewhere")]
+        left += [folder for folder in private if folder.exists()]
         check(not left, f"left behind: {', '.join(map(str, left[:5]))}")
 
 

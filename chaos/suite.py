@@ -5,6 +5,7 @@ Every laboratory has its own store, storage and Ray. The results must equal thos
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ class Verdict:
 
     name: str
     seconds: float
+    injected: bool
     failure: str | None
     lost: int | None
     doubled: int | None
@@ -56,7 +58,7 @@ class Verdict:
     @property
     def passed(self) -> bool:
         """Whether nothing was lost, doubled or otherwise amiss."""
-        return self.failure is None and self.lost == 0 and self.doubled == 0
+        return self.injected and self.failure is None and self.lost == 0 and self.doubled == 0
 
 
 def inject(fault: faults.Fault, reference: Reference, folder: Path, words: Sequence[str]) -> Verdict:
@@ -74,7 +76,7 @@ def inject(fault: faults.Fault, reference: Reference, folder: Path, words: Seque
         failure = traceback.format_exc()
     finally:
         lab.close()
-    verdict = Verdict(name, time.monotonic() - started, failure, lost, doubled)
+    verdict = Verdict(name, time.monotonic() - started, lab.injected, failure, lost, doubled)
     console.print(f"{'survived' if verdict.passed else 'FAILED'}: {name} ({verdict.seconds:.0f} s)", highlight=False)
     return verdict
 
@@ -86,12 +88,14 @@ def table(verdicts: Sequence[Verdict]) -> Table:
         found.add_column(heading, no_wrap=True)
     for verdict in verdicts:
         counts = ("–" if count is None else str(count) for count in (verdict.lost, verdict.doubled))
-        found.add_row(verdict.name, "yes", "yes" if verdict.failure is None else "NO", *counts)
+        answers = ("yes" if answer else "NO" for answer in (verdict.injected, verdict.failure is None))
+        found.add_row(verdict.name, *answers, *counts)
     return found
 
 
 def main(options: Options) -> int:
     """Inject, print the table; 1 if any cell is not as it should be."""
+    os.environ.pop("RAY_TMPDIR", None)  # the sweeps do without, so that it is known where they keep what
     started = time.monotonic()
     chosen: list[tuple[faults.Fault, tuple[str, ...]]] = [
         (fault, ()) for fault in (faults.QUICK if options.quick else faults.ALL)

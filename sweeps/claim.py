@@ -53,13 +53,14 @@ def claimed(store: Store, sweep: str, parent_run_id: str, storage: str, say: Cal
     Raises:
         BadInputError: A living driver has claimed the sweep.
     """
-    before = store.tags(parent_run_id)
-    if DRIVER in before and before.get(STORAGE) != storage:
-        say(f"{sweep} is claimed with --storage {before.get(STORAGE)}: watching for a sign of life")
-        if alive(store, before[DRIVER]):
+    dead = None
+    while (tags := store.tags(parent_run_id)).get(DRIVER, dead) != dead and tags.get(STORAGE) != storage:
+        say(f"{sweep} is claimed with --storage {tags.get(STORAGE)}: watching for a sign of life")
+        if alive(store, tags[DRIVER]):
             raise BadInputError(
-                f"{sweep} trains already, with --storage {before.get(STORAGE)}; wait for that to end, or stop it"
+                f"{sweep} trains already, with --storage {tags.get(STORAGE)}; wait for that to end, or stop it"
             )
+        dead = tags[DRIVER]  # unless yet another driver has claimed the sweep meanwhile, the way is free
     driver = f"{parent_run_id}/{uuid.uuid4().hex[:12]}"
     store.tag(parent_run_id, {DRIVER: driver, STORAGE: storage, BEAT: "0"})
     time.sleep(RACE_SECONDS)

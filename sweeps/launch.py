@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,7 @@ from trainables.trial import BadInputError, Trial
 # A trial whose process dies is started again from its last checkpoint, as often as it comes further (`STARTS` in the
 # trainable); this ends those that die before they can count.
 MOST_STARTS = 50
+DYING_SECONDS = 10
 PACKAGE = Path(__file__).resolve().parent.parent / "trainables"  # all that workers import
 
 
@@ -48,12 +50,10 @@ class Ending:
 
     Attributes:
         error: Why it could not be trained.
-        kept: Why its result is not in the store.
         notes: What else a person should know.
     """
 
     error: str | None = None
-    kept: str | None = None
     notes: Sequence[str] = ()
 
 
@@ -74,16 +74,19 @@ def connect(address: str | None, machine: Node, folder: Path) -> list[Node]:
     """
     for name in ("ray", "ray.tune", "ray.air"):  # what fails is reported in our own summary
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
+    prepare(folder)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
         cpus, gpus = int(machine.cpus), int(machine.gpus)
         # Outside this process group: a signal to the group (`timeout python sweeps/…`, a closed terminal) is meant for
         # the driver, which stops the others in order. It could not if the same signal had ended Ray's processes.
         popen = partial(services.ConsolePopen, process_group=0)
-        with mock.patch.object(services, "ConsolePopen", popen):
-            ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=str(folder), **quiet)
+        try:
+            with mock.patch.object(services, "ConsolePopen", popen):
+                ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=str(folder), **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInputError(f"Ray cannot start on this machine, with its files in {folder} ({reason})") from None
     else:
         try:
             ray.init(address, runtime_env={"py_modules": [str(PACKAGE)]}, **quiet)
@@ -95,6 +98,24 @@ def connect(address: str | None, machine: Node, folder: Path) -> list[Node]:
     stop_on_signals()  # Ray has put its own handler in the place of ours
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def prepare(folder: Path) -> None:
+    """Make the private folder anew. A killed driver's processes may write into the old one while they die.
+
+    Raises:
+        BadInputError: It cannot be made.
+    """
+    for _ in range(DYING_SECONDS):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            reason = error.strerror
+            time.sleep(1)
+        else:
+            return
+    raise BadInputError(f"cannot make the folder {folder} for Ray's files ({reason}); remove it, or set RAY_TMPDIR")
 
 
 def check_gpu() -> None:
@@ -170,7 +191,7 @@ def ending(result: tune.Result) -> Ending:
     if result.error is not None:
         return Ending(error=str(result.error).strip().splitlines()[-1])
     metrics = result.metrics or {}
-    return Ending(metrics.get("error"), metrics.get("kept"), metrics.get("notes", ()))
+    return Ending(metrics.get("error"), metrics.get("notes", ()))
 
 
 class Bar(Callback):

@@ -93,7 +93,13 @@ def run(selection: Selection, running: Running) -> int:
             trainer.clear(plan)
             endings: Mapping[str, Ending] = {}
             if plan.missing:
-                plan, endings = trainer.train(plan)
+                try:
+                    plan, endings = trainer.train(plan)
+                except TrackingError as error:
+                    if trainer.share is None:  # nothing has been trained
+                        raise
+                    say(f"{error}; what was trained is kept. To go on: {selection.command('sweeps', running)}")
+                    return 1
             console.print(result_table(plan))
             if plan.missing:
                 return report_missing(plan, selection, running, endings)
@@ -168,16 +174,13 @@ class Trainer:
             endings: Mapping[str, Ending] = {}
             try:
                 endings = self.submit(plan, target, [trial for trial in plan.missing if trial.id not in refused])
+                refused |= self.deliver(plan, target, PATIENCE_SECONDS)
             except BaseException:
                 with suppress(TrackingError):
-                    settle(self.renewed(plan), self.store, endings)
+                    settle(self.renewed(plan), self.store, endings, driver)
                 raise
-            refused |= self.deliver(plan, target, PATIENCE_SECONDS)
-            try:
-                after = patiently(lambda: settle(self.renewed(plan), self.store, endings), 0 if refused else 60)
-            except TrackingError as error:  # what it says of the trials is as old as the plan
-                say(str(error), style="red")
-                after = plan
+            patience_seconds = 0 if refused else PATIENCE_SECONDS
+            after = patiently(lambda: settle(self.renewed(plan), self.store, endings, driver), patience_seconds)
         report_endings(plan, after, endings, refused, time.monotonic() - started)
         return after, endings
 
@@ -230,28 +233,24 @@ class Trainer:
                     folder.remove()
 
     def deliver(self, plan: Plan, target: Target, patience_seconds: float) -> dict[str, str]:
-        """Bring results that trained trials kept into the store; why it does not take them, by trial id."""
-        from trainables.delivery import Delivery
+        """Bring results that trained trials kept into the store; why it does not take them, by trial id.
 
+        Once the store has failed for `patience_seconds`, it is not tried again for the others.
+        """
         refused: dict[str, str] = {}
         labels = plan.sweep.labels()
         deadline = time.monotonic() + patience_seconds
+        store_failure: str | None = None
         for trial in plan.missing:
             folder = TrialFolder(self.storage, trial)
             if not folder.has_result:
                 continue
-            with folder.claimed():
-                if folder.result() is None:  # damaged, and set aside: the trial goes on from its last checkpoint
-                    continue
-                delivery = Delivery(folder, labels[trial.id], target)
-                delivery.result()
-                if delivery.failure and time.monotonic() < deadline:
-                    say(f"{delivery.failure}: waiting for up to {deadline - time.monotonic():.0f} seconds")
-                while delivery.failure and time.monotonic() < deadline:
-                    time.sleep(2)
-                    delivery.result()
-                if delivery.failure:
-                    refused[trial.id] = delivery.failure
+            try:
+                store_failure = store_failure or deliver_one(folder, labels[trial.id], target, deadline)
+                if store_failure:
+                    refused[trial.id] = store_failure
+            except BadInputError as error:  # of this trial alone
+                refused[trial.id] = str(error)
         return refused
 
     def submit(self, plan: Plan, target: Target, trials: Sequence[Trial]) -> Mapping[str, Ending]:
@@ -273,6 +272,23 @@ class Trainer:
         )
         folder = launch.private_folder(self.storage)
         return launch.train(trials, plan.sweep.labels(), self.data, settings, self.share, folder, console)
+
+
+def deliver_one(folder: TrialFolder, name: str, target: Target, deadline: float) -> str | None:
+    """Bring one kept result into the store, trying until `deadline` (`time.monotonic`); why it does not take it."""
+    from trainables.delivery import Delivery
+
+    with folder.claimed():
+        if folder.result() is None:  # damaged, and set aside: the trial goes on from its last checkpoint
+            return None
+        delivery = Delivery(folder, name, target)
+        delivery.result()
+        if delivery.failure and time.monotonic() < deadline:
+            say(f"{delivery.failure}: waiting for up to {deadline - time.monotonic():.0f} seconds")
+        while delivery.failure and time.monotonic() < deadline:
+            time.sleep(2)
+            delivery.result()
+        return delivery.failure
 
 
 def check_records(trials: Sequence[Trial], train_images: int) -> None:
@@ -319,11 +335,11 @@ def git(*words: str) -> str:
         return ""
 
 
-def settle(plan: Plan, store: Store, endings: Mapping[str, Ending]) -> Plan:
-    """Leave no run of this sweep standing as RUNNING once nothing trains, and one run a finished trial; the plan."""
+def settle(plan: Plan, store: Store, endings: Mapping[str, Ending], driver: str) -> Plan:
+    """Leave none of this driver's runs standing as RUNNING once nothing trains, nor beside a finished one; the plan."""
     for trial in plan.trials:
         for recorded in plan.runs.get(trial.id, []):
-            if recorded.finished:
+            if recorded.finished or recorded.driver != driver:
                 continue
             if plan.finished(trial):  # an answer of the store was lost when the run was made, so another one was
                 store.delete(recorded.run_id)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,27 @@ def test_what_a_dead_writer_left_is_cleared_away(folder: TrialFolder) -> None:
     (folder.path / "000000002.checkpoint.partial").touch()
     with folder.claimed():
         assert files(folder) == ["lock"]
+
+
+def finish(path: Path, trial: Any, held: Any, release: Any) -> None:
+    folder = TrialFolder(path, trial)
+    with folder.claimed():
+        held.set()
+        release.wait(30)
+        folder.remove()
+
+
+def test_a_folder_that_its_holder_removes_can_still_be_claimed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=finish, args=(tmp_path, make_trial(), held, release))
+    process.start()
+    assert held.wait(30)
+    folder = TrialFolder(tmp_path, make_trial())
+    threading.Timer(0.5, release.set).start()
+    with folder.claimed():
+        assert files(folder) == ["lock"]
+    process.join()
 
 
 def hold(path: Path, trial: Any, held: Any, release: Any) -> None:

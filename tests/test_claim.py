@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -55,6 +56,26 @@ def test_a_dead_drivers_claim_expires(store: Store, parent: str, said: list[str]
 @pytest.mark.parametrize("driver", ["", "x", "0123456789abcdef/x"])
 def test_a_driver_of_a_run_that_is_not_there_is_dead(driver: str, store: Store) -> None:
     assert not alive(store, driver)
+
+
+def test_a_claim_that_changes_hands_while_it_is_watched_is_watched_again(
+    store: Store, parent: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one driver watches a dead one's claim, the dead one's command is started again."""
+    store.tag(parent, {DRIVER: f"{parent}/dead", STORAGE: "here", BEAT: "7"})
+    with ExitStack() as stack:
+
+        def restart(store: Store, driver: str) -> bool:
+            monkeypatch.setattr(claim, "alive", alive)
+            stack.enter_context(claimed(store, "part3", parent, "here", said.append))
+            return False
+
+        monkeypatch.setattr(claim, "alive", restart)
+        with (
+            pytest.raises(BadInputError, match="trains already, with --storage here"),
+            claimed(store, "part3", parent, "there", said.append),
+        ):
+            pass
 
 
 def test_who_holds_the_storage_need_not_watch(store: Store, parent: str, said: list[str]) -> None:

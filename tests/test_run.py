@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make_trial
@@ -65,6 +66,30 @@ def test_a_run_that_a_dead_driver_left_is_taken_over(
     assert store.recorded()[make_trial(seed=9).id][0].status == "KILLED"
 
 
+def test_one_result_that_cannot_be_delivered_keeps_no_other_back(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Part3(dataset="digits", seeds=3, epochs=1, architectures=("mlp_1",)).sweep()
+    for trial in sweep.trials():
+        folder = TrialFolder(tmp_path, trial)
+        with folder.claimed():
+            folder.write_result({})
+    tried = []
+
+    def deliver(folder: TrialFolder, *_: Any) -> str | None:
+        tried.append(folder.trial.seed)
+        if folder.trial.seed == 0:
+            raise BadInputError("it trains in another sweep")
+        return "away" if folder.trial.seed == 1 else None
+
+    monkeypatch.setattr("sweeps.run.deliver_one", deliver)
+    trainer = Trainer(store, Running(storage=tmp_path), None, ExitStack())
+    target = trainer.target("1", "p", "p/a")
+    refused = trainer.deliver(Plan(sweep, sweep.trials(), {}), target, 0)
+    assert tried == [0, 1]  # a store that is away is not asked again and again
+    assert list(refused.values()) == ["it trains in another sweep", "away", "away"]
+
+
 def test_what_a_finished_trial_kept_is_cleared_away(store: Store, tmp_path: Path) -> None:
     sweep = SELECTION.sweep()
     [trial] = sweep.trials()
@@ -82,11 +107,20 @@ def test_no_run_is_left_running(store: Store) -> None:
     experiment_id, parent = store.parent("part3", "digits")
     finished, failed, stopped = sweep.trials()
     for trial in sweep.trials():
-        store.open(trial, "x", experiment_id, parent, {}, run_id=None)
+        store.open(trial, "x", experiment_id, parent, {DRIVER: "p/a"}, run_id=None)
     store.close(store.recorded()[finished.id][0].run_id, "FINISHED")
-    settle(Plan(sweep, sweep.trials(), store.recorded()), store, {failed.id: Ending(error="out of memory")})
+    settle(Plan(sweep, sweep.trials(), store.recorded()), store, {failed.id: Ending(error="out of memory")}, "p/a")
     statuses = {trial_id: runs[0].status for trial_id, runs in store.recorded().items()}
     assert statuses == {finished.id: "FINISHED", failed.id: "FAILED", stopped.id: "KILLED"}
+
+
+def test_runs_of_a_living_driver_are_left_alone(store: Store) -> None:
+    """Two sweeps share trials; one of them ends."""
+    sweep = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",)).sweep()
+    [trial] = sweep.trials()
+    store.open(trial, "x", *store.parent("grid", "digits"), {DRIVER: "p/other"}, run_id=None)
+    settle(Plan(sweep, (trial,), store.recorded()), store, {}, "p/a")
+    assert store.recorded()[trial.id][0].status == "RUNNING"
 
 
 def test_provenance_without_git(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,28 @@ def test_there_is_one_parent_a_sweep_and_data_set(store: Store) -> None:
     assert store.client.get_run(store.parent("part3", "digits")[1]).info.status == "FINISHED"
 
 
+def test_of_two_parents_made_at_the_same_moment_both_drivers_use_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Store(store.uri)
+    create, made = store.client.create_run, []
+
+    def race(*words: Any, **named: Any) -> Any:
+        monkeypatch.setattr(store.client, "create_run", create)
+        made.append(other.parent("part3", "digits")[1])
+        return create(*words, **named)
+
+    monkeypatch.setattr(store.client, "create_run", race)
+    assert store.parent("part3", "digits")[1] == made[0]
+    assert other.parent("part3", "digits")[1] == made[0]
+
+
+def test_a_store_sees_what_others_made_after_it_was_opened(store: Store) -> None:
+    early = Store(store.uri)
+    open_run(store)
+    assert make_trial().id in early.recorded()
+
+
 def test_a_deleted_experiment_is_named(store: Store) -> None:
     store.client.delete_experiment(store.parent("part3", "digits")[0])
     with pytest.raises(BadInputError, match="experiment 'part3' was deleted"):

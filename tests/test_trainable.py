@@ -12,7 +12,7 @@ from conftest import make_dataset, make_trial
 from sweeps.xor import Xor
 from trainables import trainable as module
 from trainables.checkpoints import StorageError, TrialFolder
-from trainables.delivery import Target
+from trainables.delivery import Delivery, Target
 from trainables.tracking import DRIVER, STORAGE, Store, TrackingError, TrialRun
 from trainables.trainable import STARTS, Settings, trainable
 
@@ -198,6 +198,66 @@ def test_a_damaged_checkpoint_costs_its_interval_and_doubles_nothing(
     assert "could not be used (it is damaged" in note
     check_every_step_once(store)
     assert result_of(store)[1].curves["train_loss"].tobytes() == expected.curves["train_loss"].tobytes()
+
+
+@pytest.mark.parametrize("what", ["[0-9]*.checkpoint", "result.checkpoint"])
+def test_damage_moves_the_trial_to_a_new_run(
+    what: str, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained again with other last bits, as with another number of threads: nothing may be added to the old run."""
+    if what == "result.checkpoint":
+        monkeypatch.setattr(Delivery, "result", die)
+        with pytest.raises(KilledError):
+            train(settings, monkeypatch)
+        monkeypatch.undo()
+        for path in folder_of(settings).path.glob("[0-9]*.checkpoint"):
+            path.unlink()
+    else:
+        with pytest.raises(KilledError):
+            train(settings, monkeypatch, die_at_epoch=3)
+    [old] = store.recorded()[folder_of(settings).trial.id]
+    for path in folder_of(settings).path.glob(what):
+        path.write_bytes(b"x")
+    start = module.training.start
+
+    def perturbed(*words: Any) -> Any:
+        state = start(*words)
+        with torch.no_grad():
+            for parameter in state.model.parameters():
+                parameter *= 1 + 1e-6
+        return state
+
+    monkeypatch.setattr(module.training, "start", perturbed)
+    train(settings, monkeypatch)
+    check_every_step_once(store)
+    assert result_of(store)[0].run_id != old.run_id
+
+
+def die(*_: Any) -> None:
+    raise KilledError
+
+
+def test_a_run_that_another_sweep_finished_meanwhile_is_left_as_it_is(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is away when the trial starts; when it is back, the trial is finished there."""
+    open_run, calls = Delivery._open, iter(range(1000))
+
+    def away_at_first(self: Delivery) -> TrialRun:
+        if next(calls) == 0:
+            report = module.tune.report
+            train(elsewhere(settings, threads=2), monkeypatch)
+            monkeypatch.setattr(module.tune, "report", report)
+            raise TrackingError("away")
+        return open_run(self)
+
+    monkeypatch.setattr("trainables.delivery.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("trainables.delivery.WAIT_FACTOR", 0.0)
+    monkeypatch.setattr(Delivery, "_open", away_at_first)
+    train(settings, monkeypatch)
+    check_every_step_once(store)
+    assert store.tags(result_of(store)[0].run_id)[STORAGE] == "elsewhere"
+    assert not folder_of(settings).path.exists()
 
 
 def test_training_goes_on_while_the_store_is_away(

@@ -51,6 +51,15 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
+def synchronise(folder: Path) -> None:
+    """Let the names of the files in a folder outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class TrialFolder:
     """A trial's folder below `storage`."""
 
@@ -67,13 +76,17 @@ class TrialFolder:
             StorageError: The folder cannot be written.
         """
         with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / "lock", timeout=LOCK_WAIT_SECONDS)
-            try:
-                lock.acquire()
-            except Timeout:
-                raise BadInputError(f"another process trains in {self.path}; wait for it, or end it") from None
-            self.path.mkdir(exist_ok=True)  # whoever held the lock may have finished, and removed the folder
+            while not lock.is_locked:
+                self.path.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock.acquire()
+                except Timeout:
+                    raise BadInputError(f"another process trains in {self.path}; wait for it, or end it") from None
+                except FileNotFoundError:
+                    continue  # whoever held the lock has finished, and removed the folder
+                if not (self.path / "lock").exists():  # the same, a moment later
+                    lock.release()
             for partial in self.path.glob("*.partial"):  # its writer died
                 partial.unlink()
         try:
@@ -205,6 +218,8 @@ class TrialFolder:
                         file.flush()
                         os.fsync(file.fileno())
                 partial.replace(self.path / name)
+                if durable:
+                    synchronise(self.path)
             except OSError:
                 with suppress(OSError):  # it takes up room that is needed
                     partial.unlink()

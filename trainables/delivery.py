@@ -6,6 +6,7 @@ both go out once the store takes them. The trial's folder names the run that the
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -63,6 +64,11 @@ class Delivery:
         self.failure: str | None = None
         self._not_before = 0.0
 
+    @property
+    def finished(self) -> bool:
+        """Whether the store has the trial's result from elsewhere, as far as is known."""
+        return self.run is not None and self.run.finished
+
     def attempt(self, action: Callable[[TrialRun], None]) -> None:
         """Do something with the trial's run, unless the store has failed a moment ago; `failure` says what came of it.
 
@@ -102,14 +108,11 @@ class Delivery:
             result = unpack(kept)
             result.save(artifacts / ARTIFACT)
             if kept["model"] is not None:
-                torch.save(kept["model"], artifacts / MODEL)
-
-        def finish(run: TrialRun) -> None:
-            if not run.finished:
-                run.finish(result, kept["last_step"], kept["tags"], artifacts)
-
+                buffer = io.BytesIO()  # to a file `torch.save` hides what went wrong with it
+                torch.save(kept["model"], buffer)
+                (artifacts / MODEL).write_bytes(buffer.getvalue())
         self._not_before = 0.0
-        self.attempt(finish)
+        self.attempt(lambda run: run.finish(result, kept["last_step"], kept["tags"], artifacts))
         if self.failure is None:
             self.folder.remove()
 

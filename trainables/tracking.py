@@ -198,6 +198,7 @@ class Store:
     @contacting
     def recorded(self) -> dict[str, list[Recorded]]:
         """The runs of every trial, in whichever experiment, by trial id: one each if all is well."""
+        self.experiments = self._experiments()  # another sweep may have made one
         found: dict[str, list[Recorded]] = defaultdict(list)
         for run in self._search(f"tags.{TRIAL_ID} LIKE '%'"):
             found[run.data.tags[TRIAL_ID]].append(self._recorded(run))
@@ -259,12 +260,20 @@ class Store:
         else:
             experiment_id = experiment.experiment_id
         label = f"{sweep} · {dataset}"
-        parents = self.client.search_runs([experiment_id], f"tags.{SWEEP} = '{label}'", max_results=1)
-        if parents:
-            return experiment_id, parents[0].info.run_id
-        run = self.client.create_run(experiment_id, run_name=label, tags={SWEEP: label})
-        self.client.set_terminated(run.info.run_id)
-        return experiment_id, run.info.run_id
+        oldest = self._parent(experiment_id, label)
+        if oldest is None:
+            run = self.client.create_run(experiment_id, run_name=label, tags={SWEEP: label})
+            self.client.set_terminated(run.info.run_id)
+            oldest = self._parent(experiment_id, label) or run.info.run_id
+            if oldest != run.info.run_id:  # another driver made one at the same moment
+                self.client.delete_run(run.info.run_id)
+        return experiment_id, oldest
+
+    def _parent(self, experiment_id: str, label: str) -> str | None:
+        """The id of the oldest parent run with this label."""
+        runs = self.client.search_runs([experiment_id], f"tags.{SWEEP} = '{label}'")
+        ids = [(run.info.start_time, run.info.run_id) for run in runs]
+        return min(ids)[1] if ids else None
 
     @contacting
     def tags(self, run_id: str) -> dict[str, str]:
@@ -394,7 +403,12 @@ class TrialRun:
 
     @contacting
     def write(self, steps: Sequence[int] | NDArray[np.int64], curves: Mapping[str, NDArray[np.floating]]) -> None:
-        """Send the records that have not been sent, in large batches. Call it once a checkpoint covers them."""
+        """Send the records that have not been sent, in large batches. Call it once a checkpoint covers them.
+
+        A finished run is left as it is.
+        """
+        if self.finished:
+            return
         points = [
             Metric(name, float(curve[record]), self.start_milliseconds + int(steps[record]), int(steps[record]))
             for record in range(self.written, len(steps))
@@ -406,7 +420,12 @@ class TrialRun:
 
     @contacting
     def finish(self, result: Result, last_step: int, tags: Mapping[str, str], artifacts: Path) -> None:
-        """Store the result and the files in the folder `artifacts`, then, at last, say that the trial is finished."""
+        """Store the result and the files in the folder `artifacts`, then, at last, say that the trial is finished.
+
+        A finished run is left as it is.
+        """
+        if self.finished:
+            return
         self.write(result.steps, result.curves)
         self.client.log_artifacts(self.run_id, str(artifacts))
         timestamp = self.start_milliseconds + last_step

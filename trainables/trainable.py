@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,18 +76,20 @@ def attempt(
         raise BadInputError(f"it ended {STARTS} times at the same point: {folder.last_error()}")
     delivery = Delivery(folder, name, settings.target)
     try:
+        # Read before the run is opened: damage decides which run the trial goes on with.
+        trained = folder.result() is not None
+        saved = None if trained else folder.newest()
         delivery.open()
-        if delivery.run is not None and delivery.run.finished:  # by an attempt that died before it could say so
-            notes = folder.notes
-            folder.remove()
-            return {"notes": notes}
-        if folder.result() is None:
+        if not trained and not delivery.finished:
             if data is None:
                 train_xor(trial, folder)
             else:
-                train_network(trial, data, folder, delivery, settings)
+                train_network(trial, data, folder, delivery, settings, saved)
         notes = folder.notes
-        delivery.result()
+        if delivery.finished:  # by an attempt that died before it could say so, or by another sweep
+            folder.remove()
+        else:
+            delivery.result()
     except BadInputError:
         raise
     except Exception:
@@ -103,12 +106,19 @@ def train_xor(trial: Trial, folder: TrialFolder) -> None:
     folder.write_result(pack(result, int(result.steps[-1]), tags, model=None))
 
 
-def train_network(trial: Trial, data: Dataset, folder: TrialFolder, delivery: Delivery, settings: Settings) -> None:
-    """Train on images, from the newest checkpoint if there is one, until the folder keeps the result.
+def train_network(
+    trial: Trial,
+    data: Dataset,
+    folder: TrialFolder,
+    delivery: Delivery,
+    settings: Settings,
+    saved: dict[str, Any] | None,
+) -> None:
+    """Train on images, from what a checkpoint saved if there is one, until the folder keeps the result.
 
     The order keeps every step once in the store, whatever dies in between: first the checkpoint, then the points
-    that it covers. Neither a full disk nor a store that is away stops training: what could not be written or sent is
-    written or sent with the next checkpoint.
+    that it covers. What could not be written or sent meanwhile, to a full disk or a store that is away, is written or
+    sent with the next checkpoint. Training ends early if another sweep has finished the trial.
     """
     torch.set_num_threads(settings.threads)
     device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
@@ -118,7 +128,6 @@ def train_network(trial: Trial, data: Dataset, folder: TrialFolder, delivery: De
     per_epoch = training.steps_per_epoch(trial, images)
     state = training.start(trial, tensors)
     seconds, threads = 0.0, str(settings.threads)
-    saved = folder.newest()
     if saved is not None:
         training.load_state_dict(state, saved)
         seconds = float(saved["seconds"])
@@ -142,6 +151,8 @@ def train_network(trial: Trial, data: Dataset, folder: TrialFolder, delivery: De
         if now - last_save >= settings.checkpoint_seconds * (EPOCH_END if epoch_ended else 1):
             save(now)
             last_save = time.monotonic()
+            if delivery.finished:
+                return
         if epoch_ended and state.step < trial.epochs * per_epoch:
             tune.report({"epoch": state.step // per_epoch})
     result = training.finish(trial, tensors, state)

@@ -7,13 +7,14 @@ What to do comes from the environment:
     CHAOS_TOKEN          a file that the one to die removes
     CHAOS_NO_TRAINING    raise if a step is trained
     CHAOS_PATIENCE       wait so many seconds for a store that is away, in the place of two minutes
-    CHAOS_CLOCK_SECONDS  `time.time` steps by so much two seconds after the start of the process
+    CHAOS_CLOCK_SECONDS  `time.time` steps by so much in all processes once one of them has trained 100 steps
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import itertools
 import os
 import signal
 import sys
@@ -22,6 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+token = Path(os.environ.get("CHAOS_TOKEN", "/"))
 
 
 def always(*_: Any, **__: Any) -> bool:
@@ -49,7 +52,7 @@ def after(module: ModuleType, name: str, what: Callable[[], None], when: Callabl
 def die() -> None:
     """End this process as a power cut would, if nobody has yet."""
     try:
-        Path(os.environ["CHAOS_TOKEN"]).unlink()
+        token.unlink()
     except FileNotFoundError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
@@ -58,7 +61,7 @@ def die() -> None:
 def lose_the_answer() -> None:
     """Fail as if the store's answer had not come, if nobody has yet."""
     try:
-        Path(os.environ["CHAOS_TOKEN"]).unlink()
+        token.unlink()
     except FileNotFoundError:
         return
     raise ConnectionError("the answer was lost")
@@ -101,6 +104,10 @@ def patches() -> dict[str, list[Callable[[ModuleType], None]]]:
         training.append(lambda m: after(m, "take_step", lambda: time.sleep(float(seconds))))
     if os.environ.get("CHAOS_NO_TRAINING"):
         found.setdefault("trainables.training", []).append(lambda m: after(m, "take_step", refuse))
+    if os.environ.get("CHAOS_CLOCK_SECONDS"):
+        steps = itertools.count()
+        jump = lambda: token.unlink(missing_ok=True) if next(steps) == 100 else None  # noqa: E731
+        found.setdefault("trainables.training", []).append(lambda m: after(m, "take_step", jump))
     if patience := os.environ.get("CHAOS_PATIENCE"):
         found["sweeps.run"] = [lambda m: setattr(m, "PATIENCE_SECONDS", float(patience))]
     return found
@@ -130,10 +137,10 @@ class Patcher(importlib.abc.MetaPathFinder):
 
 
 def step_the_clock(seconds: float) -> None:
-    """Let `time.time` and `time.time_ns` jump two seconds from now."""
-    real, real_ns, started = time.time, time.time_ns, time.monotonic()
-    time.time = lambda: real() + (seconds if time.monotonic() - started > 2 else 0)
-    time.time_ns = lambda: real_ns() + (int(seconds * 1e9) if time.monotonic() - started > 2 else 0)
+    """Let `time.time` and `time.time_ns` jump once the token is gone."""
+    real, real_ns = time.time, time.time_ns
+    time.time = lambda: real() + (0 if token.exists() else seconds)
+    time.time_ns = lambda: real_ns() + (0 if token.exists() else int(seconds * 1e9))
 
 
 sys.meta_path.insert(0, Patcher())
