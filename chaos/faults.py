@@ -187,7 +187,7 @@ def store_full(lab: Lab) -> None:
     fill(disk)
     lab.injected = True
     output = run.ends_with(1)
-    check("2 trained but not in the store" in output, f"the results were not kept: {output}")
+    check("2 trained but not seen in the store" in output, f"the results were not kept: {output}")
     (disk / "filler").unlink()
     lab.same_command_again(NO_TRAINING="1")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from sweeps.launch import private_folder
+from sweeps.run import private_folder
 from trainables.result import Result
 from trainables.tracking import MODEL, Store
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -55,15 +54,6 @@ class Ending:
 
     error: str | None = None
     notes: Sequence[str] = ()
-
-
-def private_folder(storage: Path) -> Path:
-    """Where Ray keeps sockets and logs for sweeps with this storage: short, as socket paths must be.
-
-    The same for every driver of the storage, so that the next one clears away what a killed one has left.
-    """
-    name = hashlib.sha256(str(storage).encode()).hexdigest()[:8]
-    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / f"neural-sweeps-{os.getuid()}-{name}"
 
 
 def connect(address: str | None, machine: Node, folder: Path) -> list[Node]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -93,13 +95,7 @@ def run(selection: Selection, running: Running) -> int:
             trainer.clear(plan)
             endings: Mapping[str, Ending] = {}
             if plan.missing:
-                try:
-                    plan, endings = trainer.train(plan)
-                except TrackingError as error:
-                    if trainer.share is None:  # nothing has been trained
-                        raise
-                    say(f"{error}; what was trained is kept. To go on: {selection.command('sweeps', running)}")
-                    return 1
+                plan, endings = trainer.train(plan)
             console.print(result_table(plan))
             if plan.missing:
                 return report_missing(plan, selection, running, endings)
@@ -112,6 +108,15 @@ def run(selection: Selection, running: Running) -> int:
     return 0
 
 
+def private_folder(storage: Path) -> Path:
+    """Where Ray keeps sockets and logs for sweeps with this storage: short, as socket paths must be.
+
+    The same for every driver of the storage, so that the next one clears away what a killed one has left.
+    """
+    name = hashlib.sha256(str(storage).encode()).hexdigest()[:8]
+    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / f"neural-sweeps-{os.getuid()}-{name}"
+
+
 class Trainer:
     """Trains what is missing. Data and Ray are there from the first trial that needs them until `stack` closes."""
 
@@ -121,6 +126,7 @@ class Trainer:
         self.address = address
         self.stack = stack
         self.storage = running.storage.absolute()
+        self.private = private_folder(self.storage)
         self.storage_name = f"{socket.gethostname()}:{self.storage}"
         self.share: Share | None = None
         self.data: Dataset | None = None
@@ -135,9 +141,8 @@ class Trainer:
             parts = (self.data.train_labels, self.data.val_labels, self.data.test_labels)
             counts = " + ".join(f"{len(part):,}" for part in parts)
             say(f"{trial.dataset}: {counts} images (training, validation, test)")
-        private = launch.private_folder(self.storage)
-        self.stack.callback(launch.disconnect, private)
-        nodes = launch.connect(self.address, this_machine(), private)
+        self.stack.callback(launch.disconnect, self.private)
+        nodes = launch.connect(self.address, this_machine(), self.private)
         if len(nodes) > 1 and sqlite_file(self.store.uri):
             raise BadInputError(
                 f"the tracking store {self.store.uri} is a file of one machine, but the cluster has {len(nodes)}; "
@@ -180,7 +185,11 @@ class Trainer:
                     settle(self.renewed(plan), self.store, endings, driver)
                 raise
             patience_seconds = 0 if refused else PATIENCE_SECONDS
-            after = patiently(lambda: settle(self.renewed(plan), self.store, endings, driver), patience_seconds)
+            try:
+                after = patiently(lambda: settle(self.renewed(plan), self.store, endings, driver), patience_seconds)
+            except TrackingError as error:
+                say(str(error), style="red")
+                after = plan  # the last that was seen of the store
         report_endings(plan, after, endings, refused, time.monotonic() - started)
         return after, endings
 
@@ -225,12 +234,16 @@ class Trainer:
             self.store.close(recorded.run_id, "KILLED")
 
     def clear(self, plan: Plan) -> None:
-        """Remove what finished trials have kept here: who should have removed it died before."""
+        """Remove what finished trials, and Ray, have kept here: who should have removed it died before."""
         finished = [TrialFolder(self.storage, trial) for trial in plan.trials if plan.finished(trial)]
-        if kept := [folder for folder in finished if folder.path.exists()]:
+        kept = [folder for folder in finished if folder.path.exists()]
+        private = self.private if self.share is None and self.private.exists() else None
+        if kept or (private and self.storage.exists()):
             with suppress(Timeout), FileLock(self.storage / "sweep.lock", blocking=False):
                 for folder in kept:
                     folder.remove()
+                if private:
+                    shutil.rmtree(private, ignore_errors=True)
 
     def deliver(self, plan: Plan, target: Target, patience_seconds: float) -> dict[str, str]:
         """Bring results that trained trials kept into the store; why it does not take them, by trial id.
@@ -270,8 +283,7 @@ class Trainer:
             gpus=self.share.gpus,
             checkpoint_seconds=self.running.checkpoint_seconds,
         )
-        folder = launch.private_folder(self.storage)
-        return launch.train(trials, plan.sweep.labels(), self.data, settings, self.share, folder, console)
+        return launch.train(trials, plan.sweep.labels(), self.data, settings, self.share, self.private, console)
 
 
 def deliver_one(folder: TrialFolder, name: str, target: Target, deadline: float) -> str | None:
@@ -378,7 +390,8 @@ def report_endings(
 ) -> None:
     """Print how many trials were trained, and what a person should know of single ones."""
     labels = before.sweep.labels()
-    trained = len(before.missing) - len(after.missing)
+    well = {trial_id for trial_id, ending in endings.items() if not ending.error}
+    trained = sum(after.finished(trial) is not None or trial.id in well for trial in before.missing)
     say(f"Trained {trained} of {len(before.missing)} trials in {seconds:.0f} seconds.")
     for trial_id, ending in endings.items():
         for note in ending.notes:
@@ -396,11 +409,11 @@ def report_missing(plan: Plan, selection: Selection, running: Running, endings: 
     for trial_id, error in failed.items():
         say(f"failed: {labels[trial_id]}: {error}", style="red")
     others = [trial for trial in plan.missing if trial.id not in failed]
-    kept = sum(TrialFolder(running.storage, trial).has_result for trial in others)
-    stopped = len(others) - kept
+    trained = sum(trial.id in endings or TrialFolder(running.storage, trial).has_result for trial in others)
+    stopped = len(others) - trained
     say(
-        f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped, {kept} trained but not in "
-        f"the store). To go on: {selection.command('sweeps', running)}"
+        f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped, {trained} trained but not "
+        f"seen in the store). To go on: {selection.command('sweeps', running)}"
     )
     return 130 if stopped else 1
 

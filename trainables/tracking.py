@@ -121,7 +121,8 @@ def contact(uri: str) -> Iterator[None]:
     except BadInputError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        lines = [line for line in str(error).splitlines() if line.strip() and "autoflush" not in line]
+        reason = (lines or [type(error).__name__])[0].strip()[:200]
         raise TrackingError(
             f"the tracking store {without_password(uri)} cannot be used ({reason}); start it or give it room, or name "
             "another with --tracking-uri"
