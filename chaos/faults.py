@@ -321,12 +321,10 @@ def fill(disk: Path) -> None:
 
 # Those in CI first: a minute or two.
 QUICK: tuple[Fault, ...] = (
-    worker_killed,
+    server_back_at_once,
     dies_at("points sent"),
-    dies_at("run finished"),
     driver_killed,
     driver_stopped(signal.SIGTERM, group=True),
-    server_back_at_once,
     checkpoint_damaged("truncated"),
     two_drivers,
 )
@@ -334,6 +332,8 @@ ALL: tuple[Fault, ...] = (
     server_away,  # the longest first
     node_removed,
     *QUICK,
+    worker_killed,
+    dies_at("run finished"),
     dies_at("checkpoint written"),
     dies_at("result written"),
     dies_at("artifacts sent"),

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from sweeps.sweep import Sweep
 from trainables.datasets import Dataset
 from trainables.tracking import Store
 from trainables.trial import Trial
+
+settings.register_profile("without deadlines", deadline=None)  # a busy machine is no failure
+settings.load_profile("without deadlines")
 
 
 def make_dataset(channels: int = 1, side: int = 28, train: int = 130, seed: int = 0) -> Dataset:

@@ -106,6 +106,16 @@ def test_a_write_that_fails_leaves_the_one_before(folder: TrialFolder, monkeypat
     assert files(folder) == ["000000001.checkpoint"]
 
 
+def test_a_file_in_the_folders_place_is_said(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path, make_trial())
+    folder.path.parent.mkdir()
+    folder.path.touch()
+    with pytest.raises(StorageError, match="cannot write"), folder.claimed():
+        pass
+    assert folder.notes == []
+    assert not folder.has_result
+
+
 def test_what_a_dead_writer_left_is_cleared_away(folder: TrialFolder) -> None:
     (folder.path / "000000002.checkpoint.partial").touch()
     with folder.claimed():

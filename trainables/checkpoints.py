@@ -196,7 +196,7 @@ class TrialFolder:
     def _text(self, name: str) -> str:
         try:
             return (self.path / name).read_text(errors="replace")
-        except FileNotFoundError:
+        except OSError:  # mostly, because it is not there
             return ""
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
