@@ -66,7 +66,7 @@ for address in $addresses; do
     ip link set "eth$number" up
     number=$((number + 1))
 done
-[ -z "$gateway" ] || ip route add default via "$gateway"  # nobody answers there; Ray asks for the route, and sends nothing
+[ -z "$gateway" ] || ip route add default via "$gateway"  # nobody answers there, but Ray looks for the route
 /usr/sbin/sshd -D -e -h /run/host_key -o PidFile=none -o UsePAM=no -o PasswordAuthentication=no \
     -o PermitRootLogin=prohibit-password -o StrictModes=no -o MaxStartups=50 &
 cd "$HOME"
