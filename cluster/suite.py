@@ -1,0 +1,248 @@
+"""Brings the on-premises cluster up on three hosts of this machine, sweeps on it, and switches one of them off.
+
+`ray up` of `cluster.onprem.yaml` runs on a fourth host, the laptop, which reaches the head's SSH by an address that is
+not of the cluster's private network. All commands are those that a person would type.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.hosts import SHARED, Host, Laboratory, in_laboratory, wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "cluster.onprem.yaml"
+HEAD, WORKERS, OUTSIDE = "10.78.0.10", {"worker-1": "10.78.0.11", "worker-2": "10.78.0.12"}, "10.79.0.10"
+TRIALS_PER_GPU = 4
+SWEEP = f"python sweeps/part3.py --dataset digits --gpus-per-trial {1 / TRIALS_PER_GPU} --storage {SHARED}/storage"
+SHORT = f"{SWEEP} --seeds 1 --epochs 2"
+LONG = f"{SWEEP} --seeds 4 --epochs 6 --architectures mlp_2 cnn_3 --checkpoint-seconds 1"
+NOTICED_SECONDS = 10.0
+
+# On the head: a line whenever the number of living nodes changes.
+WATCH = """
+import json, os, ray, time
+ray.init(log_to_driver=False)
+seen = None
+while True:
+    nodes = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
+    if nodes != seen:
+        print(json.dumps({"at": time.time(), "nodes": nodes}), flush=True)
+    seen = nodes
+    time.sleep(0.1)
+"""
+
+
+@contextmanager
+def step(text: str) -> Iterator[list[str]]:
+    """Report what was done and how long it took; what is appended to the list is said as well."""
+    started = time.monotonic()
+    said: list[str] = []
+    yield said
+    print(f"passed: {text} ({time.monotonic() - started:.1f} s)" + "".join(f"; {word}" for word in said), flush=True)
+
+
+def check(condition: object, text: str) -> None:
+    """Raise `RuntimeError` unless `condition` holds."""
+    if not condition:
+        raise RuntimeError(text)
+
+
+def config() -> dict[str, Any]:
+    """The repository's file, with what a person has to set."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / CONFIG).read_text())
+    found["provider"] |= {"head_ip": HEAD, "worker_ips": list(WORKERS.values()), "external_head_ip": OUTSIDE}
+    found["auth"]["ssh_user"] = "root"
+    # As if a host had a CPU for each of the trials that share its GPU, whatever this machine has.
+    found["worker_start_ray_commands"][-1] += f" --num-cpus={TRIALS_PER_GPU}"
+    return found
+
+
+def start_hosts(laboratory: Laboratory) -> None:
+    """Three hosts with an environment that has what the set-up scripts would install, and a laptop with a checkout."""
+    laboratory.network("private")
+    laboratory.network("outside")
+    private = {"head": HEAD, **WORKERS}
+    for name in private:
+        start_host(laboratory, name)
+    laptop = laboratory.power_on("laptop", [("outside", "10.79.0.2/24")])
+    checkout = laptop.home / "neural-sweeps"
+    for name in ("analysis", "cluster", "sweeps", "trainables"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout)
+    (checkout / CONFIG).write_text(yaml.safe_dump(config()))
+    key = laptop.home / ".ssh" / "id_ed25519"
+    shutil.copyfile(laboratory.key, key)
+    key.chmod(0o600)
+    profile = f"export PATH={sys.prefix}/bin:$PATH PYTHONPATH=$HOME/neural-sweeps"
+    profile += " RAY_AUTH_MODE=token RAY_UP_enable_autoscaler_v2=0"
+    laptop.run(f"echo '{profile}' > /etc/profile.d/laptop.sh")
+
+
+def start_host(laboratory: Laboratory, name: str) -> Host:
+    """Start one of the cluster's hosts, or start it again."""
+    address = HEAD if name == "head" else WORKERS[name]
+    cables = [("private", f"{address}/24")] + ([("outside", f"{OUTSIDE}/24")] if name == "head" else [])
+    host = laboratory.power_on(name, cables, gateway="10.78.0.1")
+    venv = host.home / "neural-sweeps" / ".venv"
+    if not venv.is_symlink():
+        venv.parent.mkdir()
+        venv.symlink_to(sys.prefix)
+    return host
+
+
+class Watch:
+    """What the head knows of the nodes."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        self.log = laboratory.folder / "nodes"
+        with self.log.open("wb") as log:
+            head = laboratory.hosts["head"]
+            self.process = subprocess.Popen(head.command(f"python -c '{WATCH}'"), stdout=log)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All changes so far: `at`, the time, and `nodes`, the addresses of those that live."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def nodes(self) -> list[str]:
+        """The addresses of the nodes that live."""
+        lines = self.lines()
+        return list(lines[-1]["nodes"]) if lines else []
+
+    def lost(self, address: str, after: float) -> float | None:
+        """When the head noticed that a node is gone, in seconds after `after`."""
+        return next(
+            (line["at"] - after for line in self.lines() if line["at"] > after and address not in line["nodes"]), None
+        )
+
+
+def trials_now(laboratory: Laboratory) -> Counter[str]:
+    """How many trials train on each host: processes that Ray has named after Tune's actor, by their namespace."""
+    names = {Path(f"/proc/{host.init}/ns/pid").readlink(): name for name, host in laboratory.hosts.items()}
+    found: Counter[str] = Counter()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ImplicitFunc" in (process / "cmdline").read_bytes():
+                found[names[(process / "ns" / "pid").readlink()]] += 1
+        except (OSError, KeyError):  # ended just now, or on a host that is off
+            pass
+    return found
+
+
+def sweep(laboratory: Laboratory, command: str, seconds: float = 240.0) -> Iterator[Counter[str]]:
+    """Run a sweep on the head; yields the trials by host while it runs. Checks that it ends well."""
+    log = laboratory.folder / "sweep"
+    line = f"cd neural-sweeps && {command}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(laboratory.hosts["head"].command(line), stdout=output, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + seconds
+    try:
+        while process.poll() is None:
+            check(time.monotonic() < deadline, f"not done in {seconds:.0f} s: {log.read_text()}")
+            yield trials_now(laboratory)
+            time.sleep(0.2)
+    finally:
+        process.kill()
+    check(process.returncode == 0, f"exit status {process.returncode}: {log.read_text()}")
+
+
+def short_sweep(laboratory: Laboratory) -> str:
+    """A sweep to its end; the most trials that each worker trained at once."""
+    most: Counter[str] = Counter()
+    for now in sweep(laboratory, SHORT):
+        most |= now
+    check(set(most) == set(WORKERS), f"trials ran on {sorted(most)}")
+    check(max(most.values()) <= TRIALS_PER_GPU, f"too many trials on one GPU: {dict(most)}")
+    return "trials at once: " + ", ".join(f"{name} {count}" for name, count in sorted(most.items()))
+
+
+def power_failure(laboratory: Laboratory, watch: Watch) -> str:
+    """A sweep in the middle of which a worker is switched off; when the head noticed."""
+    off = None
+    storage = laboratory.shared / "storage" / "trials"
+    for now in sweep(laboratory, LONG):
+        if off is None and now["worker-2"] and len(list(storage.glob("*/[0-9]*.checkpoint"))) >= 2 * TRIALS_PER_GPU:
+            laboratory.power_off("worker-2")
+            off = time.time()
+    check(off, "the sweep was over before there were checkpoints")
+    assert off is not None
+    noticed = watch.lost(WORKERS["worker-2"], off)
+    check(noticed is not None, "nobody noticed")
+    assert noticed is not None
+    check(noticed < NOTICED_SECONDS, f"the dead node was noticed after {noticed:.1f} s only")
+    return f"noticed after {noticed:.1f} s"
+
+
+def verify(laboratory: Laboratory, trials: int) -> str:
+    """Read everything from the laptop, through a tunnel."""
+    options = (
+        "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ExitOnForwardFailure=yes -o LogLevel=ERROR"
+    )
+    tunnel = f"ssh {options} -f -L 5000:{HEAD}:5000 root@{OUTSIDE} sleep 1"
+    read = "MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python cluster/verify.py"
+    found = json.loads(laboratory.hosts["laptop"].run(f"cd neural-sweeps && {tunnel} && {read}", seconds=90))
+    expected = {"trials": trials, "lost": 0, "doubled": 0, "running": 0}
+    check(found | expected == found, f"in the store: {found}")
+    return f"{found['trials']} trials with {found['points']} points"
+
+
+def report(laboratory: Laboratory) -> None:
+    """Print the ends of the logs that say why something failed."""
+    for name, host in laboratory.hosts.items():
+        root = Path(f"/proc/{host.init}/root")
+        logs = [host.disk / "console", host.home / ".neural-sweeps" / "mlflow.log"]
+        logs += root.glob("tmp/ray/session_*/logs/monitor.*")
+        for log in (log for log in logs if log.exists() and log.stat().st_size):
+            print(f"---- {name}: {log.name}", *log.read_text(errors="replace").splitlines()[-25:], sep="\n")
+
+
+def main(laboratory: Laboratory) -> int:
+    """All steps; 1 at the first that fails."""
+    started = time.monotonic()
+    try:
+        steps(laboratory)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        report(laboratory)
+        print(f"FAILED: {error}", flush=True)
+        return 1
+    print(f"passed: everything, in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def steps(laboratory: Laboratory) -> None:
+    """What a person would do, one after the other."""
+    with step("three hosts and a laptop"):
+        start_hosts(laboratory)
+    laptop = laboratory.hosts["laptop"]
+    with step("ray up"):
+        laptop.run("ray get-auth-token --generate")
+        laptop.run(f"cd neural-sweeps && ray up -y {CONFIG}", seconds=240)
+    with step("all nodes are there"):
+        watch = Watch(laboratory)
+        wait_until(lambda: len(watch.nodes()) == 1 + len(WORKERS), "all nodes", 120)
+    with step("a sweep on both workers") as said:
+        said.append(short_sweep(laboratory))
+    with step("every step once in PostgreSQL, seen from outside") as said:
+        said.append(verify(laboratory, trials=5))
+    with step("a worker switched off in mid-sweep") as said:
+        said.append(power_failure(laboratory, watch))
+    with step("every step once, seen from outside") as said:
+        said.append(verify(laboratory, trials=5 + 8))
+    with step("ray down"):
+        laptop.run(f"cd neural-sweeps && ray down -y {CONFIG}", seconds=60)
+
+
+if __name__ == "__main__":
+    sys.exit(in_laboratory(main))

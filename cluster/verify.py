@@ -1,0 +1,33 @@
+"""Is every step of every finished trial in the tracking store, and once? For MLFLOW_TRACKING_URI; a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+
+from sweeps.options import default_tracking_uri
+from trainables.tracking import Store
+
+
+def main() -> int:
+    """Hold the points of each finished run against its result; 1 if any are lost or doubled, or a run still runs."""
+    store = Store(default_tracking_uri())
+    runs = [run for found in store.recorded().values() for run in found]
+    points = lost = doubled = 0
+    for run in (run for run in runs if run.finished):
+        result = store.read(run)
+        for name, curve in result.curves.items():
+            found = Counter((m.step, m.value) for m in store.client.get_metric_history(run.run_id, name))
+            due = set(zip(result.steps.tolist(), curve.tolist(), strict=True))
+            points += len(due)
+            lost += len(due - set(found))
+            doubled += found.total() - len(due & set(found))
+    running = len(store.client.search_runs(list(store.experiments), "attributes.status = 'RUNNING'"))
+    trials = len({run.trial_id for run in runs if run.finished})
+    print(json.dumps({"trials": trials, "points": points, "lost": lost, "doubled": doubled, "running": running}))
+    return 1 if lost or doubled or running else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
