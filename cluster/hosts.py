@@ -25,7 +25,19 @@ from pathlib import Path
 SKIPPED = 77  # exit status of a test that could not run here, as automake has it
 SHARED = Path("/srv/neural-sweeps")  # where each host sees the folder that stands for NFS
 NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc")
-NEEDED = ("bash", "ip", "mount", "nsenter", "pivot_root", "rsync", "ssh", "ssh-keygen", "/usr/sbin/sshd", "unshare")
+NEEDED = (
+    "bash",
+    "ip",
+    "mount",
+    "nsenter",
+    "pivot_root",
+    "rsync",
+    "ssh",
+    "ssh-keygen",
+    "/usr/sbin/sshd",
+    "setpriv",
+    "unshare",
+)
 FOLDER = "CLUSTER_LAB"  # environment variable: the laboratory's folder, set in the process that lives inside
 START_SECONDS = 30.0
 
@@ -110,9 +122,15 @@ def in_laboratory(main: Callable[[Laboratory], int]) -> int:
         print(f"SKIPPED: no hosts can be made on this machine: {error}", flush=True)
         return SKIPPED
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    again = [sys.executable, *sys.argv]
     with tempfile.TemporaryDirectory(prefix="cluster-") as name:
         inside = subprocess.Popen(
-            ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", sys.executable, *sys.argv],
+            # The kernel kills `unshare` with this process, and the laboratory with `unshare`.
+            [
+                *["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child", "--mount-proc"],
+                *NAMESPACES,
+                *again,
+            ],
             env={**os.environ, FOLDER: name},
             start_new_session=True,  # a Ctrl-C is for this process, which ends the other
         )
