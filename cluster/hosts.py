@@ -122,15 +122,11 @@ def in_laboratory(main: Callable[[Laboratory], int]) -> int:
         print(f"SKIPPED: no hosts can be made on this machine: {error}", flush=True)
         return SKIPPED
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    again = [sys.executable, *sys.argv]
+    # The kernel kills `unshare` with this process, and the laboratory with `unshare`.
+    words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child", "--mount-proc", *NAMESPACES]
     with tempfile.TemporaryDirectory(prefix="cluster-") as name:
         inside = subprocess.Popen(
-            # The kernel kills `unshare` with this process, and the laboratory with `unshare`.
-            [
-                *["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child", "--mount-proc"],
-                *NAMESPACES,
-                *again,
-            ],
+            [*words, sys.executable, *sys.argv],
             env={**os.environ, FOLDER: name},
             start_new_session=True,  # a Ctrl-C is for this process, which ends the other
         )
