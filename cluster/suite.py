@@ -32,7 +32,7 @@ NOTICED_SECONDS = 10.0
 
 # On the head: a line whenever the number of living nodes changes.
 WATCH = """
-import json, os, ray, time
+import json, ray, time
 ray.init(log_to_driver=False)
 seen = None
 while True:
@@ -110,11 +110,11 @@ class Watch:
         self.log = laboratory.folder / "nodes"
         with self.log.open("wb") as log:
             head = laboratory.hosts["head"]
-            self.process = subprocess.Popen(head.command(f"python -c '{WATCH}'"), stdout=log)
+            self.process = subprocess.Popen(head.command(f"python -c '{WATCH}'"), stdout=log, stderr=log)
 
     def lines(self) -> list[dict[str, Any]]:
         """All changes so far: `at`, the time, and `nodes`, the addresses of those that live."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def nodes(self) -> list[str]:
         """The addresses of the nodes that live."""
@@ -185,14 +185,17 @@ def power_failure(laboratory: Laboratory, watch: Watch) -> str:
     return f"noticed after {noticed:.1f} s"
 
 
+def open_tunnel(laboratory: Laboratory) -> None:
+    """Let the laptop reach the tracking server at its own port 5000, until it is switched off."""
+    options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    laptop = laboratory.hosts["laptop"]
+    subprocess.Popen(laptop.command(f"exec ssh {options} -N -L 5000:{HEAD}:5000 root@{OUTSIDE}"))
+
+
 def verify(laboratory: Laboratory, trials: int) -> str:
-    """Read everything from the laptop, through a tunnel."""
-    options = (
-        "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ExitOnForwardFailure=yes -o LogLevel=ERROR"
-    )
-    tunnel = f"ssh {options} -f -L 5000:{HEAD}:5000 root@{OUTSIDE} sleep 1"
-    read = "MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python cluster/verify.py"
-    found = json.loads(laboratory.hosts["laptop"].run(f"cd neural-sweeps && {tunnel} && {read}", seconds=90))
+    """Read everything from the laptop, through the tunnel."""
+    read = "cd neural-sweeps && MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python cluster/verify.py"
+    found = json.loads(laboratory.hosts["laptop"].run(read, seconds=90))
     expected = {"trials": trials, "lost": 0, "doubled": 0, "running": 0}
     check(found | expected == found, f"in the store: {found}")
     return f"{found['trials']} trials with {found['points']} points"
@@ -235,6 +238,7 @@ def steps(laboratory: Laboratory) -> None:
     with step("a sweep on both workers") as said:
         said.append(short_sweep(laboratory))
     with step("every step once in PostgreSQL, seen from outside") as said:
+        open_tunnel(laboratory)
         said.append(verify(laboratory, trials=5))
     with step("a worker switched off in mid-sweep") as said:
         said.append(power_failure(laboratory, watch))
