@@ -201,6 +201,23 @@ def verify(laboratory: Laboratory, trials: int) -> str:
     return f"{found['trials']} trials with {found['points']} points"
 
 
+def refused(laboratory: Laboratory) -> None:
+    """Nobody gets into Ray without the token, nor from outside to the tracking server or its database."""
+    status = f"ray status --address={HEAD}:6379"
+    for variable in ("RAY_AUTH_MODE=disabled", "RAY_AUTH_TOKEN=0123"):
+        found = laboratory.hosts["worker-1"].run(f"{variable} {status} 2>&1 || echo refused")
+        check("InvalidAuthToken" in found and found.endswith("refused\n"), f"not refused: {found}")
+    for port in (5000, 5432):
+        found = laboratory.hosts["laptop"].run(f"(: < /dev/tcp/{OUTSIDE}/{port}) 2>&1 || echo refused")
+        check("Connection refused" in found, f"port {port} is open to the outside: {found}")
+
+
+def nothing_to_do(laboratory: Laboratory) -> None:
+    """The same command again finds that all is done."""
+    for now in sweep(laboratory, LONG):
+        check(not now, f"trials ran again: {dict(now)}")
+
+
 def report(laboratory: Laboratory) -> None:
     """Print the ends of the logs that say why something failed."""
     for name, host in laboratory.hosts.items():
@@ -235,6 +252,8 @@ def steps(laboratory: Laboratory) -> None:
     with step("all nodes are there"):
         watch = Watch(laboratory)
         wait_until(lambda: len(watch.nodes()) == 1 + len(WORKERS), "all nodes", 120)
+    with step("refused: clients without the token, and the outside"):
+        refused(laboratory)
     with step("a sweep on both workers") as said:
         said.append(short_sweep(laboratory))
     with step("every step once in PostgreSQL, seen from outside") as said:
@@ -242,6 +261,8 @@ def steps(laboratory: Laboratory) -> None:
         said.append(verify(laboratory, trials=5))
     with step("a worker switched off in mid-sweep") as said:
         said.append(power_failure(laboratory, watch))
+    with step("the same command again trains nothing"):
+        nothing_to_do(laboratory)
     with step("every step once, seen from outside") as said:
         said.append(verify(laboratory, trials=5 + 8))
     with step("ray down"):
