@@ -14,8 +14,8 @@ from trainables.trial import BadInputError
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(claim, "WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(claim, "WATCH_SECONDS", 0.6)
     monkeypatch.setattr(claim, "RACE_SECONDS", 0.0)
 
 
