@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from chaos.lab import Server
 from sweeps.part3 import Part3
 from sweeps.sweep import Sweep
 from trainables import datasets, trainable
@@ -64,30 +63,6 @@ class Options:
     finished_trials: int = 1000
     """In the store of the rerun."""
     out: Path = Path("benchmarks/safety.json")
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """An `mlflow server` on loopback before a sqlite file in `folder`; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words, "--port", str(port)], stdout=log, stderr=log
-        )
-    try:
-        for _ in range(300):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def timed(seconds: dict[str, float], name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,8 +149,10 @@ def main(options: Options) -> None:
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with server(folder) as address:
-            for kind, uri in (("sqlite", f"sqlite:///{folder}/plain.db"), ("server on sqlite", address)):
+        server = Server(folder, f"sqlite:///{folder}/mlflow.db")
+        try:
+            server.start()
+            for kind, uri in (("sqlite", f"sqlite:///{folder}/plain.db"), ("server on sqlite", server.uri)):
                 for architecture, epochs in zip(options.architectures, options.measured_epochs, strict=True):
                     selection = Part3(dataset=options.dataset, seeds=1, epochs=epochs, architectures=(architecture,))
                     [trial] = selection.sweep().trials()
@@ -184,10 +161,11 @@ def main(options: Options) -> None:
                     costs.setdefault(kind, {})[architecture] = {**cost, "percent": share}
                     table.add_row(kind, architecture, *(f"{value:.2f}" for value in cost.values()), f"{share:.2f}")
             seeds = options.finished_trials // 5
-            database = f"sqlite:///{folder}/mlflow.db"  # the server's
-            fill(Store(database), Part3(dataset="digits", seeds=seeds).sweep())
-            for kind, uri in (("sqlite", database), ("server on sqlite", address)):
+            fill(Store(server.database), Part3(dataset="digits", seeds=seeds).sweep())
+            for kind, uri in (("sqlite", server.database), ("server on sqlite", server.uri)):
                 reruns[kind] = rerun_seconds(uri, seeds, folder)
+        finally:
+            server.kill()
     console.print(table)
     for kind, seconds in reruns.items():
         console.print(f"Rerun over {options.finished_trials:,} finished trials, {kind}: {seconds:.1f} s")

@@ -126,7 +126,7 @@ def node_removed(lab: Lab) -> None:
     lab.server()
     with (lab.folder / "cluster.log").open("wb") as log:
         cluster = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "cluster.py")],
+            [sys.executable, str(Path(__file__).parent / "ray_nodes.py")],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -151,30 +151,24 @@ def node_removed(lab: Lab) -> None:
             cluster.wait(60)
 
 
-def server_away(lab: Lab) -> None:
-    """Tracking server SIGKILLed, back after a minute."""
-    tracking = lab.server()
-    run = lab.start()
-    lab.in_the_middle(run)
-    tracking.kill()
-    lab.injected = True
-    time.sleep(OUTAGE_SECONDS)
-    check(len(lab.results()) == 2, "training stopped while the server was away")
-    tracking.start()
-    run.ends_with(0)
-    lab.same_command_again()
+def server_killed(when_back: str, outage_seconds: float = 0) -> Fault:
+    """A fault: the tracking server dies in the middle, and is started again after an outage."""
 
+    def fault(lab: Lab) -> None:
+        tracking = lab.server()
+        run = lab.start()
+        lab.in_the_middle(run)
+        tracking.kill()
+        lab.injected = True
+        if outage_seconds:
+            time.sleep(outage_seconds)
+            check(len(lab.results()) == 2, "training stopped while the server was away")
+        tracking.start()
+        run.ends_with(0)
+        lab.same_command_again()
 
-def server_back_at_once(lab: Lab) -> None:
-    """Tracking server SIGKILLed and restarted."""
-    tracking = lab.server()
-    run = lab.start()
-    lab.in_the_middle(run)
-    tracking.kill()
-    lab.injected = True
-    tracking.start()
-    run.ends_with(0)
-    lab.same_command_again()
+    fault.__doc__ = f"Tracking server SIGKILLed{when_back}"
+    return fault
 
 
 def store_full(lab: Lab) -> None:
@@ -321,7 +315,7 @@ def fill(disk: Path) -> None:
 
 # Those in CI first: a minute or two.
 QUICK: tuple[Fault, ...] = (
-    server_back_at_once,
+    server_killed(" and restarted"),
     dies_at("points sent"),
     driver_killed,
     driver_stopped(signal.SIGTERM, group=True),
@@ -329,7 +323,7 @@ QUICK: tuple[Fault, ...] = (
     two_drivers,
 )
 ALL: tuple[Fault, ...] = (
-    server_away,  # the longest first
+    server_killed(", back after a minute", OUTAGE_SECONDS),  # the longest first
     node_removed,
     *QUICK,
     worker_killed,

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from cluster.verify import lost_and_doubled
 from sweeps.run import private_folder
 from trainables.result import Result
 from trainables.tracking import MODEL, Store
@@ -189,7 +189,8 @@ class Lab:
 
     def server(self) -> Server:
         """Start a tracking server that stands before the database until the laboratory closes."""
-        server = Server(self)
+        server = Server(self.folder, self.database)
+        self.uri = server.uri
         self.servers.append(server)
         server.start()
         return server
@@ -220,11 +221,9 @@ class Lab:
             check([actual.test_accuracy] == accuracies == [expected.test_accuracy], f"{run.name}: {accuracies}")
             with store.artifact(run, MODEL) as path:
                 check(model_bytes(path) == model, f"{run.name}: weights differ")
-            for name, curve in expected.curves.items():
-                points = Counter((m.step, m.value) for m in store.client.get_metric_history(run.run_id, name))
-                due = set(zip(expected.steps.tolist(), curve.tolist(), strict=True))
-                lost += len(due - set(points))
-                doubled += points.total() - len(due & set(points))
+            run_lost, run_doubled = lost_and_doubled(store, run, expected)
+            lost += run_lost
+            doubled += run_doubled
         running = store.client.search_runs(list(store.experiments), "attributes.status = 'RUNNING'")
         check(not running, f"{len(running)} runs stand as RUNNING")
         self.check_leftovers()
@@ -266,20 +265,21 @@ def undisturbed(folder: Path, words: Sequence[str] = ()) -> Reference:
 
 
 class Server:
-    """A real `mlflow server` on loopback, on the lab's database."""
+    """A real `mlflow server` on loopback before a database; its artifacts and its log lie in `folder`."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+    def __init__(self, folder: Path, database: str) -> None:
+        self.folder = folder
+        self.database = database
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        lab.uri = f"http://127.0.0.1:{self.port}"
+        self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        folder = self.lab.folder
-        words = ["--backend-store-uri", self.lab.database, "--artifacts-destination", str(folder / "artifacts")]
+        folder = self.folder
+        words = ["--backend-store-uri", self.database, "--artifacts-destination", str(folder / "artifacts")]
         with (folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", *words, "--port", str(self.port), "--workers", "1"],
@@ -292,7 +292,7 @@ class Server:
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.lab.uri}/health", timeout=5):
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
                     return
             except OSError:
                 time.sleep(0.2)

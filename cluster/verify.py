@@ -7,7 +7,19 @@ import sys
 from collections import Counter
 
 from sweeps.options import default_tracking_uri
-from trainables.tracking import Store
+from trainables.result import Result
+from trainables.tracking import Recorded, Store
+
+
+def lost_and_doubled(store: Store, run: Recorded, result: Result) -> tuple[int, int]:
+    """How many points of a result the run has not, and how many it has more often than once or with another value."""
+    lost = doubled = 0
+    for name, curve in result.curves.items():
+        found = Counter((m.step, m.value) for m in store.client.get_metric_history(run.run_id, name))
+        due = set(zip(result.steps.tolist(), curve.tolist(), strict=True))
+        lost += len(due - set(found))
+        doubled += found.total() - len(due & set(found))
+    return lost, doubled
 
 
 def main() -> int:
@@ -17,12 +29,10 @@ def main() -> int:
     points = lost = doubled = 0
     for run in (run for run in runs if run.finished):
         result = store.read(run)
-        for name, curve in result.curves.items():
-            found = Counter((m.step, m.value) for m in store.client.get_metric_history(run.run_id, name))
-            due = set(zip(result.steps.tolist(), curve.tolist(), strict=True))
-            points += len(due)
-            lost += len(due - set(found))
-            doubled += found.total() - len(due & set(found))
+        points += len(result.steps) * len(result.curves)
+        run_lost, run_doubled = lost_and_doubled(store, run, result)
+        lost += run_lost
+        doubled += run_doubled
     running = len(store.client.search_runs(list(store.experiments), "attributes.status = 'RUNNING'"))
     trials = len({run.trial_id for run in runs if run.finished})
     print(json.dumps({"trials": trials, "points": points, "lost": lost, "doubled": doubled, "running": running}))

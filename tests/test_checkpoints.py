@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,16 @@ def test_what_a_dead_writer_left_is_cleared_away(folder: TrialFolder) -> None:
         assert files(folder) == ["lock"]
 
 
+def holder(target: Callable[..., None], path: Path) -> tuple[Any, Any]:
+    """A process that holds the trial's folder by now, and the event that lets it go on."""
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=target, args=(path, make_trial(), held, release))
+    process.start()
+    assert held.wait(30)
+    return process, release
+
+
 def finish(path: Path, trial: Any, held: Any, release: Any) -> None:
     folder = TrialFolder(path, trial)
     with folder.claimed():
@@ -131,11 +142,7 @@ def finish(path: Path, trial: Any, held: Any, release: Any) -> None:
 
 
 def test_a_folder_that_its_holder_removes_can_still_be_claimed(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    process = context.Process(target=finish, args=(tmp_path, make_trial(), held, release))
-    process.start()
-    assert held.wait(30)
+    process, release = holder(finish, tmp_path)
     folder = TrialFolder(tmp_path, make_trial())
     threading.Timer(0.5, release.set).start()
     with folder.claimed():
@@ -150,11 +157,7 @@ def hold(path: Path, trial: Any, held: Any, release: Any) -> None:
 
 
 def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(tmp_path, make_trial(), held, release))
-    process.start()
-    assert held.wait(30)
+    process, _ = holder(hold, tmp_path)
     folder = TrialFolder(tmp_path, make_trial())
     monkeypatch.setattr(module, "LOCK_WAIT_SECONDS", 0.2)
     with pytest.raises(BadInputError, match="another process trains in"), folder.claimed():
