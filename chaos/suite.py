@@ -6,6 +6,7 @@ Every laboratory has its own store, storage and Ray. The results must equal thos
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -96,6 +97,7 @@ def table(verdicts: Sequence[Verdict]) -> Table:
 def main(options: Options) -> int:
     """Inject, print the table; 1 if any cell is not as it should be."""
     os.environ.pop("RAY_TMPDIR", None)  # the sweeps do without, so that it is known where they keep what
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the sweeps would inherit that it is ignored
     started = time.monotonic()
     chosen: list[tuple[faults.Fault, tuple[str, ...]]] = [
         (fault, ()) for fault in (faults.QUICK if options.quick else faults.ALL)
