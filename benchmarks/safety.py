@@ -94,7 +94,7 @@ def trial_cost(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epo
         driver=f"{parent}/benchmark",
         tags={},
     )
-    settings = trainable.Settings(target=target, threads=1, gpus=0, checkpoint_seconds=60)
+    settings = trainable.Settings(target=target, threads=1, gpus={trial.id: 0.0}, checkpoint_seconds=60)
     seconds: dict[str, float] = defaultdict(float)
     with ExitStack() as patches:
         patches.enter_context(mock.patch("ray.tune.report"))

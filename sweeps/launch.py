@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,19 +29,21 @@ import torch
 from ray import tune
 from ray._private import services
 from ray.tune import Callback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sweeps.options import stop_on_signals
-from sweeps.resources import Node, Share
+from sweeps.resources import Node, share_for, with_planned
 from trainables.datasets import Dataset
-from trainables.trainable import Settings, trainable
+from trainables.trainable import Settings, memory_used, trainable
 from trainables.trial import BadInputError, Trial
 
 # A trial whose process dies is started again from its last checkpoint, as often as it comes further (`STARTS` in the
 # trainable); this ends those that die before they can count.
 MOST_STARTS = 50
 DYING_SECONDS = 10
+LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, as the launcher writes it
 PACKAGE = Path(__file__).resolve().parent.parent / "trainables"  # all that workers import
 
 
@@ -49,10 +53,12 @@ class Ending:
 
     Attributes:
         error: Why it could not be trained.
+        out_of_memory: With a larger share of a GPU it could.
         notes: What else a person should know.
     """
 
     error: str | None = None
+    out_of_memory: bool = False
     notes: Sequence[str] = ()
 
 
@@ -86,8 +92,61 @@ def connect(address: str | None, machine: Node, folder: Path) -> list[Node]:
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start it, or unset RAY_ADDRESS"
             ) from None
     stop_on_signals()  # Ray has put its own handler in the place of ours
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+    living = [Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in living_nodes()]
+    return living if address is None else with_planned(living, launcher_config())
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """What Ray knows of the nodes that live."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def launcher_config() -> dict[str, Any]:
+    """What the cluster launcher leaves on the head, where drivers and jobs run; empty if no launcher started it."""
+    try:
+        return dict(json.loads(LAUNCHER_CONFIG.read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def check_shared(storage: Path) -> None:
+    """Raise `BadInputError` where a living node does not see what this machine writes into `storage`."""
+    others = [node for node in living_nodes() if node["NodeID"] != ray.get_runtime_context().get_node_id()]
+    with tempfile.NamedTemporaryFile(dir=storage, prefix=".seen-by-all-nodes-") as file:
+        seen = {
+            node["NodeManagerHostname"]: ray.remote(appears)
+            .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            .remote(file.name)
+            for node in others
+        }
+        blind = [name for name, answer in seen.items() if not ray.get(answer)]
+    if blind:
+        raise BadInputError(
+            f"--storage {storage} is not shared: {', '.join(blind)} "
+            f"{'do' if len(blind) > 1 else 'does'} not see what this machine writes there; name a folder on a file "
+            "system that all nodes mount"
+        )
+
+
+def appears(path: str) -> bool:
+    """Whether a file is there, or comes within the time for which a network file system may keep an old listing."""
+    for _ in range(5):
+        if Path(path).exists():
+            return True
+        time.sleep(1)
+    return False
+
+
+def measured_shares(trials: Sequence[Trial], data: Dataset, cpus: int) -> dict[str, float]:
+    """The share of a GPU that each architecture needs, measured where there is a GPU; empty where PyTorch finds none.
+
+    Of every architecture the trial with the largest batches is probed, on a GPU of its own.
+    """
+    largest = {trial.architecture: trial for trial in sorted(trials, key=lambda trial: trial.batch_size)}
+    shared = ray.put(data)
+    probe = ray.remote(memory_used).options(num_cpus=cpus, num_gpus=1, max_calls=1)  # the memory goes with the process
+    used = dict(zip(largest, ray.get([probe.remote(trial, shared) for trial in largest.values()]), strict=True))
+    return {architecture: share_for(part) for architecture, part in used.items() if part is not None}
 
 
 def prepare(folder: Path) -> None:
@@ -125,11 +184,11 @@ def train(
     names: Mapping[str, str],
     data: Dataset | None,
     settings: Settings,
-    share: Share,
+    at_once: int,
     folder: Path,
     console: Console,
 ) -> dict[str, Ending]:
-    """Train the trials, `share.at_once` at a time; Tune's own files, which nobody needs afterwards, go to `folder`.
+    """Train the trials, `at_once` at a time at most; Tune's own files, which nobody needs afterwards, go to `folder`.
 
     Returns:
         trial id → what came of it. Trials stopped by Ctrl-C are not among them.
@@ -148,11 +207,13 @@ def train(
         results = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(trainable, data=data, trials=by_id, names=names, settings=settings),
-                {"CPU": share.cpus, "GPU": share.gpus},
+                lambda config: tune.PlacementGroupFactory(
+                    [{"CPU": settings.threads, "GPU": settings.gpus[config["trial_id"]]}]
+                ),
             ),
             param_space={"trial_id": tune.grid_search(list(by_id))},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=share.at_once,
+                max_concurrent_trials=at_once,
                 reuse_actors=True,
                 trial_name_creator=lambda t: str(t.config["trial_id"]),
                 trial_dirname_creator=lambda t: str(t.config["trial_id"]),
@@ -181,7 +242,7 @@ def ending(result: tune.Result) -> Ending:
     if result.error is not None:
         return Ending(error=str(result.error).strip().splitlines()[-1])
     metrics = result.metrics or {}
-    return Ending(metrics.get("error"), metrics.get("notes", ()))
+    return Ending(metrics.get("error"), metrics.get("out_of_memory", False), metrics.get("notes", ()))
 
 
 class Bar(Callback):

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, TypeVar
 
 import tyro
 
+from sweeps.resources import parse_gpus
 from sweeps.sweep import MOST_TRIALS, Sweep
 from trainables.result import Result
 from trainables.trial import IMAGE_DATASETS, BadInputError, Trial, check_choice, check_positive
 
 MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
-SMALLEST_SHARE = 0.01  # of a GPU: a hundred trials on one
 Stages = Generator[Sweep, None, str | None]
 Read = Callable[[Trial], Result | None]
 S = TypeVar("S", bound="Selection")
@@ -120,8 +120,9 @@ class Running:
     """Folder for checkpoints of unfinished trials; on a cluster, one that every node sees."""
     cpus_per_trial: int = 1
     """Also the number of threads a trial trains with."""
-    gpus_per_trial: float | None = None
-    """Fractions share a GPU. Default: 0.25 where a node has a GPU, else 0."""
+    gpus_per_trial: tuple[str, ...] = ()
+    """A fraction of a GPU, several GPUs, 0, or auto (measures the memory that training takes); for one architecture:
+    mlp_1=0.1. Default: 0.25 where a node has a GPU, else 0."""
     max_concurrent: int | None = None
     """At most this many trials at once. Default: as many as the resources allow."""
     checkpoint_seconds: float = 60.0
@@ -135,12 +136,7 @@ class Running:
         if self.max_concurrent is not None:
             check_positive("--max-concurrent", self.max_concurrent, whole=True)
         check_positive("--checkpoint-seconds", self.checkpoint_seconds, whole=False)
-        gpus = self.gpus_per_trial or 0.0
-        if not (gpus == 0 or SMALLEST_SHARE <= gpus <= 1 or (1 < gpus < float("inf") and gpus == int(gpus))):
-            raise BadInputError(
-                f"--gpus-per-trial is {gpus}; it must be 0, a fraction from {SMALLEST_SHARE} to 1, or a whole number "
-                "of GPUs"
-            )
+        parse_gpus(self.gpus_per_trial)
         storage = self.storage.absolute()
         try:
             existing = next(folder for folder in (storage, *storage.parents) if folder.exists())

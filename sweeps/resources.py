@@ -1,17 +1,21 @@
-"""What a machine or a cluster has, and how many trials fit on it at once. Pure, and free of Ray."""
+"""What a machine or a cluster has, what a trial gets of it, and how many trials fit at once. Pure, and free of Ray."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.options import Running
-from trainables.trial import BadInputError
+from trainables.architectures import ARCHITECTURES
+from trainables.trial import XOR, BadInputError, check_choice, quoted
 
 # Four small models on a GPU: a guess that leaves each a quarter of the memory, not a measurement.
 SHARED_GPU = 0.25
+SMALLEST_SHARE = 0.01  # of a GPU: a hundred trials on one
+MARGIN = 1.2  # between the memory that a probe used and what a trial is given
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Share:
-    """What one trial gets, and how many of them run at once."""
+    """What one trial gets, and how many of them run at once.
+
+    Attributes:
+        gpus: By architecture.
+        at_once: At most; of the architecture that needs the least.
+    """
 
     cpus: int
-    gpus: float
+    gpus: Mapping[str, float]
     at_once: int
 
 
@@ -40,27 +49,105 @@ def this_machine() -> Node:
     return Node(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, gpus)
 
 
-def share(running: Running, nodes: Sequence[Node]) -> Share:
-    """What each trial gets of the nodes.
+def with_planned(living: Sequence[Node], launcher_config: Mapping[str, object]) -> list[Node]:
+    """The nodes that live, and those that the cluster launcher would start if trials waited for them.
+
+    Args:
+        living: The nodes that live.
+        launcher_config: What the launcher leaves on the head; empty where no launcher started the cluster. Node types
+            without stated resources, as of machines on premises, are not counted: they all live or are broken.
+    """
+    planned: Counter[Node] = Counter()
+    types = launcher_config.get("available_node_types")
+    for name, node_type in types.items() if isinstance(types, Mapping) else ():
+        resources = node_type.get("resources") or {}
+        if name != launcher_config.get("head_node_type") and "CPU" in resources:
+            node = Node(float(resources["CPU"]), float(resources.get("GPU", 0)))
+            planned[node] += int(node_type.get("max_workers", 0))
+    return list((Counter(living) | planned).elements())
+
+
+def parse_gpus(words: Iterable[str]) -> dict[str, float | None]:
+    """What `--gpus-per-trial` asks for, by architecture, under "" for all others; None is to be measured.
+
+    Raises:
+        BadInputError: A word is neither a share nor "auto", with or without an architecture before it.
+    """
+    asked: dict[str, float | None] = {}
+    for word in words:
+        architecture, _, value = word.rpartition("=")
+        if "=" in word:
+            check_choice("architecture of --gpus-per-trial", architecture, tuple(ARCHITECTURES))
+        if architecture in asked:
+            raise BadInputError(f"--gpus-per-trial says twice what {architecture or 'a trial'} gets; say it once")
+        asked[architecture] = None if value == "auto" else gpu_share(value)
+    return asked
+
+
+def gpu_share(text: str) -> float:
+    """A share of a GPU, or a number of GPUs."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    if not (share == 0 or SMALLEST_SHARE <= share <= 1 or (1 < share < float("inf") and share == int(share))):
+        raise BadInputError(
+            f"--gpus-per-trial is {quoted(text)}; it must be 0, a fraction from {SMALLEST_SHARE} to 1, a whole number "
+            "of GPUs, or auto; for one architecture: mlp_1=0.1"
+        )
+    return share
+
+
+def gpu_shares(
+    asked: Mapping[str, float | None],
+    architectures: Iterable[str],
+    nodes: Sequence[Node],
+    measured: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """What a trial of each architecture gets: what was asked for, else what was measured, else `SHARED_GPU`.
+
+    The network of XOR trains in NumPy and gets none.
+    """
+    default = SHARED_GPU if any(node.gpus > 0 for node in nodes) else 0.0
+    shares: dict[str, float] = {}
+    for architecture in architectures:
+        share = 0.0 if architecture == XOR else asked.get(architecture, asked.get("", default))
+        shares[architecture] = (measured or {}).get(architecture, default) if share is None else share
+    return shares
+
+
+def share_for(used: float) -> float:
+    """The share of a GPU to give a trial that used the part `used` of its memory: as many as fit, with a margin."""
+    at_once = max(1, int(1 / max(SMALLEST_SHARE, used * MARGIN)))
+    return math.floor(10_000 / at_once) / 10_000  # Ray counts in ten-thousandths: 1/7 must not become 0.1429
+
+
+def share(cpus: int, gpus: Mapping[str, float], nodes: Sequence[Node], max_concurrent: int | None) -> Share:
+    """What each trial gets of the nodes, and how many run at once.
+
+    Args:
+        cpus: Of a trial.
+        gpus: Of a trial, by architecture.
+        nodes: All there are.
+        max_concurrent: At most so many at once; None: as many as fit.
 
     Raises:
         BadInputError: A trial asks for more than any node has.
     """
     most_cpus = max(node.cpus for node in nodes)
     most_gpus = max(node.gpus for node in nodes)
-    cpus = running.cpus_per_trial
-    gpus = running.gpus_per_trial
-    if gpus is None:
-        gpus = SHARED_GPU if most_gpus > 0 else 0.0
     if cpus > most_cpus:
         raise BadInputError(f"--cpus-per-trial is {cpus}, but no node has more than {most_cpus:g} CPUs; ask for fewer")
-    if gpus > most_gpus:
-        have = f"more than {most_gpus:g} of them" if most_gpus else "one"
-        raise BadInputError(f"--gpus-per-trial is {gpus:g} GPUs, but no node has {have}; ask for at most {most_gpus:g}")
-    at_once = sum(fitting(node, cpus, gpus) for node in nodes)
-    if at_once == 0:
-        raise BadInputError(f"no node has {cpus} CPUs and {gpus:g} GPUs together; ask for fewer of one")
-    return Share(cpus, gpus, min(at_once, running.max_concurrent or at_once))
+    for each in gpus.values():
+        if each > most_gpus:
+            have = f"more than {most_gpus:g} of them" if most_gpus else "one"
+            raise BadInputError(
+                f"--gpus-per-trial is {each:g} GPUs, but no node has {have}; ask for at most {most_gpus:g}"
+            )
+        if not any(fitting(node, cpus, each) for node in nodes):
+            raise BadInputError(f"no node has {cpus} CPUs and {each:g} GPUs together; ask for fewer of one")
+    at_once = max(sum(fitting(node, cpus, each) for node in nodes) for each in gpus.values())
+    return Share(cpus, gpus, min(at_once, max_concurrent or at_once))
 
 
 def fitting(node: Node, cpus: int, gpus: float) -> int:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from rich.table import Table
 from sweeps.claim import alive, claimed
 from sweeps.intervals import mean_text
 from sweeps.options import Running, Selection, next_stage
-from sweeps.resources import Share, share, this_machine
+from sweeps.resources import SHARED_GPU, Node, Share, gpu_shares, parse_gpus, share, this_machine
 from sweeps.sweep import Sweep
 from trainables.checkpoints import TrialFolder, writing
 from trainables.tracking import Recorded, Store, TrackingError, missing_file, patiently, sqlite_file
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sweeps.launch import Ending
     from trainables.datasets import Dataset
     from trainables.delivery import Target
+    from trainables.trainable import Settings
 
 # How long a store that went away while trials trained is waited for at the end. What it does not take by then stays
 # in the storage folder until the next command.
@@ -73,10 +74,11 @@ def run(selection: Selection, running: Running) -> int:
     trials = first.trials()  # checks the options before the store is opened
     running.check()
     address = os.environ.get("RAY_ADDRESS")
-    local_share = None if address else share(running, [this_machine()])
+    if not address:
+        share_of(trials, running, [this_machine()])
     if running.dry_run and missing_file(selection.tracking_uri):  # a dry run makes no store
         report_plan(Plan(first, trials, {}))
-        report_share(local_share)
+        report_dry_run(trials, running, address, selection.tracking_uri)
         return 0
     store = Store(selection.tracking_uri)
     with ExitStack() as stack:
@@ -102,10 +104,41 @@ def run(selection: Selection, running: Running) -> int:
     if early:
         say(early)
     if running.dry_run:
-        report_share(local_share)
+        report_dry_run(trials, running, address, store.uri)
     else:
         say(f"All trials are done. Next: {selection.command('analysis')}")
     return 0
+
+
+def connect(address: str | None, tracking_uri: str, private: Path, stack: ExitStack) -> list[Node]:
+    """Start Ray here, or join the cluster at `address`, until `stack` closes; the nodes there are.
+
+    Raises:
+        BadInputError: It cannot be, or not all nodes could reach the tracking store.
+    """
+    from sweeps import launch  # Ray and torch take seconds to import: only where they are needed
+
+    stack.callback(launch.disconnect, private)
+    nodes = launch.connect(address, this_machine(), private)
+    if len(nodes) > 1 and sqlite_file(tracking_uri):
+        raise BadInputError(
+            f"the tracking store {tracking_uri} is a file of one machine, but the cluster has {len(nodes)}; "
+            "name a server or a database that all of them reach with --tracking-uri"
+        )
+    return nodes
+
+
+def share_of(
+    trials: Sequence[Trial], running: Running, nodes: Sequence[Node], measured: Mapping[str, float] | None = None
+) -> Share:
+    """What the trials get of the nodes, given what was measured of some architectures.
+
+    Raises:
+        BadInputError: A trial asks for more than any node has.
+    """
+    architectures = dict.fromkeys(trial.architecture for trial in trials)
+    gpus = gpu_shares(parse_gpus(running.gpus_per_trial), architectures, nodes, measured)
+    return share(running.cpus_per_trial, gpus, nodes, running.max_concurrent)
 
 
 def private_folder(storage: Path) -> Path:
@@ -128,12 +161,13 @@ class Trainer:
         self.storage = running.storage.absolute()
         self.private = private_folder(self.storage)
         self.storage_name = f"{socket.gethostname()}:{self.storage}"
+        self.nodes: list[Node] | None = None
         self.share: Share | None = None
         self.data: Dataset | None = None
 
-    def start(self, trial: Trial) -> Share:
+    def start(self, trial: Trial) -> list[Node]:
         """Load the data that all trials of an experiment share, and start Ray."""
-        from sweeps import launch  # Ray and torch take seconds to import: only where something trains
+        from sweeps import launch
         from trainables import datasets
 
         if trial.dataset != XOR:
@@ -141,18 +175,28 @@ class Trainer:
             parts = (self.data.train_labels, self.data.val_labels, self.data.test_labels)
             counts = " + ".join(f"{len(part):,}" for part in parts)
             say(f"{trial.dataset}: {counts} images (training, validation, test)")
-        self.stack.callback(launch.disconnect, self.private)
-        nodes = launch.connect(self.address, this_machine(), self.private)
-        if len(nodes) > 1 and sqlite_file(self.store.uri):
-            raise BadInputError(
-                f"the tracking store {self.store.uri} is a file of one machine, but the cluster has {len(nodes)}; "
-                "name a server or a database that all of them reach with --tracking-uri"
-            )
-        trial_share = share(self.running, nodes)
-        if trial_share.gpus and self.address is None:
+        nodes = connect(self.address, self.store.uri, self.private, self.stack)
+        if self.address is not None:
+            launch.check_shared(self.storage)
+        return nodes
+
+    def share_of(self, trials: Sequence[Trial]) -> Share:
+        """What the trials get of the nodes; measured, where that is asked for."""
+        from sweeps import launch
+
+        self.nodes = self.nodes or self.start(trials[0])
+        asked = parse_gpus(self.running.gpus_per_trial)
+        unknown = [trial for trial in trials if asked.get(trial.architecture, asked.get("", 0.0)) is None]
+        measured: dict[str, float] = {}
+        if unknown and self.data is not None and any(node.gpus > 0 for node in self.nodes):
+            say("Measuring how much GPU memory training takes, once there is a GPU for it")
+            measured = launch.measured_shares(unknown, self.data, self.running.cpus_per_trial)
+            if not measured:
+                say(f"PyTorch finds no usable GPU to measure on: {SHARED_GPU} of a GPU a trial")
+        found = share_of(trials, self.running, self.nodes, measured)
+        if any(found.gpus.values()) and self.address is None:
             launch.check_gpu()
-        report_share(trial_share)
-        return trial_share
+        return found
 
     def train(self, plan: Plan) -> tuple[Plan, Mapping[str, Ending]]:
         """Train the plan's missing trials; the plan as it is then, and what came of those that were tried, by id.
@@ -237,7 +281,7 @@ class Trainer:
         """Remove what finished trials, and Ray, have kept here: who should have removed it died before."""
         finished = [TrialFolder(self.storage, trial) for trial in plan.trials if plan.finished(trial)]
         kept = [folder for folder in finished if folder.path.exists()]
-        private = self.private if self.share is None and self.private.exists() else None
+        private = self.private if self.nodes is None and self.private.exists() else None
         if kept or (private and self.storage.exists()):
             with suppress(Timeout), FileLock(self.storage / "sweep.lock", blocking=False):
                 for folder in kept:
@@ -273,17 +317,54 @@ class Trainer:
         from sweeps import launch
         from trainables.trainable import Settings
 
-        self.share = self.share or self.start(trials[0])
+        trial_share = self.share_of(trials)
+        if trial_share != self.share:
+            report_share(trial_share)
+        self.share = trial_share
         if self.data is not None:
             check_records(trials, len(self.data.train_labels))
             target = replace(target, tags={**target.tags, "data_checksum": self.data.checksum})
         settings = Settings(
             target=target,
-            threads=self.share.cpus,
-            gpus=self.share.gpus,
+            threads=trial_share.cpus,
+            gpus={trial.id: trial_share.gpus[trial.architecture] for trial in trials},
             checkpoint_seconds=self.running.checkpoint_seconds,
         )
-        return launch.train(trials, plan.sweep.labels(), self.data, settings, self.share, self.private, console)
+
+        def train(trials: Sequence[Trial], settings: Settings) -> dict[str, Ending]:
+            names = plan.sweep.labels()
+            return launch.train(trials, names, self.data, settings, trial_share.at_once, self.private, console)
+
+        return retried(trials, settings, train(trials, settings), train)
+
+
+def retried(
+    trials: Sequence[Trial],
+    settings: Settings,
+    endings: Mapping[str, Ending],
+    train: Callable[[Sequence[Trial], Settings], Mapping[str, Ending]],
+) -> Mapping[str, Ending]:
+    """Train what ran out of GPU memory again, with twice its share each time, up to a whole GPU; all endings."""
+    before = settings.gpus
+    while True:
+        short = [t for t in trials if t.id in endings and endings[t.id].out_of_memory and settings.gpus[t.id] < 1]
+        if not short or len(endings) < len(trials):  # stopped
+            return endings
+        say(f"Out of GPU memory: {len(short)} of {len(trials)} trials; they train again with twice the share")
+        more = {trial.id: min(1.0, 2 * settings.gpus[trial.id]) for trial in short}
+        settings = replace(settings, gpus={**settings.gpus, **more})
+        again = train(short, settings)
+        noted = {
+            trial_id: replace(
+                ending,
+                notes=(
+                    *ending.notes,
+                    f"{before[trial_id]:g} of a GPU had too little memory; it had {more[trial_id]:g} in the end",
+                ),
+            )
+            for trial_id, ending in again.items()
+        }
+        endings = {trial_id: ending for trial_id, ending in endings.items() if trial_id not in more} | noted
 
 
 def deliver_one(folder: TrialFolder, name: str, target: Target, deadline: float) -> str | None:
@@ -374,15 +455,25 @@ def report_plan(plan: Plan) -> None:
     say(f"{plan.sweep.name}: {len(plan.trials)} trials, {len(done)} done{reused}, {len(plan.missing)} missing")
 
 
-def report_share(trial_share: Share | None) -> None:
+def report_share(trial_share: Share) -> None:
     """Print what a trial gets."""
-    if trial_share is None:
-        say("Resources: those of the cluster at RAY_ADDRESS, which a dry run does not ask")
-        return
+    shares = {f"{gpus:g}" for gpus in trial_share.gpus.values()}
+    each = ", ".join(shares if len(shares) == 1 else (f"{gpus:g} ({name})" for name, gpus in trial_share.gpus.items()))
+    at_most = "" if len(shares) == 1 else "up to "
     say(
-        f"Resources: {trial_share.cpus} CPU and {trial_share.gpus:g} GPU a trial, "
-        f"{trial_share.at_once} {'trials' if trial_share.at_once > 1 else 'trial'} at once"
+        f"Resources: {trial_share.cpus} CPU and {each} GPU a trial, {at_most}{trial_share.at_once} "
+        f"{'trials' if trial_share.at_once > 1 else 'trial'} at once"
     )
+
+
+def report_dry_run(trials: Sequence[Trial], running: Running, address: str | None, tracking_uri: str) -> None:
+    """Print what a trial would get, of the cluster if there is one."""
+    with ExitStack() as stack:
+        private = private_folder(running.storage.absolute())
+        nodes = connect(address, tracking_uri, private, stack) if address else [this_machine()]
+        report_share(share_of(trials, running, nodes))
+    if None in parse_gpus(running.gpus_per_trial).values() and any(node.gpus > 0 for node in nodes):
+        say("Shares of a GPU that are to be measured may come out smaller or larger.")
 
 
 def report_endings(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def script(folder: Path, room: str, *words: str, experiment: str = "part3") -> subprocess.Popen[str]:
+def script(folder: Path, room: str, *words: str, experiment: str = "part3", **variables: str) -> subprocess.Popen[str]:
     """Start `python ROOM/EXPERIMENT.py WORDS` in a folder, on this checkout and nothing else."""
     unwanted = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_MODE")
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     return subprocess.Popen(
         [sys.executable, str(ROOT / room / f"{experiment}.py"), *words],
         cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT)},
+        env={**environment, "PYTHONPATH": str(ROOT), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -204,3 +207,46 @@ def test_a_trial_that_keeps_failing_is_reported_and_the_others_go_on(tmp_path: P
     runs = Store(f"sqlite:///{tmp_path}/mlflow.db").recorded()
     assert poisoned.id not in runs
     assert runs[selection.sweep().trials()[1].id][0].finished
+
+
+CLUSTER = """
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 1, "include_dashboard": False})
+print(cluster.address, flush=True)
+input()
+"""
+
+
+@contextmanager
+def cluster_with_a_gpu(**variables: str) -> Iterator[str]:
+    """A Ray cluster of one node that says it has a GPU; its address."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", **variables}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
+        yield next(line for line in process.stdout if re.fullmatch(r"[\d.]+:\d+\n", line)).strip()
+        process.stdin.close()  # it ends by itself
+
+
+def test_trials_share_a_gpu_and_get_more_of_it_where_memory_runs_out(tmp_path: Path) -> None:
+    words = ("--quick", "--seeds", "1", "--epochs", "1", "--architectures", "mlp_1", "mlp_2", "cnn_3")
+    shares = ("--gpus-per-trial", "0.25", "mlp_1=auto", "cnn_3=0.5")
+    inject = f"{ROOT / 'chaos' / 'inject'}{os.pathsep}{ROOT}"
+    with cluster_with_a_gpu(CHAOS_GPU_MEMORY="0.5", PYTHONPATH=inject) as address:
+        variables = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
+        status, out = outcome(script(tmp_path, "sweeps", *words, "--dry-run", "--gpus-per-trial", "0.1", **variables))
+        assert status == 0
+        assert "Resources: 1 CPU and 0.1 GPU a trial, 8 trials at once" in out  # as there are 8 CPUs
+        assert not (tmp_path / "mlflow.db").exists()
+
+        status, out = outcome(script(tmp_path, "sweeps", *words, "--gpus-per-trial", "2", **variables))
+        assert status == 2
+        assert "--gpus-per-trial is 2 GPUs, but no node has more than 1 of them" in out
+
+        status, out = outcome(script(tmp_path, "sweeps", *words, *shares, **variables))
+    assert status == 0
+    assert "PyTorch finds no usable GPU to measure on: 0.25 of a GPU a trial" in out
+    assert "1 CPU and 0.25 (mlp_1), 0.25 (mlp_2), 0.5 (cnn_3) GPU a trial, up to 4 trials at once" in out
+    assert "Out of GPU memory: 2 of 3 trials; they train again with twice the share" in out
+    assert out.count("0.25 of a GPU had too little memory; it had 0.5 in the end") == 2
+    assert "Trained 3 of 3 trials" in out
+    check_store(tmp_path, 3)

@@ -46,7 +46,8 @@ from sweeps.part3 import Part3
 from sweeps.part4 import Part4
 from sweeps.part5 import Part5
 from sweeps.pooling import Pooling
-from sweeps.resources import Node, share
+from sweeps.resources import Node
+from sweeps.run import share_of
 from sweeps.sweep import MOST_TRIALS, Sweep
 from sweeps.xor import Xor
 from trainables import datasets
@@ -136,7 +137,7 @@ def before_training(selection: type[Selection], other: type[Any]) -> int:
     assert 0 < len(trials) <= MOST_TRIALS
     assert len(set(sweep.labels().values())) == len(trials)
     if isinstance(rest, Running):
-        share(rest, [Node(cpus=2, gpus=1)])
+        share_of(trials, rest, [Node(cpus=2, gpus=1)])
         sys.argv = shlex.split(chosen.command("sweeps", rest))[1:]
         assert parse(selection, other, None) == (chosen, rest)  # the command "to go on" is the same one
     return 0
@@ -214,7 +215,7 @@ ABSURD = [
     (Mnist, ["--learning-rates", "0.1", "0.1"], "a value for learning_rate twice"),
     (Mnist, ["--learning-rates"], "no value for learning_rate"),
     (Pooling, ["--batch-sizes", "10", "10"], "a value for batch_size twice"),
-    (Part3, ["--gpus-per-trial", "5e-324"], "it must be 0, a fraction from 0.01 to 1, or a whole number of GPUs"),
+    (Part3, ["--gpus-per-trial", "5e-324"], "it must be 0, a fraction from 0.01 to 1, a whole number of GPUs, or auto"),
     (Part3, ["--storage", "a\nb/" + "x" * 300], "cannot be written"),
     (Part3, ["--dataset", "x" * 100_000], "…; choose from cifar10"),
 ]

@@ -1,44 +1,126 @@
 from __future__ import annotations
 
-import pytest
+from collections.abc import Mapping
 
-from sweeps.options import Running
-from sweeps.resources import Node, share
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweeps.resources import (
+    MARGIN,
+    SHARED_GPU,
+    SMALLEST_SHARE,
+    Node,
+    fitting,
+    gpu_shares,
+    parse_gpus,
+    share,
+    share_for,
+    with_planned,
+)
 from trainables.trial import BadInputError
 
-
-@pytest.mark.parametrize(
-    ("running", "nodes", "at_once"),
-    [
-        (Running(), [Node(2, 0)], 2),
-        (Running(cpus_per_trial=2), [Node(3, 0), Node(4, 0)], 3),
-        (Running(max_concurrent=1), [Node(8, 0)], 1),
-        (Running(max_concurrent=99), [Node(8, 0)], 8),
-        (Running(gpus_per_trial=0.25), [Node(16, 1), Node(2, 1)], 6),
-        (Running(gpus_per_trial=0.1), [Node(64, 1)], 10),
-        (Running(gpus_per_trial=0.4), [Node(64, 2)], 4),  # two on each: a fraction is not split over two GPUs
-        (Running(gpus_per_trial=2), [Node(64, 5)], 2),
-        (Running(), [Node(16, 2)], 8),  # a quarter each where there are GPUs
-        (Running(gpus_per_trial=0), [Node(16, 2)], 16),
-    ],
-)
-def test_how_many_at_once(running: Running, nodes: list[Node], at_once: int) -> None:
-    assert share(running, nodes).at_once == at_once
+GPU_WORKERS = {
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"resources": {"CPU": 0}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 8, "GPU": 1}, "min_workers": 0, "max_workers": 3},
+    },
+}
+MACHINES = {"head_node_type": "a", "available_node_types": {"a": {"resources": {}, "max_workers": 2}}}
 
 
 @pytest.mark.parametrize(
-    ("running", "nodes", "sentence"),
+    ("cpus", "gpus", "max_concurrent", "nodes", "at_once"),
     [
-        (Running(gpus_per_trial=0.5), [Node(2, 0)], "--gpus-per-trial is 0.5 GPUs, but no node has one"),
-        (Running(gpus_per_trial=2), [Node(2, 1)], "no node has more than 1 of them; ask for at most 1"),
-        (Running(cpus_per_trial=4), [Node(2, 0), Node(3, 0)], "no node has more than 3 CPUs"),
-        (
-            Running(cpus_per_trial=8, gpus_per_trial=1),
-            [Node(8, 0), Node(4, 1)],
-            "no node has 8 CPUs and 1 GPUs together",
-        ),
+        (1, 0, None, [Node(2, 0)], 2),
+        (2, 0, None, [Node(3, 0), Node(4, 0)], 3),
+        (1, 0, 1, [Node(8, 0)], 1),
+        (1, 0, 99, [Node(8, 0)], 8),
+        (1, 0.25, None, [Node(16, 1), Node(2, 1)], 6),
+        (1, 0.1, None, [Node(64, 1)], 10),
+        (1, 0.4, None, [Node(64, 2)], 4),  # two on each: a fraction is not split over two GPUs
+        (1, 2, None, [Node(64, 5)], 2),
+        (1, 0, None, [Node(16, 2)], 16),
     ],
 )
-def test_more_than_there_is_is_refused(running: Running, nodes: list[Node], sentence: str) -> None:
+def test_how_many_at_once(cpus: int, gpus: float, max_concurrent: int | None, nodes: list[Node], at_once: int) -> None:
+    assert share(cpus, {"mlp_1": gpus}, nodes, max_concurrent).at_once == at_once
+
+
+def test_the_architecture_that_needs_least_says_how_many_at_once() -> None:
+    found = share(1, {"mlp_1": 0.1, "cnn_4": 0.5}, [Node(64, 1)], None)
+    assert (found.at_once, found.gpus) == (10, {"mlp_1": 0.1, "cnn_4": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "nodes", "sentence"),
+    [
+        (1, 0.5, [Node(2, 0)], "--gpus-per-trial is 0.5 GPUs, but no node has one"),
+        (1, 2, [Node(2, 1)], "no node has more than 1 of them; ask for at most 1"),
+        (4, 0, [Node(2, 0), Node(3, 0)], "no node has more than 3 CPUs"),
+        (8, 1, [Node(8, 0), Node(4, 1)], "no node has 8 CPUs and 1 GPUs together"),
+    ],
+)
+def test_more_than_there_is_is_refused(cpus: int, gpus: float, nodes: list[Node], sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
-        share(running, nodes)
+        share(cpus, {"mlp_1": 0.0, "cnn_4": gpus}, nodes, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes", "shares"),
+    [
+        ((), [Node(2, 0)], {"mlp_1": 0, "cnn_4": 0}),
+        ((), [Node(2, 0), Node(2, 1)], {"mlp_1": SHARED_GPU, "cnn_4": SHARED_GPU}),
+        (("0.5",), [Node(2, 1)], {"mlp_1": 0.5, "cnn_4": 0.5}),
+        (("mlp_1=0.1", "cnn_4=1"), [Node(2, 1)], {"mlp_1": 0.1, "cnn_4": 1}),
+        (("mlp_1=0.1",), [Node(2, 1)], {"mlp_1": 0.1, "cnn_4": SHARED_GPU}),
+        (("0.5", "mlp_1=auto"), [Node(2, 1)], {"mlp_1": 0.05, "cnn_4": 0.5}),
+        (("auto",), [Node(2, 1)], {"mlp_1": 0.05, "cnn_4": SHARED_GPU}),  # one of them could be measured
+        (("auto",), [Node(2, 0)], {"mlp_1": 0.05, "cnn_4": 0}),
+    ],
+)
+def test_what_each_architecture_gets(words: tuple[str, ...], nodes: list[Node], shares: Mapping[str, float]) -> None:
+    assert gpu_shares(parse_gpus(words), ["mlp_1", "cnn_4"], nodes, {"mlp_1": 0.05}) == shares
+
+
+def test_the_network_of_xor_gets_no_gpu() -> None:
+    assert gpu_shares(parse_gpus(["0.5"]), ["xor"], [Node(2, 1)]) == {"xor": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["half"],
+            "--gpus-per-trial is 'half'; it must be 0, a fraction from 0.01 to 1, a whole number of GPUs, or auto",
+        ),
+        (["mlp_1="], "--gpus-per-trial is ''; it must be 0"),
+        (["mlp_9=0.1"], "unknown architecture of --gpus-per-trial 'mlp_9'; choose from"),
+        (["mlp_1=0.1", "mlp_1=0.2"], "--gpus-per-trial says twice what mlp_1 gets; say it once"),
+        (["0.1", "0.2"], "--gpus-per-trial says twice what a trial gets; say it once"),
+        (["nan"], "--gpus-per-trial is 'nan'; it must be 0"),
+        (["1.5"], "--gpus-per-trial is '1.5'; it must be 0"),
+    ],
+)
+def test_words_that_are_no_shares_are_refused(words: list[str], sentence: str) -> None:
+    with pytest.raises(BadInputError, match=sentence):
+        parse_gpus(words)
+
+
+@given(st.floats(0, 1))
+def test_a_measured_share_holds_what_was_used(used: float) -> None:
+    found = share_for(used)
+    assert SMALLEST_SHARE <= found <= 1
+    at_once = fitting(Node(1000, 1), 1, found)
+    assert at_once * round(found, 4) <= 1
+    assert found > 0.999 * min(1, used * MARGIN)
+
+
+def test_nodes_that_the_launcher_would_start_count() -> None:
+    head, worker = Node(0, 0), Node(8, 1)
+    assert with_planned([head], GPU_WORKERS) == [head, worker, worker, worker]
+    assert with_planned([head, worker], GPU_WORKERS) == [head, worker, worker, worker]
+    assert with_planned([head, *[worker] * 5], GPU_WORKERS) == [head, *[worker] * 5]
+    assert with_planned([head, Node(4, 1)], MACHINES) == [head, Node(4, 1)]
+    assert with_planned([head], {}) == [head]

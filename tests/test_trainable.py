@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class KilledError(Exception):
 @pytest.fixture
 def settings(store: Store, tmp_path: Path) -> Settings:
     experiment_id, parent = store.parent("part3", "digits")
+    (tmp_path / "storage" / "elsewhere").mkdir(parents=True)
     target = Target(
         tracking_uri=store.uri,
         experiment_id=experiment_id,
@@ -33,7 +35,7 @@ def settings(store: Store, tmp_path: Path) -> Settings:
         driver=f"{parent}/a",
         tags={},
     )
-    return Settings(target=target, threads=1, gpus=0, checkpoint_seconds=1e-9)
+    return Settings(target=target, threads=1, gpus=defaultdict(float), checkpoint_seconds=1e-9)
 
 
 def elsewhere(settings: Settings, threads: int = 1) -> Settings:
@@ -382,3 +384,48 @@ def test_the_trained_model_is_kept(settings: Settings, store: Store, monkeypatch
     with store.artifact(run, "model.pt") as path:
         weights = torch.load(path, weights_only=True)
     np.testing.assert_array_equal(next(iter(weights.values())).numpy(), result.first_layer)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+)
+def test_a_trial_without_enough_gpu_memory_is_to_be_tried_with_more(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As often as it takes, and from its last checkpoint."""
+    small = dataclasses.replace(settings, gpus=defaultdict(lambda: 0.1))
+    with pytest.raises(KilledError):
+        train(small, monkeypatch, die_at_epoch=2)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    start = module.training.start
+    monkeypatch.setattr(module.training, "start", fail)
+    for _ in range(STARTS + 1):
+        report = train(small, monkeypatch)
+        assert report["out_of_memory"]
+        assert "0.1 of a GPU has too little memory for it" in report["error"]
+    monkeypatch.setattr(module.training, "start", start)
+    assert "error" not in train(dataclasses.replace(settings, gpus=defaultdict(lambda: 0.2)), monkeypatch)
+    result_of(store)
+
+
+def test_other_errors_are_not_of_memory(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.training, "start", None)
+    with pytest.raises(TypeError):
+        train(dataclasses.replace(settings, gpus=defaultdict(lambda: 0.1)), monkeypatch)
+
+
+def test_a_node_without_the_storage_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = settings.target.storage / "missing"
+    target = dataclasses.replace(settings.target, storage=missing)
+    report = train(dataclasses.replace(settings, target=target), monkeypatch)
+    assert f"does not see --storage {missing}; mount it there" in report["error"]
+    assert not report["out_of_memory"]
+    assert not missing.exists()
+
+
+@pytest.mark.parametrize(("gpus", "fraction"), [(0.25, 0.25 - 0.5 / 16), (0.04, 0.02), (1.0, 1.0), (2.0, 1.0)])
+def test_a_trials_tensors_leave_room_for_the_rest_of_its_process(gpus: float, fraction: float) -> None:
+    assert module.memory_fraction(gpus, 16 * 2**30) == pytest.approx(fraction)

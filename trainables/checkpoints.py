@@ -169,6 +169,11 @@ class TrialFolder:
         self._replace("starts", f"{driver} {starts}".encode())
         return starts
 
+    def forget_starts(self) -> None:
+        """Count the next start as the first."""
+        with suppress(OSError):
+            (self.path / "starts").unlink(missing_ok=True)
+
     def note(self, text: str) -> None:
         """Keep a sentence for the person who runs the sweep, as far as there is room for it."""
         with suppress(OSError), (self.path / "notes.txt").open("a") as file:

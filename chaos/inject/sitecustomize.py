@@ -6,6 +6,7 @@ What to do comes from the environment:
     CHAOS_DIE            die by SIGKILL at this place (the keys of `DEATHS`), once: who removes the token dies
     CHAOS_TOKEN          a file that the one to die removes
     CHAOS_NO_TRAINING    raise if a step is trained
+    CHAOS_GPU_MEMORY     training runs out of GPU memory on less than this part of a GPU
     CHAOS_PATIENCE       wait so many seconds for a store that is away, in the place of two minutes
     CHAOS_CLOCK_SECONDS  `time.time` steps by so much in all processes once one of them has trained 100 steps
 """
@@ -72,6 +73,13 @@ def refuse() -> None:
     raise AssertionError("a step was trained")
 
 
+def run_out_of_memory() -> None:
+    """Fail as PyTorch does where a GPU has too little memory."""
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def points(*_: Any, metrics: Sequence[Any] = (), **__: Any) -> bool:
     """Whether a call of `log_batch` sends points of curves."""
     return len(metrics) > 1
@@ -108,6 +116,9 @@ def patches() -> dict[str, list[Callable[[ModuleType], None]]]:
         steps = itertools.count()
         jump = lambda: token.unlink(missing_ok=True) if next(steps) == 100 else None  # noqa: E731
         found.setdefault("trainables.training", []).append(lambda m: after(m, "take_step", jump))
+    if part := os.environ.get("CHAOS_GPU_MEMORY"):
+        too_little = lambda gpus: gpus < float(part)  # noqa: E731
+        found["trainables.trainable"] = [lambda m: after(m, "device_for", run_out_of_memory, too_little)]
     if patience := os.environ.get("CHAOS_PATIENCE"):
         found["sweeps.run"] = [lambda m: setattr(m, "PATIENCE_SECONDS", float(patience))]
     return found
