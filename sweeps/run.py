@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -411,12 +411,21 @@ def check_records(trials: Sequence[Trial], train_images: int) -> None:
 def provenance() -> dict[str, str]:
     """Which code and which libraries train: tags of every run."""
     commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    here = (commit or "unknown") + (" with changes" if changed else "")
     libraries = ("neural-sweeps", "torch", "torchvision", "numpy", "ray", "mlflow")
     return {
-        "git_commit": (commit or "unknown") + (" with changes" if changed else ""),
+        "git_commit": os.environ.get("SWEEPS_COMMIT") or here,  # of the checkout that a job's code came from
         "python_version": sys.version.split()[0],
-        **{f"{library}_version": version(library) for library in libraries},
+        **{f"{library}_version": installed(library) for library in libraries},
     }
+
+
+def installed(library: str) -> str:
+    """The version of a library; this project itself lies on a cluster's nodes without being installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def git(*words: str) -> str:

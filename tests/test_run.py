@@ -13,7 +13,7 @@ from filelock import FileLock
 from sweeps.launch import Ending
 from sweeps.options import Running
 from sweeps.part3 import Part3
-from sweeps.run import Plan, Trainer, check_records, git, provenance, result_table, retried, run, settle
+from sweeps.run import Plan, Trainer, check_records, git, installed, provenance, result_table, retried, run, settle
 from trainables.checkpoints import TrialFolder
 from trainables.tracking import DRIVER, STORAGE, Store
 from trainables.trainable import Settings
@@ -131,6 +131,15 @@ def test_provenance_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     tags = provenance()
     assert tags["git_commit"] == "unknown"
     assert tags["torch_version"].startswith("2.")
+
+
+def test_provenance_of_a_job_is_that_of_the_checkout_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPS_COMMIT", "abc with changes")
+    assert provenance()["git_commit"] == "abc with changes"
+
+
+def test_a_library_that_is_not_installed_is_no_failure() -> None:
+    assert installed("no-such-library") == "not installed"
 
 
 def test_the_table_leaves_out_axes_of_one_value(store: Store) -> None:
