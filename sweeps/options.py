@@ -23,6 +23,7 @@ from trainables.trial import IMAGE_DATASETS, BadInputError, Trial, check_choice,
 MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
 Stages = Generator[Sweep, None, str | None]
 Read = Callable[[Trial], Result | None]
+JOB_ADDRESS = "SWEEPS_JOB_ADDRESS"  # environment variable of a job: the --address that it was submitted with
 S = TypeVar("S", bound="Selection")
 T = TypeVar("T")
 
@@ -30,6 +31,11 @@ T = TypeVar("T")
 def default_tracking_uri() -> str:
     """What `MLFLOW_TRACKING_URI` says, or a sqlite file in the current folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+def default_folder(variable: str, usual: str) -> Path:
+    """What an environment variable says, or a folder in the current one."""
+    return Path(os.environ.get(variable) or usual)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,11 @@ class Selection(ABC):
         """The command line of the experiment's script in `room` (`sweeps` or `analysis`) with these options."""
         usual = type(self)(**self.quick_defaults, quick=True) if self.quick else type(self)()
         words = ["python", f"{room}/{self.experiment}.py", *(["--quick"] if self.quick else []), *flags(self, usual)]
-        return shlex.join(words + (flags(running, Running()) if running else []))
+        if running:
+            words += flags(running, Running())
+        if room == "sweeps" and (address := os.environ.get(JOB_ADDRESS)):
+            words += ["--address", address]
+        return shlex.join(words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +124,11 @@ class MainSelection(ImageSelection):
 class Running:
     """How to run them; nothing here changes a result, but for the last bits that follow the number of CPUs."""
 
-    data_root: Path = Path("data")
-    """Folder of the data sets; what is missing is downloaded into it."""
-    storage: Path = Path("storage")
-    """Folder for checkpoints of unfinished trials; on a cluster, one that every node sees."""
+    data_root: Path = field(default_factory=lambda: default_folder("SWEEPS_DATA_ROOT", "data"))
+    """Folder of the data sets; what is missing is downloaded into it. SWEEPS_DATA_ROOT sets the default."""
+    storage: Path = field(default_factory=lambda: default_folder("SWEEPS_STORAGE", "storage"))
+    """Folder for checkpoints of unfinished trials; on a cluster, one that every node sees. SWEEPS_STORAGE sets the
+    default."""
     cpus_per_trial: int = 1
     """Also the number of threads a trial trains with."""
     gpus_per_trial: tuple[str, ...] = ()
@@ -129,6 +140,9 @@ class Running:
     """The most work a trial loses with its process; at an epoch's end it checkpoints after a twelfth of that."""
     dry_run: bool = False
     """Print what would run, and stop."""
+    address: str | None = None
+    """Run all this as a job of the cluster whose dashboard is there, with the cluster's defaults, and follow its log:
+    http://127.0.0.1:8265 through a tunnel. The job goes on without this computer; the same command finds it again."""
 
     def check(self) -> None:
         """Raise `BadInputError` where a value is out of range or the storage cannot be written."""
@@ -180,10 +194,15 @@ def main(selection: type[Selection], description: str | None) -> None:
     """A sweep script: parse the command line, run what is missing, exit."""
 
     def script() -> int:
-        options = parse(selection, Running, description)
-        from sweeps.run import run  # MLflow and SciPy take seconds to import, which --help need not wait for
+        options, running = parse(selection, Running, description)
+        # MLflow, Ray and SciPy take seconds to import, which --help need not wait for.
+        if running.address is not None:
+            from sweeps.jobs import run_as_job
 
-        return run(*options)
+            return run_as_job(options, running.address, sys.argv)
+        from sweeps.run import run
+
+        return run(options, running)
 
     sys.exit(exit_status(script))
 

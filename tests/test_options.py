@@ -9,7 +9,7 @@ import pytest
 
 from analysis import part3 as analysis_part3
 from analysis.output import main as analysis_main
-from sweeps.options import Running, main, parse
+from sweeps.options import JOB_ADDRESS, Running, main, parse
 from sweeps.part3 import Part3
 
 
@@ -25,7 +25,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES"):
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "SWEEPS_STORAGE", "SWEEPS_DATA_ROOT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -126,7 +126,7 @@ def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert sweep(monkeypatch, "--help") == 0
     out = capsys.readouterr().out
     selecting = ["dataset", "seeds", "epochs", "architectures", "learning-rate", "batch-size", "tracking-uri", "quick"]
-    running = ["data-root", "cpus-per-trial", "gpus-per-trial", "max-concurrent", "storage", "dry-run"]
+    running = ["data-root", "cpus-per-trial", "gpus-per-trial", "max-concurrent", "storage", "dry-run", "address"]
     for option in selecting + running:
         assert f"--{option}" in out
 
@@ -153,3 +153,20 @@ def test_the_command_to_go_on_repeats_how_it_ran() -> None:
     running = Running(storage=Path("/scratch/x"), cpus_per_trial=2)
     command = Part3(quick=True, **Part3.quick_defaults).command("sweeps", running)
     assert command == "python sweeps/part3.py --quick --storage /scratch/x --cpus-per-trial 2"
+
+
+def test_the_environment_names_the_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPS_STORAGE", "/srv/storage")
+    monkeypatch.setenv("SWEEPS_DATA_ROOT", "/srv/data")
+    monkeypatch.setattr(sys, "argv", ["part3.py"])
+    selection, running = parse(Part3, Running, None)
+    assert (running.storage, running.data_root) == (Path("/srv/storage"), Path("/srv/data"))
+    assert selection.command("sweeps", running) == "python sweeps/part3.py"
+
+
+def test_commands_of_a_job_are_those_of_the_computer_that_submitted_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOB_ADDRESS, "http://127.0.0.1:8265")
+    assert Part3(seeds=2).command("sweeps", Running()) == (
+        "python sweeps/part3.py --seeds 2 --address http://127.0.0.1:8265"
+    )
+    assert Part3(seeds=2).command("analysis") == "python analysis/part3.py --seeds 2"

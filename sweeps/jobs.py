@@ -1,0 +1,221 @@
+"""A sweep on a cluster that is reached from outside: a Ray job, which goes on when this computer leaves.
+
+The job runs this checkout's code with the options of this command line. What they do not say is the cluster's to say:
+its environment names the store and the folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# Ray reads this when it is imported. It sends the token of ~/.ray/auth_token, if there is one, only when asked to.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from sweeps.options import JOB_ADDRESS, Selection
+from sweeps.run import provenance
+from trainables.trial import BadInputError
+
+CODE = Path(__file__).resolve().parent.parent
+PACKAGES = ("sweeps", "trainables")
+POLL_SECONDS = 2.0
+ANSWER_SECONDS = 30.0  # a tunnel that hangs must not hold us for ever
+PATIENCE_SECONDS = 60.0  # for a tunnel to come back, before we stop following
+STOP_SECONDS = 180  # a sweep that is stopped saves, and may have to wait for its store (Ray: 3 s)
+STATUSES = (0, 1, 2, 130)  # of a sweep
+FAILURES = (AuthenticationError, OSError, RuntimeError, ValueError)  # of Ray's client; those of requests are OSErrors
+
+
+class Client(JobSubmissionClient):
+    """Ray's client, with an end to its waiting."""
+
+    def _do_request(self, *words: Any, **settings: Any) -> requests.Response:
+        return super()._do_request(*words, timeout=ANSWER_SECONDS, **settings)
+
+
+def run_as_job(selection: Selection, address: str, command: Sequence[str]) -> int:
+    """Run a command line as a job of the cluster at `address`, or find it running there; follow it to its end.
+
+    Args:
+        selection: What the command line selects.
+        address: Of the cluster's dashboard.
+        command: The script and its words.
+
+    Returns:
+        The sweep's exit status; 130 if following was stopped, or the job; 1 where the end is not known.
+
+    Raises:
+        BadInputError: The job could not be submitted.
+    """
+    next(selection.stages(lambda trial: None)).trials()  # what the options get wrong is said here and now
+    again = shlex.join(["python", *command])
+    job = None
+    try:
+        with explained(address):
+            client = connect(address)
+            job = start(client, selection.experiment, passed_on(command[1:]), address)
+        return follow(client, job)
+    except KeyboardInterrupt:
+        print(f"no longer following; {f'job {job}' if job else 'the job, if it started,'} goes on", file=sys.stderr)
+        print(f"to find it again:  {again}", file=sys.stderr)
+        if job:
+            print(f"to stop it:        RAY_AUTH_MODE=token ray job stop {job} --address {address}", file=sys.stderr)
+        return 130
+
+
+def passed_on(words: Sequence[str]) -> list[str]:
+    """The words of a command line but for `--address`, its options in the order of their names."""
+    options: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            options.append([word])
+        else:
+            options[-1].append(word)
+    named = [(option[0].partition("=")[0], option) for option in options]
+    named.sort(key=lambda pair: pair[0])
+    return [word for name, option in named if name != "--address" for word in option]
+
+
+def job_name(experiment: str, words: Sequence[str]) -> str:
+    """What the ids of a command's jobs start with."""
+    return f"{experiment}-{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:8]}"
+
+
+def connect(address: str) -> Client:
+    """A client of the cluster whose dashboard is at `address`."""
+    if not is_url(address):
+        raise BadInputError(
+            f"--address {address} is not that of a dashboard; give http://HOST:PORT, as in http://127.0.0.1:8265"
+        )
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # which Ray's client would put before its argument
+        os.environ.pop(name, None)
+    logging.disable(logging.WARNING)  # Ray's client talks; what fails is reported in our own words
+    return Client(address)
+
+
+def is_url(address: str) -> bool:
+    """Whether this is `http://HOST`, with a port or without."""
+    try:
+        parts = urlsplit(address)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/")
+        )
+    except ValueError:
+        return False
+
+
+@contextmanager
+def explained(address: str) -> Iterator[None]:
+    """What keeps a job from being submitted, in a sentence."""
+    try:
+        yield
+    except BadInputError:
+        raise
+    except AuthenticationError:
+        raise BadInputError(
+            f"the cluster at {address} wants another token than this computer has; copy ~/.ray/auth_token of the "
+            "computer that started the cluster, and leave RAY_AUTH_MODE and RAY_AUTH_TOKEN unset"
+        ) from None
+    except FAILURES as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInputError(
+            f"no Ray cluster takes jobs at --address {address} ({reason}); is the tunnel open? "
+            "ssh -N -L 8265:127.0.0.1:8265 USER@HEAD"
+        ) from None
+
+
+def start(client: Client, experiment: str, words: Sequence[str], address: str) -> str:
+    """The id of the job that runs these words: the one that is there and has not ended, or a new one."""
+    name, commit = job_name(experiment, words), provenance()["git_commit"]
+    jobs = {number: job for job in client.list_jobs() if (number := job_number(job.submission_id, name))}
+    last = max(jobs, default=0)
+    if last and not jobs[last].status.is_terminal():
+        job = f"{name}-{last}"
+        print(f"job {job} runs already: following it, from its start", flush=True)
+        if (other := (jobs[last].metadata or {}).get("git_commit")) != commit:
+            print(f"note: it runs the code of commit {other}; here is {commit}", flush=True)
+    else:
+        job = f"{name}-{last + 1}"
+        submit(client, job, f"sweeps/{experiment}.py", words, address, commit)
+        print(f"job {job} runs on the cluster, and goes on without this computer", flush=True)
+    return job
+
+
+def job_number(job: str | None, name: str) -> int:
+    """The running number of a job, 0 for one of another name."""
+    found = re.fullmatch(rf"{re.escape(name)}-([1-9]\d*)", job or "")
+    return int(found[1]) if found else 0
+
+
+def submit(client: Client, job: str, script: str, words: Sequence[str], address: str, commit: str) -> None:
+    """Submit a job with this checkout's code, unless somebody did so just now: two jobs never have the same id."""
+    variables = {
+        "SWEEPS_COMMIT": commit,
+        JOB_ADDRESS: address,
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray blocks it in a job that is stopped by another
+        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+    }
+    with tempfile.TemporaryDirectory(prefix="neural-sweeps-") as folder:
+        for package in PACKAGES:
+            shutil.copytree(CODE / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
+        try:
+            client.submit_job(
+                # Files that a job leaves in its current folder go with Ray's copy of the code, so not there.
+                entrypoint=f'cd && exec python "$OLDPWD/{script}" {shlex.join(words)}',
+                submission_id=job,
+                metadata={"git_commit": commit},
+                runtime_env={"working_dir": folder, "env_vars": variables},
+            )
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise
+
+
+def follow(client: Client, job: str) -> int:
+    """Print a job's log until the job ends, or nobody answers any more; the exit status."""
+    printed = 0
+    answered = time.monotonic()
+    while True:
+        try:
+            details = client.get_job_info(job)
+            log = client.get_job_logs(job)
+        except FAILURES as error:
+            if time.monotonic() > answered + PATIENCE_SECONDS:
+                reason = str(error).strip().splitlines()[0]
+                print(f"the cluster says no more of job {job} ({reason})", file=sys.stderr)
+                print("it may go on without us; the same command finds it again", file=sys.stderr)
+                return 1
+        else:
+            answered = time.monotonic()
+            print(log[printed:], end="", flush=True)
+            printed = len(log)
+            if details.status.is_terminal():
+                return exit_status(details)
+        time.sleep(POLL_SECONDS)
+
+
+def exit_status(details: JobDetails) -> int:
+    """The exit status of a job that has ended."""
+    if details.status == JobStatus.STOPPED:
+        print("the job was stopped", file=sys.stderr)
+        return 130
+    if details.driver_exit_code in STATUSES:
+        return int(details.driver_exit_code)
+    print(f"the job failed: {details.message}", file=sys.stderr)
+    return 1

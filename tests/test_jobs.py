@@ -1,0 +1,272 @@
+"""Jobs on a cluster, against a dashboard of ten lines; `cluster/suite.py` has a real one."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import signal
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps import jobs
+from sweeps.jobs import job_name, job_number, passed_on
+from sweeps.options import JOB_ADDRESS, main
+from sweeps.part3 import Part3
+
+QUICK = f"{job_name('part3', ['--quick'])}"
+
+
+class Dashboard(ThreadingHTTPServer):
+    """Answers as Ray's does; a job that was submitted has ended when it is asked for."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.packages: list[bytes] = []
+        self.exit_code: int | None = 0
+        self.status = "SUCCEEDED"
+        self.refusal: int | None = None
+        self.answers_left = 10**6
+        self.somebody_else = False
+        self.interrupt = False
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def add(self, job: str, status: str, **more: Any) -> None:
+        self.jobs[job] = {
+            "type": "SUBMISSION",
+            "submission_id": job,
+            "status": status,
+            "entrypoint": "",
+            "message": "as it was",
+            **more,
+        }
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Dashboard
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def reply(self, found: object, status: int = 200) -> None:
+        body = json.dumps(found).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def do_GET(self) -> None:
+        server, words = self.server, self.path.strip("/").split("/")
+        server.answers_left -= 1
+        if server.refusal or server.answers_left < 0:
+            self.reply("no", server.refusal or 500)
+        elif words == ["api", "version"]:
+            self.reply({"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""})
+        elif words[1] == "packages":
+            self.reply("not here", 404)
+        elif words == ["api", "jobs"]:
+            self.reply([] if server.somebody_else else list(server.jobs.values()))
+        elif words[-1] == "logs":
+            if server.interrupt:
+                signal.raise_signal(signal.SIGTERM)
+            self.reply({"logs": "what the sweep says\n"})
+        else:
+            self.reply(server.jobs[words[2]])
+
+    def do_PUT(self) -> None:
+        self.server.packages.append(self.body())
+        self.reply("")
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.body())
+        job = asked["submission_id"]
+        if job in self.server.jobs:
+            self.reply(f"ValueError: Job with submission_id {job} already exists.", 400)
+            return
+        self.server.add(job, self.server.status, driver_exit_code=self.server.exit_code, asked=asked)
+        self.reply({"job_id": job, "submission_id": job})
+
+
+@pytest.fixture
+def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")  # --address counts
+    with Dashboard() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+    logging.disable(logging.NOTSET)
+
+
+def sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["sweeps/part3.py", *words])
+    with pytest.raises(SystemExit) as exit_info:
+        main(Part3, "Part 3.")
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+def test_a_job_runs_the_words_as_typed_but_for_the_address() -> None:
+    words = ["--seeds", "2", "--address", "http://h:1", "--architectures", "mlp_1", "cnn_3", "--storage=-x", "--quick"]
+    assert passed_on(words) == ["--architectures", "mlp_1", "cnn_3", "--quick", "--seeds", "2", "--storage=-x"]
+    assert passed_on(["--address=http://h:1"]) == []
+
+
+def test_the_same_options_are_the_same_job() -> None:
+    def name(*words: str) -> str:
+        return job_name("part3", passed_on(words))
+
+    assert name("--seeds", "2", "--epochs", "1") == name("--epochs", "1", "--address", "http://h:1", "--seeds", "2")
+    assert name("--seeds", "2", "--epochs", "1") != name("--seeds", "1", "--epochs", "2")
+    assert name("--seeds", "2") != name("--seeds", "2", "--dry-run")
+    assert name().startswith("part3-")
+
+
+@pytest.mark.parametrize(
+    ("job", "number"), [("a-1", 1), ("a-12", 12), ("a-0", 0), ("a-b-1", 0), ("a-", 0), (None, 0), ("ba-1", 0)]
+)
+def test_jobs_of_a_command_are_numbered(job: str | None, number: int) -> None:
+    assert job_number(job, "a") == number
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 1, 1),
+        ("FAILED", 2, 2),
+        ("FAILED", 130, 130),
+        ("FAILED", -9, 1),
+        ("FAILED", None, 1),
+        ("STOPPED", None, 130),
+    ],
+)
+def test_the_sweeps_exit_status_is_the_commands(
+    status: str,
+    code: int | None,
+    expected: int,
+    dashboard: Dashboard,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dashboard.status, dashboard.exit_code = status, code
+    assert sweep(monkeypatch, "--quick", "--address", dashboard.address) == expected
+    captured = capsys.readouterr()
+    assert captured.out.endswith("what the sweep says\n")
+    assert ("as it was" in captured.err) == (code in (-9, None) and status == "FAILED")
+
+
+def test_what_a_job_gets(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")  # this computer's tunnel is not the cluster's
+    assert sweep(monkeypatch, "--quick", "--storage", "/srv/my storage", "--address", dashboard.address) == 0
+    [job] = dashboard.jobs.values()
+    assert (
+        job["asked"]["entrypoint"]
+        == """cd && exec python "$OLDPWD/sweeps/part3.py" --quick --storage '/srv/my storage'"""
+    )
+    assert job["asked"]["runtime_env"]["env_vars"][JOB_ADDRESS] == dashboard.address
+    assert job["asked"]["runtime_env"]["env_vars"]["SWEEPS_COMMIT"]
+    [package] = dashboard.packages
+    names = {Path(name).parts[0] for name in zipfile.ZipFile(io.BytesIO(package)).namelist()}
+    assert names == {"sweeps", "trainables"}
+
+
+def test_a_running_job_is_found_and_an_ended_one_is_not(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--quick", "--address", dashboard.address]
+    assert sweep(monkeypatch, *words) == 0
+    assert sweep(monkeypatch, *words) == 0
+    assert list(dashboard.jobs) == [f"{QUICK}-1", f"{QUICK}-2"]
+    dashboard.jobs[f"{QUICK}-2"]["status"] = "RUNNING"
+    dashboard.interrupt = True
+    assert sweep(monkeypatch, *words) == 130
+    assert list(dashboard.jobs) == [f"{QUICK}-1", f"{QUICK}-2"]
+    captured = capsys.readouterr()
+    assert f"job {QUICK}-2 runs already" in captured.out
+    assert f"python sweeps/part3.py --quick --address {dashboard.address}" in captured.err
+    assert f"ray job stop {QUICK}-2 --address {dashboard.address}" in captured.err
+
+
+def test_two_at_the_same_instant_share_a_job(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    dashboard.somebody_else = True  # submits between our look and our request
+    dashboard.add(f"{QUICK}-1", "FAILED", driver_exit_code=2)
+    assert sweep(monkeypatch, "--quick", "--address", dashboard.address) == 2
+    assert list(dashboard.jobs) == [f"{QUICK}-1"]
+
+
+def test_a_cluster_that_falls_silent_is_not_waited_for_for_ever(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.1)
+    dashboard.answers_left = 4  # twice the version, the list of jobs, the package
+    assert sweep(monkeypatch, "--quick", "--address", dashboard.address) == 1
+    assert "the same command finds it again" in capsys.readouterr().err
+
+
+BAD = [
+    ("ftp://127.0.0.1:8265", "is not that of a dashboard; give http://HOST:PORT"),
+    ("127.0.0.1:8265", "is not that of a dashboard"),
+    ("http://", "is not that of a dashboard"),
+    ("http://127.0.0.1:port", "is not that of a dashboard"),
+    ("http://[", "is not that of a dashboard"),
+    ("http://127.0.0.1/jobs", "is not that of a dashboard"),
+    ("http://127.0.0.1:9", "Failed to connect"),
+    ("", "is not that of a dashboard"),
+]
+
+
+@pytest.mark.parametrize(("address", "sentence"), BAD)
+def test_bad_addresses_are_one_sentence(
+    address: str,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dashboard: Dashboard,
+) -> None:
+    assert sweep(monkeypatch, "--quick", "--address", address) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [(401, "wants another token"), (403, "wants another token"), (404, "no Ray cluster"), (503, "no Ray cluster")],
+)
+def test_refusals_are_one_sentence(
+    refusal: int,
+    sentence: str,
+    dashboard: Dashboard,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dashboard.refusal = refusal
+    assert sweep(monkeypatch, "--quick", "--address", dashboard.address) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_bad_options_are_refused_here(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep(monkeypatch, "--quick", "--seeds", "0", "--address", dashboard.address) == 2
+    assert dashboard.jobs == {}
