@@ -27,6 +27,8 @@ HEAD, WORKERS, OUTSIDE = "10.78.0.10", {"worker-1": "10.78.0.11", "worker-2": "1
 TRIALS_PER_GPU = 4
 SWEEP = f"python sweeps/part3.py --dataset digits --gpus-per-trial {1 / TRIALS_PER_GPU} --storage {SHARED}/storage"
 SHORT = f"{SWEEP} --seeds 1 --epochs 2"
+ONE_MORE = "--dataset digits --seeds 2 --epochs 2 --architectures mlp_1"  # a trial that SHORT has not
+DASHBOARD = "http://127.0.0.1:8265"  # as the laptop reaches it
 LONG = f"{SWEEP} --seeds 4 --epochs 6 --architectures mlp_2 cnn_3 --checkpoint-seconds 1"
 NOTICED_SECONDS = 10.0
 
@@ -141,12 +143,12 @@ def trials_now(laboratory: Laboratory) -> Counter[str]:
     return found
 
 
-def sweep(laboratory: Laboratory, command: str, seconds: float = 240.0) -> Iterator[Counter[str]]:
-    """Run a sweep on the head; yields the trials by host while it runs. Checks that it ends well."""
+def sweep(laboratory: Laboratory, command: str, seconds: float = 240.0, host: str = "head") -> Iterator[Counter[str]]:
+    """Run a sweep from a host; yields the trials by host while it runs. Checks that it ends well."""
     log = laboratory.folder / "sweep"
     line = f"cd neural-sweeps && {command}"
     with log.open("wb") as output:
-        process = subprocess.Popen(laboratory.hosts["head"].command(line), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(laboratory.hosts[host].command(line), stdout=output, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + seconds
     try:
         while process.poll() is None:
@@ -159,10 +161,25 @@ def sweep(laboratory: Laboratory, command: str, seconds: float = 240.0) -> Itera
 
 
 def short_sweep(laboratory: Laboratory) -> str:
-    """A sweep to its end; the most trials that each worker trained at once."""
+    """A job from the laptop, whose client is killed in mid-sweep, to its end; the most trials of each worker at once.
+
+    The cluster's own copy of the code is not to be used meanwhile.
+    """
     most: Counter[str] = Counter()
-    for now in sweep(laboratory, SHORT):
+    laptop, command = laboratory.hosts["laptop"], f"{SHORT} --address {DASHBOARD}"
+    own_code = "neural-sweeps/sweeps/__init__.py neural-sweeps/trainables/__init__.py"
+    for name in ("head", *WORKERS):
+        laboratory.hosts[name].run(f"sed -i '$a raise ImportError(\"not the code of the laptop\")' {own_code}")
+    client = subprocess.Popen(laptop.command(f"cd neural-sweeps && {command}"), stdout=subprocess.DEVNULL)
+    wait_until(lambda: trials_now(laboratory) or client.poll() is not None, "the job's first trial", 90)
+    laptop.run("pkill -KILL -f '[s]weeps/part3.py'")
+    client.wait()
+    for now in sweep(laboratory, command, host="laptop"):
         most |= now
+    said = (laboratory.folder / "sweep").read_text()
+    check("-1 runs already: following it" in said and "All trials are done." in said, f"not the same job: {said}")
+    for name in ("head", *WORKERS):
+        laboratory.hosts[name].run(f"sed -i '$d' {own_code}")
     check(set(most) == set(WORKERS), f"trials ran on {sorted(most)}")
     check(max(most.values()) <= TRIALS_PER_GPU, f"too many trials on one GPU: {dict(most)}")
     return "trials at once: " + ", ".join(f"{name} {count}" for name, count in sorted(most.items()))
@@ -185,11 +202,25 @@ def power_failure(laboratory: Laboratory, watch: Watch) -> str:
     return f"noticed after {noticed:.1f} s"
 
 
+def submitted(laboratory: Laboratory) -> None:
+    """One more trial, by `ray submit`."""
+    line = f"cd neural-sweeps && ray submit {CONFIG} sweeps/part3.py -- {ONE_MORE} --storage {SHARED}/storage"
+    said = laboratory.hosts["laptop"].run(line, seconds=120)
+    check("2 trials, 1 done, 1 missing" in said and "Trained 1 of 1 trials" in said, f"not one more trial: {said}")
+
+
 def open_tunnel(laboratory: Laboratory) -> None:
-    """Let the laptop reach the tracking server at its own port 5000, until it is switched off."""
+    """Let the laptop reach tracking server and dashboard at its own ports 5000 and 8265, until it is switched off."""
     options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    ports = f"-L 5000:{HEAD}:5000 -L 8265:127.0.0.1:8265"
     laptop = laboratory.hosts["laptop"]
-    subprocess.Popen(laptop.command(f"exec ssh {options} -N -L 5000:{HEAD}:5000 root@{OUTSIDE}"))
+    subprocess.Popen(laptop.command(f"exec ssh {options} -N {ports} root@{OUTSIDE}"))
+    wait_until(lambda: "refused" not in tried(laptop, "127.0.0.1", 8265), "the tunnel", 20)
+
+
+def tried(host: Host, address: str, port: int) -> str:
+    """What is said on a host where it cannot connect."""
+    return host.run(f"(: < /dev/tcp/{address}/{port}) 2>&1 || true")
 
 
 def verify(laboratory: Laboratory, trials: int) -> str:
@@ -207,8 +238,11 @@ def refused(laboratory: Laboratory) -> None:
     for variable in ("RAY_AUTH_MODE=disabled", "RAY_AUTH_TOKEN=0123"):
         found = laboratory.hosts["worker-1"].run(f"{variable} {status} 2>&1 || echo refused")
         check("InvalidAuthToken" in found and found.endswith("refused\n"), f"not refused: {found}")
-    for port in (5000, 5432):
-        found = laboratory.hosts["laptop"].run(f"(: < /dev/tcp/{OUTSIDE}/{port}) 2>&1 || echo refused")
+    laptop = laboratory.hosts["laptop"]
+    found = laptop.run(f"cd neural-sweeps && RAY_AUTH_TOKEN=0123 {SHORT} --address {DASHBOARD} 2>&1 || echo status $?")
+    check("wants another token" in found and found.endswith("status 2\n"), f"not refused: {found}")
+    for port in (5000, 5432, 8265):
+        found = tried(laptop, OUTSIDE, port)
         check("Connection refused" in found, f"port {port} is open to the outside: {found}")
 
 
@@ -253,18 +287,20 @@ def steps(laboratory: Laboratory) -> None:
         watch = Watch(laboratory)
         wait_until(lambda: len(watch.nodes()) == 1 + len(WORKERS), "all nodes", 120)
     with step("refused: clients without the token, and the outside"):
-        refused(laboratory)
-    with step("a sweep on both workers") as said:
-        said.append(short_sweep(laboratory))
-    with step("every step once in PostgreSQL, seen from outside") as said:
         open_tunnel(laboratory)
-        said.append(verify(laboratory, trials=5))
+        refused(laboratory)
+    with step("a job from the laptop, which leaves and comes back, on both workers") as said:
+        said.append(short_sweep(laboratory))
+    with step("ray submit"):
+        submitted(laboratory)
+    with step("every step once in PostgreSQL, seen from outside") as said:
+        said.append(verify(laboratory, trials=6))
     with step("a worker switched off in mid-sweep") as said:
         said.append(power_failure(laboratory, watch))
     with step("the same command again trains nothing"):
         nothing_to_do(laboratory)
     with step("every step once, seen from outside") as said:
-        said.append(verify(laboratory, trials=5 + 8))
+        said.append(verify(laboratory, trials=6 + 8))
     with step("ray down"):
         laptop.run(f"cd neural-sweeps && ray down -y {CONFIG}", seconds=60)
 
