@@ -163,23 +163,28 @@ def sweep(laboratory: Laboratory, command: str, seconds: float = 240.0, host: st
 def short_sweep(laboratory: Laboratory) -> str:
     """A job from the laptop, whose client is killed in mid-sweep, to its end; the most trials of each worker at once.
 
-    The cluster's own copy of the code is not to be used meanwhile.
+    The laptop's own settings do not reach the job, and the cluster's own copy of the code is not imported.
     """
-    most: Counter[str] = Counter()
-    laptop, command = laboratory.hosts["laptop"], f"{SHORT} --address {DASHBOARD}"
-    own_code = "neural-sweeps/sweeps/__init__.py neural-sweeps/trainables/__init__.py"
+    hosts, log = laboratory.hosts, laboratory.folder / "client"
+    command = f"MLFLOW_TRACKING_URI=http://127.0.0.1:5000 env -u RAY_AUTH_MODE {SHORT} --address {DASHBOARD}"
+    copies = "neural-sweeps/sweeps/__init__.py neural-sweeps/trainables/__init__.py"
     for name in ("head", *WORKERS):
-        laboratory.hosts[name].run(f"sed -i '$a raise ImportError(\"not the code of the laptop\")' {own_code}")
-    client = subprocess.Popen(laptop.command(f"cd neural-sweeps && {command}"), stdout=subprocess.DEVNULL)
+        hosts[name].run(f"""sed -i '$a raise ImportError("not the code of the laptop")' {copies}""")
+    with log.open("wb") as output:
+        client = subprocess.Popen(
+            hosts["laptop"].command(f"cd neural-sweeps && {command}"), stdout=output, stderr=subprocess.STDOUT
+        )
     wait_until(lambda: trials_now(laboratory) or client.poll() is not None, "the job's first trial", 90)
-    laptop.run("pkill -KILL -f '[s]weeps/part3.py'")
+    check(client.poll() is None, f"the client has ended: {log.read_text()}")
+    hosts["laptop"].run("pkill -KILL -f '[s]weeps/part3.py'")
     client.wait()
+    most: Counter[str] = Counter()
     for now in sweep(laboratory, command, host="laptop"):
         most |= now
     said = (laboratory.folder / "sweep").read_text()
     check("-1 runs already: following it" in said and "All trials are done." in said, f"not the same job: {said}")
     for name in ("head", *WORKERS):
-        laboratory.hosts[name].run(f"sed -i '$d' {own_code}")
+        hosts[name].run(f"sed -i '$d' {copies}")
     check(set(most) == set(WORKERS), f"trials ran on {sorted(most)}")
     check(max(most.values()) <= TRIALS_PER_GPU, f"too many trials on one GPU: {dict(most)}")
     return "trials at once: " + ", ".join(f"{name} {count}" for name, count in sorted(most.items()))
