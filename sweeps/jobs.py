@@ -39,7 +39,8 @@ ANSWER_SECONDS = 30.0  # a tunnel that hangs must not hold us for ever
 PATIENCE_SECONDS = 60.0  # for a tunnel to come back, before we stop following
 STOP_SECONDS = 180  # a sweep that is stopped saves, and may have to wait for its store (Ray: 3 s)
 STATUSES = (0, 1, 2, 130)  # of a sweep
-FAILURES = (AuthenticationError, OSError, RuntimeError, ValueError)  # of Ray's client; those of requests are OSErrors
+# Of Ray's client: what requests raises is an OSError, and whoever listens there may answer anything.
+FAILURES = (AuthenticationError, OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 class Client(JobSubmissionClient):
@@ -133,11 +134,15 @@ def explained(address: str) -> Iterator[None]:
             "computer that started the cluster, and leave RAY_AUTH_MODE and RAY_AUTH_TOKEN unset"
         ) from None
     except FAILURES as error:
-        reason = str(error).strip().splitlines()[0]
         raise BadInputError(
-            f"no Ray cluster takes jobs at --address {address} ({reason}); is the tunnel open? "
+            f"no Ray cluster takes jobs at --address {address} ({first_line(error)}); is the tunnel open? "
             "ssh -N -L 8265:127.0.0.1:8265 USER@HEAD"
         ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, shortly."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def start(client: Client, experiment: str, words: Sequence[str], address: str) -> str:
@@ -197,8 +202,7 @@ def follow(client: Client, job: str) -> int:
             log = client.get_job_logs(job)
         except FAILURES as error:
             if time.monotonic() > answered + PATIENCE_SECONDS:
-                reason = str(error).strip().splitlines()[0]
-                print(f"the cluster says no more of job {job} ({reason})", file=sys.stderr)
+                print(f"the cluster says no more of job {job} ({first_line(error)})", file=sys.stderr)
                 print("it may go on without us; the same command finds it again", file=sys.stderr)
                 return 1
         else:
