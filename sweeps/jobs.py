@@ -135,14 +135,15 @@ def explained(address: str) -> Iterator[None]:
         ) from None
     except FAILURES as error:
         raise BadInputError(
-            f"no Ray cluster takes jobs at --address {address} ({first_line(error)}); is the tunnel open? "
+            f"no Ray cluster takes jobs at --address {address} ({last_line(error)}); is the tunnel open? "
             "ssh -N -L 8265:127.0.0.1:8265 USER@HEAD"
         ) from None
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, shortly."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def last_line(error: Exception) -> str:
+    """What an error says in the end: the cluster may send a whole traceback, and Ray's client puts a dot after it."""
+    lines = [line for line in str(error).splitlines() if line.strip(" .")]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def start(client: Client, experiment: str, words: Sequence[str], address: str) -> str:
@@ -202,7 +203,7 @@ def follow(client: Client, job: str) -> int:
             log = client.get_job_logs(job)
         except FAILURES as error:
             if time.monotonic() > answered + PATIENCE_SECONDS:
-                print(f"the cluster says no more of job {job} ({first_line(error)})", file=sys.stderr)
+                print(f"the cluster says no more of job {job} ({last_line(error)})", file=sys.stderr)
                 print("it may go on without us; the same command finds it again", file=sys.stderr)
                 return 1
         else:
