@@ -1,24 +1,92 @@
 #!/usr/bin/env bash
-# Prepares a node, head or worker: Python environment, and what every login shell finds in its environment.
-# The cluster launcher runs it on each node; running it again changes nothing that is as it should be.
-# usage: setup-node.sh SHARED     SHARED: a folder that all nodes see (NFS), or s3://BUCKET/PREFIX
+# Prepares a node, head or worker: packages, the shared folder, Python, and what every login shell finds in its
+# environment. The cluster launcher runs it on each node; running it again changes nothing that is as it should be.
+# usage: setup-node.sh SHARED [ARTIFACTS]
+#   SHARED     a folder that all machines share already; or nfs:FOLDER, which the head shares and the others mount
+#   ARTIFACTS  where the tracking server keeps files: a folder that the head sees, or s3://BUCKET/PREFIX, which only
+#              the head need reach. Default: SHARED/mlartifacts
 set -euo pipefail
-shared=${1:?usage: setup-node.sh SHARED}
+usage="usage: setup-node.sh SHARED|nfs:FOLDER [ARTIFACTS]"
+shared=${1:?$usage}
+folder=${shared#nfs:}
+folder=${folder%/}
+artifacts=${2:-$folder/mlartifacts}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
-if [[ $shared != s3://* ]] && ! { mkdir -p "$shared" && [ -w "$shared" ]; }; then
-    echo "the shared folder $shared cannot be written on $(hostname); mount it there, or name another" >&2
+install_package() { # unless it is there; a fresh machine may be busy updating itself, which is waited for
+    if ! dpkg -l "$1" 2> /dev/null | grep -q '^.i'; then
+        for _ in $(seq 30); do if as_root apt-get update -qq; then break; fi; sleep 4; done
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq "$1"
+    fi
+}
+
+changed=false
+write_as_root() { # FILE < TEXT
+    local text
+    text=$(cat)
+    if [ "$(cat "$1" 2> /dev/null)" != "$text" ]; then
+        changed=true
+        as_root mkdir -p "$(dirname "$1")"
+        as_root tee "$1" > /dev/null <<< "$text"
+    fi
+}
+
+# NFS 4 alone, on the private address, for private addresses; the network's firewall decides which of them get here.
+# Whatever a node's user is called, the files belong to the head's.
+share_folder() {
+    local options
+    options="rw,sync,no_subtree_check,all_squash,anonuid=$(id -u),anongid=$(id -g)"
+    as_root install -d -o "$(id -u)" -g "$(id -g)" "$folder.export"
+    write_as_root /etc/nfs.conf.d/neural-sweeps.conf <<< "[nfsd]
+host=$address
+vers3=n"
+    write_as_root /etc/exports.d/neural-sweeps.exports <<< \
+        "$folder.export 10.0.0.0/8($options) 172.16.0.0/12($options) 192.168.0.0/16($options)"
+    as_root systemctl mask --quiet rpcbind.socket rpcbind.service # which only older versions of NFS need
+    as_root systemctl stop rpcbind.socket rpcbind.service 2> /dev/null || true
+    install_package nfs-kernel-server
+    # A restart lets nobody lock a file for 90 seconds.
+    if $changed; then as_root systemctl restart nfs-server; fi
+}
+
+# The head mounts its own folder as well: a lock taken beside NFS is not seen through it. In fstab for when the machine
+# starts again. What lies below the mount is root's, so that nothing is written there by mistake when it is not mounted.
+mount_folder() {
+    local line="$address:$folder.export $folder nfs4 _netdev,nofail 0 0"
+    install_package nfs-common
+    as_root mkdir -p "$folder"
+    if ! grep -qxF "$line" /etc/fstab; then
+        as_root sed -i "\\# $folder nfs4 #d" /etc/fstab
+        as_root tee -a /etc/fstab > /dev/null <<< "$line"
+    fi
+    if ! mountpoint -q "$folder"; then as_root mount "$folder"; fi
+}
+
+head=false
+address=${RAY_HEAD_IP:-} # which the launcher sets on workers only
+if [ -z "$address" ]; then
+    head=true
+    # The launcher's file names the head's private address where a person had to; in a cloud the default route does.
+    address=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["provider"].get("head_ip", ""))' \
+        < ~/ray_bootstrap_config.yaml)
+    [ -n "$address" ] || address=$(ip -4 route get 192.0.2.1 | sed -n 's/.* src \([^ ]*\).*/\1/p')
+fi
+
+if $head; then install_package postgresql; fi
+if [[ $shared == nfs:* ]]; then
+    if $head; then share_folder; fi
+    mount_folder
+fi
+if [[ $folder != /* ]] || ! { mkdir -p "$folder" && [ -w "$folder" ]; }; then
+    echo "the shared folder $folder cannot be written on $(hostname); mount it there, or name another" >&2
     exit 1
 fi
 
 if [ ! -x "$venv/bin/python" ]; then
-    if ! python3 -c 'import ensurepip' 2> /dev/null; then
-        as_root apt-get update -qq
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv
-    fi
+    if ! python3 -c 'import ensurepip' 2> /dev/null; then install_package python3-venv; fi
     python3 -m venv "$venv"
 fi
 requirements=$("$venv/bin/python" - "$root/pyproject.toml" << 'EOP'
@@ -34,28 +102,22 @@ EOP
 # Login shells reset PATH, so the environment has to come from here. Authentication must be asked for by every process.
 environment="export PATH=$venv/bin:\$PATH
 export PYTHONPATH=$root
-export SWEEPS_SHARED=$shared
+export SWEEPS_STORAGE=$folder/storage
+export SWEEPS_DATA_ROOT=$folder/data
+export MLFLOW_TRACKING_URI=http://$address:5000
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0"
-if [ -z "${RAY_HEAD_IP:-}" ]; then # which the launcher sets on workers only
-    # The launcher's file names the head's private address where a person had to; in a cloud the default route does.
-    address=$("$venv/bin/python" - << 'EOP'
-import json
-from pathlib import Path
-print(json.loads(Path("~/ray_bootstrap_config.yaml").expanduser().read_text())["provider"].get("head_ip", ""))
-EOP
-    )
-    [ -n "$address" ] || address=$(ip -4 route get 192.0.2.1 | sed -n 's/.* src \([^ ]*\).*/\1/p')
+if $head; then
     # A node that does not answer three checks is dead: at most 1 s between two, 1.5 s for an answer (Ray: 60 s in all).
     environment="$environment
 export SWEEPS_ADDRESS=$address
+export SWEEPS_ARTIFACTS=$artifacts
 export RAY_ADDRESS=$address:6379
-export MLFLOW_TRACKING_URI=http://$address:5000
 export RAY_health_check_initial_delay_ms=1000
 export RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=1500
 export RAY_health_check_failure_threshold=3"
 fi
-as_root tee /etc/profile.d/neural-sweeps.sh > /dev/null <<< "$environment"
+write_as_root /etc/profile.d/neural-sweeps.sh <<< "$environment"
 
 if [ -f ~/.ray/auth_token ]; then chmod 600 ~/.ray/auth_token; fi

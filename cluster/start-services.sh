@@ -5,7 +5,7 @@
 # Both need what setup-node.sh has put into the environment. The database listens on this machine only, the server on
 # the head's private address; it is reached from outside through an SSH tunnel.
 set -euo pipefail
-: "${SWEEPS_ADDRESS:?run this in a login shell of the head}" "${SWEEPS_SHARED:?}"
+: "${SWEEPS_ADDRESS:?run this in a login shell of the head}" "${SWEEPS_ARTIFACTS:?}"
 port=5000
 name=neural_sweeps # of the database, and of its user
 state=~/.neural-sweeps
@@ -22,10 +22,6 @@ answers() {
 }
 
 start_database() {
-    if ! command -v pg_lsclusters > /dev/null; then
-        as_root apt-get update -qq
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql
-    fi
     local version cluster database_port status password
     read -r version cluster database_port status _ < <(pg_lsclusters --no-header)
     if [[ $status != online* ]]; then
@@ -51,7 +47,7 @@ start_server() {
     export MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
     local command=(
         mlflow server --host "$SWEEPS_ADDRESS" --port "$port" --workers 2
-        --artifacts-destination "$SWEEPS_SHARED/mlartifacts"
+        --artifacts-destination "$SWEEPS_ARTIFACTS"
         --allowed-hosts "$SWEEPS_ADDRESS:$port,localhost:*,127.0.0.1:*"
     )
     local settings="${command[*]} on $MLFLOW_BACKEND_STORE_URI"
