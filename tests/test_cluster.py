@@ -1,3 +1,8 @@
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -5,34 +10,200 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from cluster.check import problems
+
 ROOT = Path(__file__).resolve().parent.parent
+AWS, ONPREM = "cluster.yaml", "cluster.onprem.yaml"
+SET = {
+    "<region>": "eu-central-1",
+    "<bucket>": "some-bucket",
+    "<image>": "ami-0123456789abcdef0",
+    "<head>": "192.168.1.10",
+    "<worker 1>": "192.168.1.11",
+    "<worker 2>": "192.168.1.12",
+    "<user>": "ubuntu",
+}
+Config = dict[str, Any]
 
 
-@pytest.fixture
-def onprem() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / "cluster.onprem.yaml").read_text())
+def text(name: str) -> str:
+    """The repository's file with what a person has to set."""
+    found = (ROOT / name).read_text()
+    for placeholder, value in SET.items():
+        found = found.replace(placeholder, value)
     return found
 
 
-def test_the_launcher_takes_the_file(onprem: dict[str, Any]) -> None:
-    validate_config(prepare_config(onprem))
+@pytest.fixture(params=[AWS, ONPREM])
+def config(request: pytest.FixtureRequest) -> Config:
+    found: Config = yaml.safe_load(text(request.param))
+    return found
 
 
-def test_what_is_copied_to_the_nodes_exists(onprem: dict[str, Any]) -> None:
-    local = [path for path in onprem["file_mounts"].values() if not path.startswith("~")]
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the files name beside themselves, and a home with key and token."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for secret in (".ssh/id_ed25519", ".ray/auth_token"):
+        (tmp_path / secret).parent.mkdir()
+        (tmp_path / secret).touch()
+    for name in ("analysis", "cluster", "sweeps", "trainables"):
+        (tmp_path / name).mkdir()
+    for name in ("constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def aws_problems(checkout: Path) -> Callable[[Callable[[Config], object]], list[str]]:
+    """What the check says of the AWS file after a change to it."""
+
+    def changed(change: Callable[[Config], object]) -> list[str]:
+        config = yaml.safe_load(text(AWS))
+        change(config)
+        path = checkout / AWS
+        path.write_text(yaml.safe_dump(config))
+        return problems(path)
+
+    return changed
+
+
+def test_the_launcher_takes_the_file(config: Config) -> None:
+    validate_config(prepare_config(config))
+
+
+def test_what_is_copied_to_the_nodes_exists(config: Config) -> None:
+    local = [path for path in config["file_mounts"].values() if not path.startswith("~")]
     assert local
     assert all((ROOT / path).exists() for path in local)
 
 
-def test_the_code_that_experiments_import_is_copied(onprem: dict[str, Any]) -> None:
-    assert {"analysis", "sweeps", "trainables", "cluster"} <= set(onprem["file_mounts"].values())
+def test_the_code_that_experiments_import_is_copied(config: Config) -> None:
+    assert {"analysis", "sweeps", "trainables", "cluster"} <= set(config["file_mounts"].values())
 
 
-def test_every_node_asks_for_the_token(onprem: dict[str, Any]) -> None:
-    assert "~/.ray/auth_token" in onprem["file_mounts"]
+def test_every_node_asks_for_the_token(config: Config) -> None:
+    assert "~/.ray/auth_token" in config["file_mounts"]
     assert "export RAY_AUTH_MODE=token" in (ROOT / "cluster" / "setup-node.sh").read_text()
 
 
-def test_gpus_of_a_worker_are_stated(onprem: dict[str, Any]) -> None:
+def test_the_head_trains_nothing_and_shows_its_dashboard_to_itself_only(config: Config) -> None:
+    [start] = [command for command in config["head_start_ray_commands"] if "ray start" in command]
+    assert {"--num-cpus=0", "--num-gpus=0", "--dashboard-host=127.0.0.1", "--disable-usage-stats"} <= set(start.split())
+
+
+def test_both_files_start_the_head_alike() -> None:
+    aws, onprem = (yaml.safe_load(text(name)) for name in (AWS, ONPREM))
+    assert aws["head_start_ray_commands"] == onprem["head_start_ray_commands"]
+    assert aws["file_mounts"] == onprem["file_mounts"]
+
+
+def test_gpus_of_a_worker_are_stated() -> None:
+    onprem = yaml.safe_load(text(ONPREM))
     [start] = [command for command in onprem["worker_start_ray_commands"] if "ray start" in command]
     assert "--num-gpus=" in start
+    gpu = yaml.safe_load(text(AWS))["available_node_types"]["gpu"]
+    assert gpu["resources"]["GPU"] == 1
+
+
+@pytest.mark.parametrize("name", [AWS, ONPREM])
+def test_a_file_with_all_that_must_be_set_is_ready(name: str, checkout: Path) -> None:
+    (checkout / name).write_text(text(name))
+    assert problems(checkout / name) == []
+
+
+@pytest.mark.parametrize("name", [AWS, ONPREM])
+def test_each_placeholder_is_named(name: str) -> None:
+    found = problems(ROOT / name)
+    left = set(re.findall(r"<[\w ]+>", yaml.safe_dump(yaml.safe_load((ROOT / name).read_text()))))
+    assert left
+    assert left <= set(SET)
+    assert {line.partition(" is still to be set")[0] for line in found} == left
+
+
+def test_the_script_says_what_is_missing_and_stops_the_person() -> None:
+    command = [sys.executable, "cluster/check.py", AWS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: cluster.yaml: <region> is still to be set, in provider.region" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+
+
+def test_keys_tokens_and_code_must_be_there(checkout: Path) -> None:
+    (checkout / ONPREM).write_text(text(ONPREM))
+    (checkout / ".ssh/id_ed25519").unlink()
+    (checkout / ".ray/auth_token").unlink()
+    (checkout / "sweeps").rmdir()
+    key, code, token = problems(checkout / ONPREM)
+    assert "~/.ssh/id_ed25519" in key
+    assert "sweeps" in code
+    assert "ray get-auth-token --generate" in token
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no section provider"),
+        ("provider: {type: aws", "not YAML"),
+        ("provider: {type: gcp}", "must be aws or local"),
+        ("{cluster_name: c, provider: {type: local, head_ip: 10.0.0.1}}", "head_ip and worker_ips"),
+    ],
+)
+def test_what_is_no_cluster_is_refused(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "file.yaml").write_text(content)
+    [problem] = problems(tmp_path / "file.yaml")
+    assert said in problem
+
+
+def head(config: Config) -> Config:
+    """The settings of the head's machine."""
+    found: Config = config["available_node_types"]["head"]["node_config"]
+    return found
+
+
+def worker(config: Config) -> Config:
+    """The settings of a worker's machine."""
+    found: Config = config["available_node_types"]["gpu"]["node_config"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda config: config["provider"].pop("region"), "provider.region"),
+        (lambda config: config["provider"].update(region="eu-centrall-1"), "eu-centrall-1"),
+        (lambda config: config["provider"].update(avalability_zone="eu-central-1a"), "provider.avalability_zone"),
+        (lambda config: config["auth"].pop("ssh_user"), "auth.ssh_user"),
+        (lambda config: config.update(setup_commands=["bash setup-node.sh nfs:/srv/s"]), "S3 bucket"),
+        (lambda config: config.update(setup_commands=["bash setup-node.sh nfs:/srv/s s3://Bucket_1"]), "s3://Bucket_1"),
+        (lambda config: config.update(setup_commands=["bash setup-node.sh /srv/s s3://bucket"]), "nfs:/FOLDER"),
+        (lambda config: config.update(setup_commands=[]), "setup-node.sh"),
+        (lambda config: config.update(max_worker=3), "max_worker"),
+        (lambda config: config["available_node_types"]["gpu"].update(max_worker=3), "max_worker"),
+        (lambda config: config["available_node_types"]["gpu"].pop("resources"), "resources"),
+        (lambda config: config["available_node_types"]["gpu"].update(resources={"CPU": 4}), "must say GPU"),
+        (lambda config: config["available_node_types"]["gpu"].update(resources={"CPU": 4, "GPU": 0}), "g4dn.xlarge"),
+        (lambda config: config["available_node_types"]["head"].update(resources={"CPU": 0, "GPU": 1}), "m6i.xlarge"),
+        (lambda config: head(config).pop("InstanceType"), "InstanceType"),
+        (lambda config: head(config).pop("ImageId"), "ImageId"),
+        (lambda config: head(config).update(ImageID="ami-1"), "ImageID"),
+        (lambda config: worker(config).update(InstanceType="g4dn.xlrge"), "g4dn.xlrge"),
+        (lambda config: worker(config).update(InstanceMarketOptions={"MarketType": "spt"}), "spt"),
+        (lambda config: worker(config).update(InstanceMarketOptions={"SpotOption": {}}), "SpotOption"),
+        (lambda config: worker(config)["BlockDeviceMappings"][0]["Ebs"].update(VolumeSize="100"), "VolumeSize"),
+    ],
+)
+def test_what_the_schema_lets_pass_is_said(
+    change: Callable[[Config], object], said: str, aws_problems: Callable[[Callable[[Config], object]], list[str]]
+) -> None:
+    [problem] = aws_problems(change)
+    assert said in problem
+    assert "\n" not in problem
+
+
+def test_a_key_of_ones_own_needs_its_name_on_every_machine(
+    aws_problems: Callable[[Callable[[Config], object]], list[str]],
+) -> None:
+    found = aws_problems(lambda config: config["auth"].update(ssh_private_key="~/.ssh/id_ed25519"))
+    assert len(found) == 2
+    assert all("KeyName" in problem for problem in found)
