@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 # An environment that several checkouts share imports this one.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install quickstart test fast-test chaos chaos-quick bench lint types
+.PHONY: help install install-cluster quickstart test fast-test chaos chaos-quick cluster-test bench lint types
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
+
+install-cluster: install ## What bringing up a cluster, and sending it jobs, needs as well
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test,cluster]'
 
 quickstart: install ## Install, run part 3 on the bundled digits, and draw its figures
 	$(RUN) sweeps/part3.py --quick
@@ -34,6 +37,9 @@ chaos: install ## Real sweeps with a fault each: is anything lost or doubled? Ne
 
 chaos-quick: install ## The faults that CI injects
 	$(RUN) chaos/suite.py --quick
+
+cluster-test: install-cluster ## A cluster on three hosts of this machine, switched off in part; root, or it ends with 77
+	$(RUN) cluster/suite.py
 
 bench: install ## Measured ratios: the training loop against a bare torch loop, and what safety costs
 	$(RUN) benchmarks/training_loop.py

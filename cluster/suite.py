@@ -19,13 +19,13 @@ from typing import Any
 
 import yaml
 
-from cluster.hosts import SHARED, Host, Laboratory, in_laboratory, wait_until
+from cluster.hosts import Host, Laboratory, in_laboratory, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "cluster.onprem.yaml"
 HEAD, WORKERS, OUTSIDE = "10.78.0.10", {"worker-1": "10.78.0.11", "worker-2": "10.78.0.12"}, "10.79.0.10"
 TRIALS_PER_GPU = 4
-SWEEP = f"python sweeps/part3.py --dataset digits --gpus-per-trial {1 / TRIALS_PER_GPU} --storage {SHARED}/storage"
+SWEEP = f"python sweeps/part3.py --dataset digits --gpus-per-trial {1 / TRIALS_PER_GPU}"
 SHORT = f"{SWEEP} --seeds 1 --epochs 2"
 ONE_MORE = "--dataset digits --seeds 2 --epochs 2 --architectures mlp_1"  # a trial that SHORT has not
 DASHBOARD = "http://127.0.0.1:8265"  # as the laptop reaches it
@@ -66,8 +66,8 @@ def config() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((ROOT / CONFIG).read_text())
     found["provider"] |= {"head_ip": HEAD, "worker_ips": list(WORKERS.values()), "external_head_ip": OUTSIDE}
     found["auth"]["ssh_user"] = "root"
-    # As if a host had a CPU for each of the trials that share its GPU, whatever this machine has.
-    found["worker_start_ray_commands"][-1] += f" --num-cpus={TRIALS_PER_GPU}"
+    # As if a host had more CPUs than trials share its GPU, whatever this machine has: the GPU is what is scarce.
+    found["worker_start_ray_commands"][-1] += f" --num-cpus={2 * TRIALS_PER_GPU}"
     return found
 
 
@@ -193,8 +193,10 @@ def short_sweep(laboratory: Laboratory) -> str:
 def power_failure(laboratory: Laboratory, watch: Watch) -> str:
     """A sweep in the middle of which a worker is switched off; when the head noticed."""
     off = None
+    most: Counter[str] = Counter()
     storage = laboratory.shared / "storage" / "trials"
     for now in sweep(laboratory, LONG):
+        most |= now
         if off is None and now["worker-2"] and len(list(storage.glob("*/[0-9]*.checkpoint"))) >= 2 * TRIALS_PER_GPU:
             laboratory.power_off("worker-2")
             off = time.time()
@@ -204,12 +206,14 @@ def power_failure(laboratory: Laboratory, watch: Watch) -> str:
     check(noticed is not None, "nobody noticed")
     assert noticed is not None
     check(noticed < NOTICED_SECONDS, f"the dead node was noticed after {noticed:.1f} s only")
-    return f"noticed after {noticed:.1f} s"
+    # Twice as many trials as share a GPU, and in the end one GPU for all of them.
+    check(set(most.values()) == {TRIALS_PER_GPU}, f"not {TRIALS_PER_GPU} trials at once on each GPU: {dict(most)}")
+    return f"noticed after {noticed:.1f} s, never more than {TRIALS_PER_GPU} trials on a GPU"
 
 
 def submitted(laboratory: Laboratory) -> None:
     """One more trial, by `ray submit`."""
-    line = f"cd neural-sweeps && ray submit {CONFIG} sweeps/part3.py -- {ONE_MORE} --storage {SHARED}/storage"
+    line = f"cd neural-sweeps && ray submit {CONFIG} sweeps/part3.py -- {ONE_MORE}"
     said = laboratory.hosts["laptop"].run(line, seconds=120)
     check("2 trials, 1 done, 1 missing" in said and "Trained 1 of 1 trials" in said, f"not one more trial: {said}")
 
@@ -249,6 +253,13 @@ def refused(laboratory: Laboratory) -> None:
     for port in (5000, 5432, 8265):
         found = tried(laptop, OUTSIDE, port)
         check("Connection refused" in found, f"port {port} is open to the outside: {found}")
+
+
+def unshared_storage_refused(laboratory: Laboratory) -> None:
+    """A storage folder of the head alone is refused, and nothing trains."""
+    found = laboratory.hosts["head"].run(f"cd neural-sweeps && {SHORT} --storage mine 2>&1 || echo status $?")
+    words = ("/neural-sweeps/mine is not shared: worker-1, worker-2 do not see", "status 2\n")
+    check(words[0] in found and found.endswith(words[1]), f"not refused: {found}")
 
 
 def nothing_to_do(laboratory: Laboratory) -> None:
@@ -294,6 +305,8 @@ def steps(laboratory: Laboratory) -> None:
     with step("refused: clients without the token, and the outside"):
         open_tunnel(laboratory)
         refused(laboratory)
+    with step("refused: a storage that is not shared"):
+        unshared_storage_refused(laboratory)
     with step("a job from the laptop, which leaves and comes back, on both workers") as said:
         said.append(short_sweep(laboratory))
     with step("ray submit"):

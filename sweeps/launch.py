@@ -119,7 +119,7 @@ def check_shared(storage: Path) -> None:
             .remote(file.name)
             for node in others
         }
-        blind = [name for name, answer in seen.items() if not ray.get(answer)]
+        blind = sorted(name for name, answer in seen.items() if not ray.get(answer))
     if blind:
         raise BadInputError(
             f"--storage {storage} is not shared: {', '.join(blind)} "
