@@ -144,7 +144,7 @@ def measured_shares(trials: Sequence[Trial], data: Dataset, cpus: int) -> dict[s
     """
     largest = {trial.architecture: trial for trial in sorted(trials, key=lambda trial: trial.batch_size)}
     shared = ray.put(data)
-    probe = ray.remote(memory_used).options(num_cpus=cpus, num_gpus=1, max_calls=1)  # the memory goes with the process
+    probe = ray.remote(num_cpus=cpus, num_gpus=1, max_calls=1)(memory_used)  # the memory goes with the process
     used = dict(zip(largest, ray.get([probe.remote(trial, shared) for trial in largest.values()]), strict=True))
     return {architecture: share_for(part) for architecture, part in used.items() if part is not None}
 
