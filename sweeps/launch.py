@@ -35,8 +35,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from sweeps.options import stop_on_signals
 from sweeps.resources import Node, share_for, with_planned
+from trainables.checkpoints import writing
 from trainables.datasets import Dataset
-from trainables.trainable import Settings, memory_used, trainable
+from trainables.trainable import Settings, appears, memory_used, trainable
 from trainables.trial import BadInputError, Trial
 
 # A trial whose process dies is started again from its last checkpoint, as often as it comes further (`STARTS` in the
@@ -112,14 +113,15 @@ def launcher_config() -> dict[str, Any]:
 def check_shared(storage: Path) -> None:
     """Raise `BadInputError` where a living node does not see what this machine writes into `storage`."""
     others = [node for node in living_nodes() if node["NodeID"] != ray.get_runtime_context().get_node_id()]
-    with tempfile.NamedTemporaryFile(dir=storage, prefix=".seen-by-all-nodes-") as file:
-        seen = {
-            node["NodeManagerHostname"]: ray.remote(appears)
+    with writing(storage), tempfile.NamedTemporaryFile(dir=storage, prefix=".seen-by-all-nodes-") as file:
+        answers = [
+            ray.remote(appears)
             .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
             .remote(file.name)
             for node in others
-        }
-        blind = sorted(name for name, answer in seen.items() if not ray.get(answer))
+        ]
+        names = (node["NodeManagerHostname"] for node in others)
+        blind = sorted({name for name, answer in zip(names, answers, strict=True) if not seen(answer)})
     if blind:
         raise BadInputError(
             f"--storage {storage} is not shared: {', '.join(blind)} "
@@ -128,13 +130,12 @@ def check_shared(storage: Path) -> None:
         )
 
 
-def appears(path: str) -> bool:
-    """Whether a file is there, or comes within the time for which a network file system may keep an old listing."""
-    for _ in range(5):
-        if Path(path).exists():
-            return True
-        time.sleep(1)
-    return False
+def seen(answer: ray.ObjectRef[bool]) -> bool:
+    """What a node said; one that has vanished meanwhile trains nothing."""
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError:
+        return True
 
 
 def measured_shares(trials: Sequence[Trial], data: Dataset, cpus: int) -> dict[str, float]:

@@ -86,6 +86,15 @@ def check_storage(storage: Path) -> None:
         raise BadInputError(f"the node {socket.gethostname()} does not see --storage {storage}; mount it there")
 
 
+def appears(path: str) -> bool:
+    """Whether a file is there, or comes within the time for which a network file system may keep an old listing."""
+    for _ in range(5):
+        if Path(path).exists():
+            return True
+        time.sleep(1)
+    return False
+
+
 def attempt(
     trial: Trial, name: str, data: Dataset | None, folder: TrialFolder, settings: Settings
 ) -> dict[str, str | list[str] | bool | None]:
