@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from analysis.results import Loaded, any_finished, load
 from sweeps.intervals import mean_text
-from sweeps.options import Selection, exit_status, next_stage, parse
+from sweeps.options import Selection, default_data_root, exit_status, next_stage, parse
 from trainables.tracking import Store, missing_file
 from trainables.trial import BadInputError
 
@@ -42,7 +42,7 @@ class Drawing:
 class GalleryDrawing(Drawing):
     """Where the figures go, and where test images come from."""
 
-    data_root: Path = Path("data")
+    data_root: Path = field(default_factory=default_data_root)
     """Folder of the data sets; what is missing is downloaded into it."""
 
 

@@ -100,12 +100,15 @@ EOP
     --constraint "$root/constraints.txt" --requirement /dev/stdin <<< "$requirements"
 
 # Login shells reset PATH, so the environment has to come from here. Authentication must be asked for by every process.
+# No metrics: Ray would serve them on every address, to anybody. For the head's own two it has no switch but a port that
+# cannot be.
 environment="export PATH=$venv/bin:\$PATH
 export PYTHONPATH=$root
 export SWEEPS_STORAGE=$folder/storage
 export SWEEPS_DATA_ROOT=$folder/data
 export MLFLOW_TRACKING_URI=http://$address:5000
 export RAY_AUTH_MODE=token
+export RAY_enable_metrics_collection=0
 export RAY_USAGE_STATS_ENABLED=0"
 if $head; then
     # A node that does not answer three checks is dead: at most 1 s between two, 1.5 s for an answer (Ray: 60 s in all).
@@ -113,6 +116,8 @@ if $head; then
 export SWEEPS_ADDRESS=$address
 export SWEEPS_ARTIFACTS=$artifacts
 export RAY_ADDRESS=$address:6379
+export AUTOSCALER_METRIC_PORT=65536
+export DASHBOARD_METRIC_PORT=65536
 export RAY_health_check_initial_delay_ms=1000
 export RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=1500

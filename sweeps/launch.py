@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from trainables.trial import BadInputError, Trial
 # trainable); this ends those that die before they can count.
 MOST_STARTS = 50
 DYING_SECONDS = 10
+LOG_SECONDS = 30  # between two lines of progress, where no terminal shows a bar
 LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, as the launcher writes it
 PACKAGE = Path(__file__).resolve().parent.parent / "trainables"  # all that workers import
 
@@ -247,7 +249,7 @@ def ending(result: tune.Result) -> Ending:
 
 
 class Bar(Callback):
-    """Keeps a progress bar: the share of all epochs that is trained, and trials by state."""
+    """Keeps a progress bar: the share of all epochs that is trained, and trials by state; in a log, a line at times."""
 
     def __init__(self, progress: Progress, trials: Sequence[Trial]) -> None:
         self.progress = progress
@@ -256,6 +258,7 @@ class Bar(Callback):
         self.running: set[str] = set()
         self.done = self.failed = 0
         self.task = progress.add_task("", total=sum(self.epochs.values()))
+        self.written = time.monotonic()
         self.draw()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -266,6 +269,11 @@ class Bar(Callback):
         waiting = len(self.epochs) - self.done - self.failed - len(self.running)
         states = f"trials: {self.done} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
         self.progress.update(self.task, description=states, completed=sum(self.trained.values()))
+        if self.progress.disable and time.monotonic() - self.written >= LOG_SECONDS:
+            self.written = time.monotonic()
+            task = self.progress.tasks[0]
+            left = "" if task.time_remaining is None else f", about {timedelta(seconds=task.time_remaining)} left"
+            self.progress.console.print(f"{states}: {task.percentage:.0f} %{left}", highlight=False, soft_wrap=True)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.running.add(trial.config["trial_id"])

@@ -33,9 +33,14 @@ def default_tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
-def default_folder(variable: str, usual: str) -> Path:
-    """What an environment variable says, or a folder in the current one."""
-    return Path(os.environ.get(variable) or usual)
+def default_data_root() -> Path:
+    """What `SWEEPS_DATA_ROOT` says, or a folder in the current one."""
+    return Path(os.environ.get("SWEEPS_DATA_ROOT") or "data")
+
+
+def default_storage() -> Path:
+    """What `SWEEPS_STORAGE` says, or a folder in the current one."""
+    return Path(os.environ.get("SWEEPS_STORAGE") or "storage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +129,9 @@ class MainSelection(ImageSelection):
 class Running:
     """How to run them; nothing here changes a result, but for the last bits that follow the number of CPUs."""
 
-    data_root: Path = field(default_factory=lambda: default_folder("SWEEPS_DATA_ROOT", "data"))
+    data_root: Path = field(default_factory=default_data_root)
     """Folder of the data sets; what is missing is downloaded into it. SWEEPS_DATA_ROOT sets the default."""
-    storage: Path = field(default_factory=lambda: default_folder("SWEEPS_STORAGE", "storage"))
+    storage: Path = field(default_factory=default_storage)
     """Folder for checkpoints of unfinished trials; on a cluster, one that every node sees. SWEEPS_STORAGE sets the
     default."""
     cpus_per_trial: int = 1

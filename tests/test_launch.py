@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import make_trial
+from rich.console import Console
+from rich.progress import Progress
+
+from sweeps import launch
+
+
+def test_a_log_gets_a_line_of_progress_at_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    trials = [make_trial(seed=seed, epochs=4) for seed in range(2)]
+    bar = launch.Bar(Progress(console=Console(file=out), disable=True), trials)
+    reported = SimpleNamespace(config={"trial_id": trials[0].id})
+    bar.on_trial_start(0, [], reported)
+    assert out.getvalue() == ""
+    monkeypatch.setattr(launch, "LOG_SECONDS", 0)
+    bar.on_trial_result(0, [], reported, {"epoch": 2})
+    assert "trials: 0 done, 1 running, 1 waiting, 0 failed: 25 %" in out.getvalue()
+
+
+def test_a_terminal_gets_no_such_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(launch, "LOG_SECONDS", 0)
+    bar = launch.Bar(Progress(console=Console(file=out, force_terminal=True)), [make_trial()])
+    bar.draw()
+    assert out.getvalue() == ""
+
+
+def test_what_the_launcher_left_on_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "LAUNCHER_CONFIG", tmp_path / "ray_bootstrap_config.yaml")
+    assert launch.launcher_config() == {}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps({"head_node_type": "head"}))
+    assert launch.launcher_config() == {"head_node_type": "head"}
