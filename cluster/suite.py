@@ -234,6 +234,16 @@ def verify(laboratory: Laboratory, trials: int) -> str:
     return f"{found['trials']} trials with {found['points']} points"
 
 
+def figures(laboratory: Laboratory) -> str:
+    """The analysis on the laptop, through the tunnel; how many files it drew."""
+    laptop = laboratory.hosts["laptop"]
+    command = SHORT.replace("sweeps/", "analysis/", 1).replace(f" --gpus-per-trial {1 / TRIALS_PER_GPU}", "")
+    laptop.run(f"cd neural-sweeps && MLFLOW_TRACKING_URI=http://127.0.0.1:5000 {command}", seconds=120)
+    drawn = [path.name for path in (laptop.home / "neural-sweeps" / "figures" / "part3").iterdir()]
+    check({"part3_mlp_1.json", "weights_cnn_3.png", "table.csv"} <= set(drawn), f"drawn: {drawn}")
+    return f"{len(drawn)} files"
+
+
 def refused(laboratory: Laboratory) -> None:
     """Nobody gets into Ray without the token, nor from outside to the tracking server or its database."""
     status = f"ray status --address={HEAD}:6379"
@@ -311,6 +321,8 @@ def steps(laboratory: Laboratory) -> None:
         said.append(short_sweep(laboratory))
     with step("every step once in PostgreSQL, seen from outside") as said:
         said.append(verify(laboratory, trials=5))
+    with step("figures, drawn outside") as said:
+        said.append(figures(laboratory))
     with step("ray submit, and a worker switched off in mid-sweep") as said:
         said.append(power_failure(laboratory, watch))
     with step("the same command again trains nothing"):
