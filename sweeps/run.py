@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -478,7 +479,10 @@ def report_share(trial_share: Share) -> None:
 def report_dry_run(trials: Sequence[Trial], running: Running, address: str | None, tracking_uri: str) -> None:
     """Print what a trial would get, of the cluster if there is one."""
     with ExitStack() as stack:
-        private = private_folder(running.storage.absolute())
+        # Not the sweep's own folder: another driver may be training, with its files there.
+        private = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="neural-sweeps-", ignore_cleanup_errors=True))
+        )
         nodes = connect(address, tracking_uri, private, stack) if address else [this_machine()]
         report_share(share_of(trials, running, nodes))
     if None in parse_gpus(running.gpus_per_trial).values() and any(node.gpus > 0 for node in nodes):

@@ -236,6 +236,7 @@ def test_trials_share_a_gpu_and_get_more_of_it_where_memory_runs_out(tmp_path: P
         status, out = outcome(script(tmp_path, "sweeps", *words, "--dry-run", "--gpus-per-trial", "0.1", **variables))
         assert status == 0
         assert "Resources: 1 CPU and 0.1 GPU a trial, 8 trials at once" in out  # as there are 8 CPUs
+        assert not (tmp_path / "storage").exists()
         assert not (tmp_path / "mlflow.db").exists()
 
         status, out = outcome(script(tmp_path, "sweeps", *words, "--gpus-per-trial", "2", **variables))

@@ -158,12 +158,15 @@ def memory_used(trial: Trial, data: Dataset) -> float | None:
     """
     if not torch.cuda.is_available():
         return None
-    tensors = training.tensors(data, torch.device("cuda"), trial.task)
-    state = training.start(trial, tensors)
-    for _ in islice(training.train(trial, tensors, state), PROBE_STEPS):
-        pass
-    images = tensors.test_images[: 2 * training.EVALUATION_BATCH]
-    training.accuracy(state.model, images, tensors.test_labels[: len(images)])
+    try:
+        tensors = training.tensors(data, torch.device("cuda"), trial.task)
+        state = training.start(trial, tensors)
+        for _ in islice(training.train(trial, tensors, state), PROBE_STEPS):
+            pass
+        images = tensors.test_images[: 2 * training.EVALUATION_BATCH]
+        training.accuracy(state.model, images, tensors.test_labels[: len(images)])
+    except torch.OutOfMemoryError:  # the trial will say so itself
+        return 1.0
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     return 1 - free_bytes / total_bytes
 
