@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,20 @@ from filelock import FileLock
 from sweeps.launch import Ending
 from sweeps.options import Running
 from sweeps.part3 import Part3
-from sweeps.run import Plan, Trainer, check_records, git, installed, provenance, result_table, retried, run, settle
+from sweeps.resources import Node
+from sweeps.run import (
+    Plan,
+    Trainer,
+    check_records,
+    git,
+    installed,
+    private_folder,
+    provenance,
+    result_table,
+    retried,
+    run,
+    settle,
+)
 from trainables.checkpoints import TrialFolder
 from trainables.tracking import DRIVER, STORAGE, Store
 from trainables.trainable import Settings
@@ -140,6 +154,23 @@ def test_provenance_of_a_job_is_that_of_the_checkout_it_came_from(monkeypatch: p
 
 def test_a_library_that_is_not_installed_is_no_failure() -> None:
     assert installed("no-such-library") == "not installed"
+
+
+def test_a_dry_run_on_a_cluster_leaves_a_living_sweep_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files lie in a folder that follows from the storage, which another driver may train with."""
+    folders: list[Path] = []
+
+    def connect(address: str, tracking_uri: str, folder: Path, stack: ExitStack) -> list[Node]:
+        folders.append(folder)
+        return [Node(4, 1)]
+
+    monkeypatch.setattr("sweeps.run.connect", connect)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert run(replace(SELECTION, tracking_uri=store.uri), Running(storage=tmp_path, dry_run=True)) == 0
+    assert private_folder(tmp_path) not in folders
+    assert len(folders) == 1
 
 
 def test_the_table_leaves_out_axes_of_one_value(store: Store) -> None:
