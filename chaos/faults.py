@@ -318,14 +318,14 @@ QUICK: tuple[Fault, ...] = (
     server_killed(" and restarted"),
     dies_at("points sent"),
     driver_killed,
-    driver_stopped(signal.SIGTERM, group=True),
-    checkpoint_damaged("truncated"),
-    two_drivers,
 )
 ALL: tuple[Fault, ...] = (
     server_killed(", back after a minute", OUTAGE_SECONDS),  # the longest first
     node_removed,
     *QUICK,
+    driver_stopped(signal.SIGTERM, group=True),
+    checkpoint_damaged("truncated"),
+    two_drivers,
     worker_killed,
     dies_at("run finished"),
     dies_at("checkpoint written"),
