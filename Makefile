@@ -5,10 +5,11 @@ RUN = $(VENV)/bin/python
 # An environment that several checkouts share imports this one.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install install-cluster quickstart test fast-test chaos chaos-quick cluster-test bench lint types
+.PHONY: help install install-cluster quickstart test fast-test chaos chaos-quick cluster-test bench bench-cluster \
+	lint types
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 install: $(VENV)/.installed ## Make the virtual environment and install the project into it
 
@@ -44,6 +45,10 @@ cluster-test: install-cluster ## A cluster on three hosts of this machine, switc
 bench: install ## Measured ratios: the training loop against a bare torch loop, and what safety costs
 	$(RUN) benchmarks/training_loop.py
 	$(RUN) benchmarks/safety.py
+
+bench-cluster: install-cluster ## What the head takes: writers at once on PostgreSQL, and many trials in Ray Tune
+	$(RUN) benchmarks/load.py
+	$(RUN) benchmarks/many_trials.py
 
 lint: install ## Style
 	$(RUN) -m ruff check .

@@ -1,0 +1,526 @@
+"""What the head's tracking server takes: writers at once, each with the curves of a full trial of part 3.
+
+A writer is the trainable that workers run, in a process of its own; only the arithmetic of training is left out. So
+what it sends, in which pieces and when, is a real trial's: the run, points with each checkpoint, artifacts, the end.
+Either its training takes no time, so that writers do nothing but write, or as long as it would (`--paced`), asleep.
+
+The server and its database are the head's: `mlflow server` on PostgreSQL, the latter with the settings of initdb. All
+of it, writers included, runs on this machine, so that CPU time is counted for each part.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import psutil
+import sqlalchemy
+import torch
+import tyro
+from mlflow import MlflowClient
+from rich.console import Console
+from rich.table import Table
+
+from chaos.lab import Failure, Server
+from cluster.verify import lost_and_doubled
+from sweeps.part3 import Part3
+from sweeps.run import provenance
+from trainables import datasets, trainable, training
+from trainables.checkpoints import TrialFolder
+from trainables.delivery import Delivery, Target
+from trainables.tracking import TRIAL_ID, Store, TrialRun
+from trainables.trial import Trial
+
+POSTGRES = Path("/usr/lib/postgresql")  # Debian's, with a folder a version
+TEST_IMAGES = 250  # of each writer: testing is arithmetic too
+TIMED_STEPS = 100  # of real training, to project a trial's time from
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    dataset: str = "fashion_mnist"
+    data_root: Path = Path("data")
+    epochs: int = 15
+    architectures: tuple[str, ...] = ("mlp_1", "cnn_3")
+    """They differ in how often a trial writes, and in how long it trains."""
+    writers: tuple[int, ...] = (1, 8, 32)
+    server_workers: tuple[int, ...] = (2, 4)
+    paced: tuple[str, ...] = ("mlp_1",)
+    """Architectures that are also written by the largest number of writers at the pace of training."""
+    finished_runs: tuple[int, ...] = (1_000, 10_000)
+    """In the store, for what a driver asks of it."""
+    out: Path = Path("benchmarks/load.json")
+
+
+class Database:
+    """A PostgreSQL of its own in `folder`, which answers on a socket there and on no network."""
+
+    def __init__(self, folder: Path) -> None:
+        versions = sorted(POSTGRES.glob("*/bin"), key=lambda path: int(path.parent.name))
+        if not versions:
+            sys.exit(f"no PostgreSQL under {POSTGRES}; install Debian's package postgresql")
+        self.programs = versions[-1]
+        self.folder = folder
+        self.folder.mkdir(mode=0o700)
+        self.as_owner: list[str] = []
+        if os.getuid() == 0:  # as whom it refuses to run
+            shutil.chown(folder, "postgres", "postgres")
+            self.as_owner = ["runuser", "-u", "postgres", "--"]
+        self.run("initdb", "--auth=trust", "--username=postgres")
+        self.run("pg_ctl", "start", "--wait", f"--options=-k {folder} -c listen_addresses=", f"--log={folder}/log")
+        self.pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
+
+    def run(self, program: str, *words: str) -> None:
+        """Run one of PostgreSQL's programs on the data."""
+        command = [*self.as_owner, str(self.programs / program), "--pgdata", str(self.folder / "data"), *words]
+        subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
+
+    def uri(self, name: str) -> str:
+        """Of one database."""
+        return f"postgresql+psycopg2://postgres@/{name}?host={self.folder}"
+
+    def create(self, name: str) -> str:
+        """Make a database; its URI."""
+        engine = sqlalchemy.create_engine(self.uri("postgres"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return self.uri(name)
+
+    def stop(self) -> None:
+        """End it at once."""
+        self.run("pg_ctl", "stop", "--mode=immediate")
+
+    def connections(self) -> int:
+        """How many clients are connected."""
+        titles = (" ".join(process.cmdline()) for process in psutil.Process(self.pid).children())
+        return sum(title.startswith("postgres: postgres ") for title in titles)
+
+
+class Head(Server):
+    """The tracking server as cluster/start-services.sh starts it, with any number of workers."""
+
+    def __init__(self, folder: Path, database: str, workers: int) -> None:
+        super().__init__(folder, database)
+        self.folder.mkdir()
+        self.workers = workers
+
+    def start(self) -> None:
+        words = ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
+        words += ["--port", str(self.port), "--workers", str(self.workers)]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *words],
+                cwd=self.folder,
+                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise Failure(f"the tracking server did not start: {(self.folder / 'server.log').read_text()[-2000:]}")
+
+
+class Clock:
+    """The time that a trainable sees, in which a step of training takes `step_seconds`; of ours it does if `paced`."""
+
+    def __init__(self, step_seconds: float, *, paced: bool) -> None:
+        self.step_seconds = step_seconds
+        self.paced = paced
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        """The time now."""
+        return time.monotonic() + self.ahead
+
+    def train(self, steps: int) -> None:
+        """Let so many steps go by."""
+        if self.paced:
+            time.sleep(steps * self.step_seconds)
+        else:
+            self.ahead += steps * self.step_seconds
+
+
+def unlearned(clock: Clock, trial: Trial, data: training.Tensors, state: training.State) -> Iterator[training.State]:
+    """In the place of `training.train`: random curves, and one real step, so that checkpoints have their size."""
+    images = len(data.train_images)
+    interval = training.record_interval(trial, images)
+    training.take_step(trial, data, state, torch.arange(trial.batch_size))
+    state.curves[:] = torch.rand(state.curves.shape, generator=torch.Generator().manual_seed(trial.seed))
+    for step in range(interval, trial.epochs * training.steps_per_epoch(trial, images) + 1, interval):
+        clock.train(interval)
+        state.step = step
+        yield state
+
+
+@dataclass
+class Written:
+    """What one writer saw.
+
+    Attributes:
+        requests: Seconds of each request that carried points.
+        waited: Seconds for which training stood still for the store: to find the run, send points, send the result.
+        disk: Seconds of writing checkpoints and the result to disk.
+        ended: When, by the machine's monotonic clock.
+        cpu: Seconds of CPU time.
+        failures: Why the store could not be used, once for every attempt that failed.
+        retries: Requests that were sent a second time.
+    """
+
+    requests: list[float]
+    waited: float
+    disk: float
+    ended: float
+    cpu: float
+    failures: list[str]
+    retries: int
+
+
+class Retries(logging.Handler):
+    """Counts requests that urllib3 sends again."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += "Retrying" in record.msg
+
+
+@contextmanager
+def watched(seconds: dict[str, list[float]], failures: list[str]) -> Iterator[None]:
+    """Time what a trainable does with the store and the disk, each call unless it is within another."""
+    inside: list[str] = []
+
+    def timed(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            inside.append(name)
+            started = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                inside.pop()
+                if name == "request" or not inside:
+                    seconds[name].append(time.perf_counter() - started)
+
+        return call
+
+    def log_batch(client: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        points = len(kwargs.get("metrics", ()))
+        (timed("request", logging_batches) if points > 1 else logging_batches)(client, *args, **kwargs)
+
+    def attempt(delivery: Delivery, action: Callable[[TrialRun], None]) -> None:
+        attempting(delivery, action)
+        if delivery.failure:
+            failures.append(delivery.failure)
+
+    logging_batches, attempting = MlflowClient.log_batch, Delivery.attempt
+    store = ((Delivery, "open"), (TrialRun, "write"), (Delivery, "result"))
+    disk = ((TrialFolder, "write"), (TrialFolder, "write_result"))
+    with ExitStack() as stack:
+        for name, methods in (("store", store), ("disk", disk)):
+            for owner, method in methods:
+                stack.enter_context(mock.patch.object(owner, method, timed(name, getattr(owner, method))))
+        stack.enter_context(mock.patch.object(MlflowClient, "log_batch", log_batch))
+        stack.enter_context(mock.patch.object(Delivery, "attempt", attempt))
+        yield
+
+
+def blank(images: int, shape: tuple[int, int, int]) -> datasets.Dataset:
+    """A data set of black images that take no memory until they are looked at."""
+
+    def part(count: int) -> tuple[Any, Any]:
+        return np.zeros((count, *shape), np.float32), np.zeros(count, np.int64)
+
+    (train, train_labels), (test, test_labels) = part(images), part(TEST_IMAGES)
+    return datasets.Dataset(
+        name="blank",
+        train_images=train,
+        train_labels=train_labels,
+        val_images=test,
+        val_labels=test_labels,
+        test_images=test,
+        test_labels=test_labels,
+        classes=10,
+        checksum="",
+    )
+
+
+def write(
+    trial: Trial, images: int, shape: tuple[int, int, int], settings: trainable.Settings, clock: Clock, start: float
+) -> Written:
+    """Be a writer, from `start` (`time.monotonic`) on."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    failures: list[str] = []
+    retries = Retries()
+    logging.getLogger("urllib3.connectionpool").addHandler(retries)
+    torch.set_num_threads(1)
+    data = blank(images, shape)
+    time.sleep(max(0.0, start - time.monotonic()))
+    cpu = time.process_time()
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("ray.tune.report"))
+        stack.enter_context(mock.patch.object(trainable, "time", clock))
+        stack.enter_context(mock.patch.object(training, "train", partial(unlearned, clock)))
+        stack.enter_context(watched(seconds, failures))
+        trainable.trainable(
+            {"trial_id": trial.id}, data=data, trials={trial.id: trial}, names={trial.id: "trial"}, settings=settings
+        )
+    return Written(
+        requests=seconds["request"],
+        waited=sum(seconds["store"]),
+        disk=sum(seconds["disk"]),
+        ended=time.monotonic(),
+        cpu=time.process_time() - cpu,
+        failures=failures,
+        retries=retries.count,
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and all its descendants, those that have ended included."""
+    root, total = psutil.Process(pid), 0.0
+    for process in (root, *root.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # which its parent counts from then on
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
+def load(
+    trials: Sequence[Trial], data: datasets.Dataset, clock: Clock, server: Head, database: Database, folder: Path
+) -> dict[str, Any]:
+    """Let all trials be written at once; what was seen."""
+    store = Store(server.uri)
+    experiment_id, parent = store.parent("load", data.name)
+    target = Target(
+        tracking_uri=server.uri,
+        experiment_id=experiment_id,
+        parent_run_id=parent,
+        storage=folder,
+        storage_name="here",
+        driver=f"{parent}/benchmark",
+        tags=provenance(),
+    )
+    settings = trainable.Settings(target=target, threads=1, gpus=0, checkpoint_seconds=60)
+    assert server.process is not None
+    parts = {"server": server.process.pid, "database": database.pid}
+    before = {name: cpu_seconds(pid) for name, pid in parts.items()}
+    connections, busy, began = 0, psutil.cpu_times(), time.monotonic()
+    start = began + 1
+    with multiprocessing.get_context("fork").Pool(len(trials)) as pool:
+        same = (len(data.train_labels), data.input_shape, settings, clock, start)
+        pending = pool.starmap_async(write, [(trial, *same) for trial in trials], chunksize=1)
+        while not pending.ready():
+            pending.wait(0.25)
+            connections = max(connections, database.connections())
+        written: list[Written] = pending.get()
+    cpu = {name: cpu_seconds(pid) - before[name] for name, pid in parts.items()}
+    idle_cores = (psutil.cpu_times().idle - busy.idle) / (time.monotonic() - began)
+    recorded = store.recorded()
+    counts = [lost_and_doubled(store, run, store.read(run)) for trial in trials for run in recorded[trial.id]]
+    seconds = max(one.ended for one in written) - start
+    requests = [request for one in written for request in one.requests]
+    points = sum(len(training.record_steps(trial, len(data.train_labels))) * len(trial.quantities) for trial in trials)
+    return {
+        "points": points,
+        "seconds": seconds,
+        "points_per_second": points / seconds,
+        "requests": len(requests),
+        "request_median_seconds": statistics.median(requests),
+        "request_95_percent_seconds": float(np.quantile(requests, 0.95)),
+        "waited_seconds": statistics.mean(one.waited for one in written),
+        "most_waited_seconds": max(one.waited for one in written),
+        "disk_seconds": statistics.mean(one.disk for one in written),
+        "failures": [failure for one in written for failure in one.failures],
+        "retries": sum(one.retries for one in written),
+        "lost": sum(lost for lost, _ in counts),
+        "doubled": sum(doubled for _, doubled in counts),
+        "finished_runs": sum(run.finished for trial in trials for run in recorded[trial.id]),
+        "cpu_seconds": {**cpu, "writers": sum(one.cpu for one in written)},
+        "idle_cores": idle_cores,
+        "connections": connections,
+    }
+
+
+def fill(uri: str, template: str, trial_ids: Sequence[str]) -> None:
+    """Put copies of a finished run straight into the database, one a trial id, without its curves."""
+    fresh = "jsonb_build_object('run_uuid', md5(id))"
+    named = f"{fresh} || CASE WHEN source.key = '{TRIAL_ID}' THEN jsonb_build_object('value', id) ELSE '{{}}' END"
+    engine = sqlalchemy.create_engine(uri)
+    with engine.begin() as connection:
+        for table, changes in (("runs", fresh), ("tags", named), ("params", fresh), ("latest_metrics", fresh)):
+            connection.execute(
+                sqlalchemy.text(
+                    f"INSERT INTO {table} SELECT (jsonb_populate_record(source, {changes})).* "
+                    f"FROM {table} source, unnest(CAST(:ids AS text[])) id WHERE source.run_uuid = :template"
+                ),
+                {"ids": list(trial_ids), "template": template},
+            )
+    engine.dispose()
+
+
+def questions(store: Store, trial: Trial) -> dict[str, float]:
+    """Seconds that a driver's and a trial's questions to the store take."""
+
+    def seconds(action: Callable[[], object], times: int) -> float:
+        taken = []
+        for _ in range(times):
+            started = time.perf_counter()
+            action()
+            taken.append(time.perf_counter() - started)
+        return statistics.median(taken)
+
+    find = store.reader()
+    return {"all_runs": seconds(store.recorded, 3), "run_of_a_trial": seconds(lambda: find(trial), 10)}
+
+
+def step_seconds(trial: Trial, data: datasets.Dataset) -> float:
+    """Seconds that a step of real training takes, validation included, on one thread."""
+    tensors = training.tensors(data, "cpu")
+    state = training.start(trial, tensors)
+    started = time.perf_counter()
+    for _ in training.train(trial, tensors, state):
+        if state.step == TIMED_STEPS:
+            break
+    return (time.perf_counter() - started) / TIMED_STEPS
+
+
+def new_trials(options: Options, architecture: str, seeds: range) -> list[Trial]:
+    """One trial of part 3 a seed."""
+    selection = Part3(dataset=options.dataset, seeds=seeds.stop, epochs=options.epochs, architectures=(architecture,))
+    return list(selection.sweep().trials())[seeds.start :]
+
+
+HEADINGS = (
+    *("server's workers", "writers", "trials of", "points a second", "all done (s)", "a request: median (ms)", "95 %"),
+    *("a trial waited (s)", "% of its time", "failures + retries", "lost + doubled points", "CPU (s): server"),
+    *("database", "writers", "idle cores", "connections"),
+)
+
+
+def row(seen: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    cpu = seen["cpu_seconds"]
+    return [
+        *(str(seen[key]) for key in ("server_workers", "writers", "trials_of")),
+        f"{seen['points_per_second']:,.0f}",
+        f"{seen['seconds']:.0f}",
+        f"{1000 * seen['request_median_seconds']:.0f}",
+        f"{1000 * seen['request_95_percent_seconds']:.0f}",
+        f"{seen['waited_seconds']:.1f}",
+        f"{seen['waited_percent']:.2f}",
+        f"{len(seen['failures'])} + {seen['retries']}",
+        f"{seen['lost']} + {seen['doubled']}",
+        *(f"{cpu[part]:.0f}" for part in ("server", "database", "writers")),
+        f"{seen['idle_cores']:.2f}",
+        str(seen["connections"]),
+    ]
+
+
+def measure(
+    options: Options, data: datasets.Dataset, speeds: dict[str, float], server: Head, database: Database, folder: Path
+) -> list[dict[str, Any]]:
+    """Everything with one server."""
+    found: list[dict[str, Any]] = []
+    plan = [(name, count, False) for name in options.architectures for count in options.writers]
+    plan += [(name, max(options.writers), True) for name in options.paced]
+    first_seed = 0
+    for name, count, paced in plan:
+        trials = new_trials(options, name, range(first_seed, first_seed + count))
+        first_seed += count
+        seen = load(trials, data, Clock(speeds[name], paced=paced), server, database, folder)
+        training_seconds = trials[0].epochs * training.steps_per_epoch(trials[0], len(data.train_labels)) * speeds[name]
+        found.append(
+            {
+                "server_workers": server.workers,
+                "writers": count,
+                "trials_of": f"{name}, paced" if paced else name,
+                "training_seconds": training_seconds,
+                "waited_percent": 100 * seen["waited_seconds"] / (training_seconds + seen["waited_seconds"]),
+                **seen,
+            }
+        )
+        console.print(dict(zip(HEADINGS, row(found[-1]), strict=True)))
+    return found
+
+
+def full_store(options: Options, server: Head) -> dict[int, dict[str, float]]:
+    """How long a driver's and a trial's questions take, by the number of runs in the store."""
+    store = Store(server.uri)
+    recorded = store.recorded()
+    [template] = next(iter(recorded.values()))
+    [trial] = new_trials(options, "mlp_1", range(99_999, 100_000))
+    found = {len(recorded): questions(store, trial)}
+    for count in options.finished_runs:
+        there = max(found)
+        fill(server.database, template.run_id, [f"{number:016x}" for number in range(there, count)])
+        found[count] = questions(store, trial)
+    return found
+
+
+def main(options: Options) -> None:
+    """Measure, print, save."""
+    torch.set_num_threads(1)
+    data = datasets.load(options.dataset, options.data_root)
+    names = {*options.architectures, *options.paced}
+    speeds = {name: step_seconds(new_trials(options, name, range(1))[0], data) for name in sorted(names)}
+    console.print({name: f"{1000 * speed:.2f} ms a step of training" for name, speed in speeds.items()})
+    loads: list[dict[str, Any]] = []
+    asked: dict[int, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # the database has another owner
+        database = Database(folder / "database")
+        try:
+            for workers in options.server_workers:
+                server = Head(folder / f"server_{workers}", database.create(f"head_{workers}"), workers)
+                try:
+                    server.start()
+                    loads += measure(options, data, speeds, server, database, folder / f"storage_{workers}")
+                    asked = asked or full_store(options, server)
+                finally:
+                    server.kill()
+        finally:
+            database.stop()
+    table = Table(title=f"Writers at once, trials of {options.epochs} epochs ({options.dataset})")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right")
+    for seen in loads:
+        table.add_row(*row(seen))
+    console.print(table)
+    for count, seconds in asked.items():
+        console.print(f"{count:,} runs in the store:", {name: f"{value:.2f} s" for name, value in seconds.items()})
+    content = {"cores": os.cpu_count(), "step_seconds": speeds, "loads": loads, "questions_by_runs": asked}
+    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    console.print(f"Saved to {options.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
