@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from rich.table import Table
 
 from chaos.lab import Failure, Server
 from cluster.verify import lost_and_doubled
+from sweeps.options import stop_on_signals
 from sweeps.part3 import Part3
 from sweeps.run import provenance
 from trainables import datasets, trainable, training
@@ -114,8 +116,11 @@ class Database:
 
     def connections(self) -> int:
         """How many clients are connected."""
-        titles = (" ".join(process.cmdline()) for process in psutil.Process(self.pid).children())
-        return sum(title.startswith("postgres: postgres ") for title in titles)
+        count = 0
+        for process in psutil.Process(self.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it has just gone
+                count += " ".join(process.cmdline()).startswith("postgres: postgres ")
+        return count
 
 
 class Head(Server):
@@ -334,7 +339,8 @@ def load(
     before = {name: cpu_seconds(pid) for name, pid in parts.items()}
     connections, busy, began = 0, psutil.cpu_times(), time.monotonic()
     start = began + 1
-    with multiprocessing.get_context("fork").Pool(len(trials)) as pool:
+    ends_at_once = (signal.signal, (signal.SIGTERM, signal.SIG_DFL))
+    with multiprocessing.get_context("fork").Pool(len(trials), *ends_at_once) as pool:
         same = (len(data.train_labels), data.input_shape, settings, clock, start)
         pending = pool.starmap_async(write, [(trial, *same) for trial in trials], chunksize=1)
         while not pending.ready():
@@ -402,14 +408,14 @@ def questions(store: Store, trial: Trial) -> dict[str, float]:
 
 
 def step_seconds(trial: Trial, data: datasets.Dataset) -> float:
-    """Seconds that a step of real training takes, validation included, on one thread."""
+    """CPU seconds of a step of real training, validation included: what it takes with a core of its own."""
     tensors = training.tensors(data, "cpu")
     state = training.start(trial, tensors)
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in training.train(trial, tensors, state):
         if state.step == TIMED_STEPS:
             break
-    return (time.perf_counter() - started) / TIMED_STEPS
+    return (time.process_time() - started) / TIMED_STEPS
 
 
 def new_trials(options: Options, architecture: str, seeds: range) -> list[Trial]:
@@ -418,30 +424,32 @@ def new_trials(options: Options, architecture: str, seeds: range) -> list[Trial]
     return list(selection.sweep().trials())[seeds.start :]
 
 
-HEADINGS = (
-    *("server's workers", "writers", "trials of", "points a second", "all done (s)", "a request: median (ms)", "95 %"),
-    *("a trial waited (s)", "% of its time", "failures + retries", "lost + doubled points", "CPU (s): server"),
-    *("database", "writers", "idle cores", "connections"),
-)
-
-
-def row(seen: dict[str, Any]) -> list[str]:
-    """A line of the table."""
-    cpu = seen["cpu_seconds"]
-    return [
-        *(str(seen[key]) for key in ("server_workers", "writers", "trials_of")),
-        f"{seen['points_per_second']:,.0f}",
-        f"{seen['seconds']:.0f}",
-        f"{1000 * seen['request_median_seconds']:.0f}",
-        f"{1000 * seen['request_95_percent_seconds']:.0f}",
-        f"{seen['waited_seconds']:.1f}",
-        f"{seen['waited_percent']:.2f}",
-        f"{len(seen['failures'])} + {seen['retries']}",
-        f"{seen['lost']} + {seen['doubled']}",
-        *(f"{cpu[part]:.0f}" for part in ("server", "database", "writers")),
-        f"{seen['idle_cores']:.2f}",
-        str(seen["connections"]),
-    ]
+def tables(loads: Sequence[dict[str, Any]], title: str) -> list[Table]:
+    """What the writers saw, and what it cost this machine."""
+    seen_by_writers = Table(title=title)
+    for heading in ("workers", "writers", "trials", "points/s", "done (s)", "median (ms)", "95 % (ms)", "wait (s)"):
+        seen_by_writers.add_column(heading, justify="right")
+    for heading in ("of a trial (%)", "failures", "retries", "lost", "doubled"):
+        seen_by_writers.add_column(heading, justify="right")
+    cost = Table(title="CPU seconds, cores that were idle, connections to the database")
+    for heading in ("workers", "writers", "trials", "server", "database", "writers", "idle", "connections"):
+        cost.add_column(heading, justify="right")
+    for seen in loads:
+        which = (str(seen["server_workers"]), str(seen["writers"]), seen["trials_of"])
+        seen_by_writers.add_row(
+            *which,
+            f"{seen['points_per_second']:,.0f}",
+            f"{seen['seconds']:.0f}",
+            f"{1000 * seen['request_median_seconds']:.0f}",
+            f"{1000 * seen['request_95_percent_seconds']:.0f}",
+            f"{seen['waited_seconds']:.1f}",
+            f"{seen['waited_percent']:.2f}",
+            *(str(seen[name] if name != "failures" else len(seen[name])) for name in ("failures", "retries")),
+            *(str(seen[name]) for name in ("lost", "doubled")),
+        )
+        cpu = (f"{seen['cpu_seconds'][part]:.1f}" for part in ("server", "database", "writers"))
+        cost.add_row(*which, *cpu, f"{seen['idle_cores']:.2f}", str(seen["connections"]))
+    return [seen_by_writers, cost]
 
 
 def measure(
@@ -467,7 +475,7 @@ def measure(
                 **seen,
             }
         )
-        console.print(dict(zip(HEADINGS, row(found[-1]), strict=True)))
+        console.print(f"{server.workers} workers, {count} writers, {name}: {seen['points_per_second']:,.0f} points/s")
     return found
 
 
@@ -487,6 +495,7 @@ def full_store(options: Options, server: Head) -> dict[int, dict[str, float]]:
 
 def main(options: Options) -> None:
     """Measure, print, save."""
+    stop_on_signals()  # so that the database and the server end with this process
     torch.set_num_threads(1)
     data = datasets.load(options.dataset, options.data_root)
     names = {*options.architectures, *options.paced}
@@ -509,12 +518,7 @@ def main(options: Options) -> None:
                     server.kill()
         finally:
             database.stop()
-    table = Table(title=f"Writers at once, trials of {options.epochs} epochs ({options.dataset})")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right")
-    for seen in loads:
-        table.add_row(*row(seen))
-    console.print(table)
+    console.print(*tables(loads, f"Writers at once, trials of {options.epochs} epochs ({options.dataset})"))
     for count, seconds in asked.items():
         console.print(f"{count:,} runs in the store:", {name: f"{value:.2f} s" for name, value in seconds.items()})
     content = {"cores": os.cpu_count(), "step_seconds": speeds, "loads": loads, "questions_by_runs": asked}

@@ -67,9 +67,7 @@ def ray_megabytes() -> dict[str, float]:
 
 def simulate(count: int, options: Options) -> dict[str, Any]:
     """Run so many trials; what the driver needed. Called in a process of its own."""
-    from ray import tune
-
-    from sweeps import launch
+    from sweeps import launch  # the first to import Ray, whose settings it makes
     from sweeps.resources import Node, Share
     from trainables.delivery import Target
     from trainables.trainable import Settings
@@ -77,6 +75,8 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
     reports, seconds = options.reports, options.seconds
 
     def nothing(config: dict[str, str], **parameters: Any) -> None:  # in here, for Ray to send it by value
+        from ray import tune
+
         trial = parameters["trials"][config["trial_id"]]
         for report in range(reports):
             time.sleep(seconds)
@@ -138,18 +138,9 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
 
 def main(options: Options) -> None:
     """Measure, print, save."""
-    table = Table(title=f"Trials that train nothing, {options.reports} reports each, {options.at_once} at once")
-    headings = (
-        "trials",
-        "done",
-        "failed",
-        "seconds",
-        "results a second",
-        "driver: CPU (s)",
-        "peak (MB)",
-        "before (MB)",
-    )
-    for heading in (*headings, "gcs_server (MB)", "raylet (MB)", "worker (MB)"):
+    title = f"Trials that train nothing, {options.reports} reports each, {options.at_once} at once; memory in MB"
+    table = Table(title=title)
+    for heading in ("trials", "done", "failed", "seconds", "results/s", "driver's CPU (s)", "peak", "before", "GCS"):
         table.add_column(heading, justify="right")
     found = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
@@ -166,7 +157,7 @@ def main(options: Options) -> None:
                 f"{seen['driver_cpu_seconds']:.0f}",
                 f"{seen['driver_peak_megabytes']:.0f}",
                 f"{seen['driver_megabytes_before']:.0f}",
-                *(f"{seen['ray_megabytes'].get(kind, 0):.0f}" for kind in ("gcs_server", "raylet", "worker")),
+                f"{seen['ray_megabytes'].get('gcs_server', 0):.0f}",
             )
     console.print(table)
     content = {"cores": os.cpu_count(), "reports": options.reports, "at_once": options.at_once, "sweeps": found}
