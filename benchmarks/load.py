@@ -48,7 +48,7 @@ from sweeps.run import provenance
 from trainables import datasets, trainable, training
 from trainables.checkpoints import TrialFolder
 from trainables.delivery import Delivery, Target
-from trainables.tracking import TRIAL_ID, Store, TrialRun
+from trainables.tracking import TRIAL_ID, Store, TrackingError, TrialRun
 from trainables.trial import Trial
 
 POSTGRES = Path("/usr/lib/postgresql")  # Debian's, with a folder a version
@@ -70,7 +70,7 @@ class Options:
     server_workers: tuple[int, ...] = (2, 4)
     paced: tuple[str, ...] = ("mlp_1",)
     """Architectures that are also written by the largest number of writers at the pace of training."""
-    finished_runs: tuple[int, ...] = (1_000, 10_000)
+    finished_runs: tuple[int, ...] = (1_000, 5_000, 10_000)
     """In the store, for what a driver asks of it."""
     out: Path = Path("benchmarks/load.json")
 
@@ -392,19 +392,20 @@ def fill(uri: str, template: str, trial_ids: Sequence[str]) -> None:
     engine.dispose()
 
 
-def questions(store: Store, trial: Trial) -> dict[str, float]:
-    """Seconds that a driver's and a trial's questions to the store take."""
-
-    def seconds(action: Callable[[], object], times: int) -> float:
-        taken = []
-        for _ in range(times):
-            started = time.perf_counter()
-            action()
-            taken.append(time.perf_counter() - started)
-        return statistics.median(taken)
-
+def questions(store: Store, trial: Trial) -> dict[str, float | str]:
+    """Seconds that a driver's and a trial's questions to the store take; why it has no answer where it has none."""
     find = store.reader()
-    return {"all_runs": seconds(store.recorded, 3), "run_of_a_trial": seconds(lambda: find(trial), 10)}
+    actions: dict[str, Callable[[], object]] = {"all_runs": store.recorded, "run_of_a_trial": lambda: find(trial)}
+    answers: dict[str, float | str] = {}
+    for name, action in actions.items():
+        started = time.perf_counter()
+        try:
+            action()
+        except TrackingError as error:
+            answers[name] = f"{error} (after {time.perf_counter() - started:.0f} s)"
+        else:
+            answers[name] = time.perf_counter() - started
+    return answers
 
 
 def step_seconds(trial: Trial, data: datasets.Dataset) -> float:
@@ -479,7 +480,7 @@ def measure(
     return found
 
 
-def full_store(options: Options, server: Head) -> dict[int, dict[str, float]]:
+def full_store(options: Options, server: Head) -> dict[int, dict[str, float | str]]:
     """How long a driver's and a trial's questions take, by the number of runs in the store."""
     store = Store(server.uri)
     recorded = store.recorded()
@@ -502,7 +503,7 @@ def main(options: Options) -> None:
     speeds = {name: step_seconds(new_trials(options, name, range(1))[0], data) for name in sorted(names)}
     console.print({name: f"{1000 * speed:.2f} ms a step of training" for name, speed in speeds.items()})
     loads: list[dict[str, Any]] = []
-    asked: dict[int, dict[str, float]] = {}
+    asked: dict[int, dict[str, float | str]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o711)  # the database has another owner
@@ -520,7 +521,7 @@ def main(options: Options) -> None:
             database.stop()
     console.print(*tables(loads, f"Writers at once, trials of {options.epochs} epochs ({options.dataset})"))
     for count, seconds in asked.items():
-        console.print(f"{count:,} runs in the store:", {name: f"{value:.2f} s" for name, value in seconds.items()})
+        console.print(f"{count:,} runs in the store, seconds:", seconds)
     content = {"cores": os.cpu_count(), "step_seconds": speeds, "loads": loads, "questions_by_runs": asked}
     options.out.write_text(json.dumps(content, indent=1) + "\n")
     console.print(f"Saved to {options.out}")
