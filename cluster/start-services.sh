@@ -45,6 +45,9 @@ SQL
 
 start_server() {
     export MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
+    # A request that writes holds two connections at once: with 15 a worker, MLflow's default, many writers waited for
+    # each other until a timeout. Two workers with 40 stay below the 100 that PostgreSQL allows.
+    export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE=20 MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW=20
     local command=(
         mlflow server --host "$SWEEPS_ADDRESS" --port "$port" --workers 2
         --artifacts-destination "$SWEEPS_ARTIFACTS"

@@ -1,4 +1,4 @@
-"""How a trial's points and result reach the tracking store, without ever holding training up.
+"""How a trial's points and result reach the tracking store, without training ever waiting for one that is away.
 
 A store that is away, full or closed costs nothing but time: points stay in the checkpoint, a result in its file, and
 both go out once the store takes them. The trial's folder names the run that they go to before the first is sent.

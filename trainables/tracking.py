@@ -235,7 +235,7 @@ class Store:
     def _search(self, condition: str) -> Iterator[Run]:
         token: str | None = None
         while True:
-            page = self.client.search_runs(list(self.experiments), condition, max_results=5000, page_token=token)
+            page = self.client.search_runs(list(self.experiments), condition, max_results=1000, page_token=token)
             yield from page
             token = page.token
             if not token:
