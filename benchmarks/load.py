@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -40,7 +39,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 from rich.table import Table
 
-from chaos.lab import Failure, Server
+from chaos.lab import Server
 from cluster.verify import lost_and_doubled
 from sweeps.options import stop_on_signals
 from sweeps.part3 import Part3
@@ -54,6 +53,12 @@ from trainables.trial import Trial
 POSTGRES = Path("/usr/lib/postgresql")  # Debian's, with a folder a version
 TEST_IMAGES = 250  # of each writer: testing is arithmetic too
 TIMED_STEPS = 100  # of real training, to project a trial's time from
+LIKE_THE_HEAD = {  # cluster/start-services.sh
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
+    "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "20",
+}
 console = Console()
 
 
@@ -67,7 +72,7 @@ class Options:
     architectures: tuple[str, ...] = ("mlp_1", "cnn_3")
     """They differ in how often a trial writes, and in how long it trains."""
     writers: tuple[int, ...] = (1, 8, 32)
-    server_workers: tuple[int, ...] = (2, 4)
+    server_workers: tuple[int, ...] = (2,)
     paced: tuple[str, ...] = ("mlp_1",)
     """Architectures that are also written by the largest number of writers at the pace of training."""
     finished_runs: tuple[int, ...] = (1_000, 5_000, 10_000)
@@ -121,36 +126,6 @@ class Database:
             with suppress(psutil.NoSuchProcess):  # it has just gone
                 count += " ".join(process.cmdline()).startswith("postgres: postgres ")
         return count
-
-
-class Head(Server):
-    """The tracking server as cluster/start-services.sh starts it, with any number of workers."""
-
-    def __init__(self, folder: Path, database: str, workers: int) -> None:
-        super().__init__(folder, database)
-        self.folder.mkdir()
-        self.workers = workers
-
-    def start(self) -> None:
-        words = ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
-        words += ["--port", str(self.port), "--workers", str(self.workers)]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *words],
-                cwd=self.folder,
-                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise Failure(f"the tracking server did not start: {(self.folder / 'server.log').read_text()[-2000:]}")
 
 
 class Clock:
@@ -319,7 +294,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def load(
-    trials: Sequence[Trial], data: datasets.Dataset, clock: Clock, server: Head, database: Database, folder: Path
+    trials: Sequence[Trial], data: datasets.Dataset, clock: Clock, server: Server, database: Database, folder: Path
 ) -> dict[str, Any]:
     """Let all trials be written at once; what was seen."""
     store = Store(server.uri)
@@ -333,7 +308,9 @@ def load(
         driver=f"{parent}/benchmark",
         tags=provenance(),
     )
-    settings = trainable.Settings(target=target, threads=1, gpus=0, checkpoint_seconds=60)
+    gpus = {trial.id: 0.0 for trial in trials}
+    settings = trainable.Settings(target=target, threads=1, gpus=gpus, checkpoint_seconds=60)
+    folder.mkdir(exist_ok=True)
     assert server.process is not None
     parts = {"server": server.process.pid, "database": database.pid}
     before = {name: cpu_seconds(pid) for name, pid in parts.items()}
@@ -454,7 +431,7 @@ def tables(loads: Sequence[dict[str, Any]], title: str) -> list[Table]:
 
 
 def measure(
-    options: Options, data: datasets.Dataset, speeds: dict[str, float], server: Head, database: Database, folder: Path
+    options: Options, data: datasets.Dataset, speeds: dict[str, float], server: Server, database: Database, folder: Path
 ) -> list[dict[str, Any]]:
     """Everything with one server."""
     found: list[dict[str, Any]] = []
@@ -480,7 +457,7 @@ def measure(
     return found
 
 
-def full_store(options: Options, server: Head) -> dict[int, dict[str, float | str]]:
+def full_store(options: Options, server: Server) -> dict[int, dict[str, float | str]]:
     """How long a driver's and a trial's questions take, by the number of runs in the store."""
     store = Store(server.uri)
     recorded = store.recorded()
@@ -510,7 +487,9 @@ def main(options: Options) -> None:
         database = Database(folder / "database")
         try:
             for workers in options.server_workers:
-                server = Head(folder / f"server_{workers}", database.create(f"head_{workers}"), workers)
+                home = folder / f"server_{workers}"
+                home.mkdir()
+                server = Server(home, database.create(f"head_{workers}"), workers, **LIKE_THE_HEAD)
                 try:
                     server.start()
                     loads += measure(options, data, speeds, server, database, folder / f"storage_{workers}")

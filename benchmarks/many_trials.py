@@ -39,7 +39,7 @@ class Options:
 
     trials: tuple[int, ...] = (10, 100, 1_000)
     at_once: int = 8
-    """Worker processes, of about 0.3 GB each."""
+    """Worker processes, of about 0.75 GB each."""
     reports: int = 16
     """Of each trial to Ray Tune: one of 15 epochs sends 16."""
     seconds: float = 0.0
@@ -68,7 +68,7 @@ def ray_megabytes() -> dict[str, float]:
 def simulate(count: int, options: Options) -> dict[str, Any]:
     """Run so many trials; what the driver needed. Called in a process of its own."""
     from sweeps import launch  # the first to import Ray, whose settings it makes
-    from sweeps.resources import Node, Share
+    from sweeps.resources import Node
     from trainables.delivery import Target
     from trainables.trainable import Settings
 
@@ -104,7 +104,8 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
             driver="",
             tags={},
         )
-        settings = Settings(target=target, threads=1, gpus=0, checkpoint_seconds=60)
+        gpus = {trial.id: 0.0 for trial in trials}
+        settings = Settings(target=target, threads=1, gpus=gpus, checkpoint_seconds=60)
         launch.connect(None, Node(options.at_once, 0), folder)
         before = peak_megabytes()
         limit = threading.Timer(60 * options.limit_minutes, os.kill, (os.getpid(), signal.SIGINT))
@@ -112,8 +113,7 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
         began, cpu = time.monotonic(), time.process_time()
         try:
             with mock.patch.object(launch, "trainable", nothing), mock.patch.object(launch, "Bar", Bar):
-                share = Share(1, 0, options.at_once)
-                endings = launch.train(trials, labels, None, settings, share, folder, Console(quiet=True))
+                endings = launch.train(trials, labels, None, settings, options.at_once, folder, Console(quiet=True))
             took, cpu = time.monotonic() - began, time.process_time() - cpu
             memory = ray_megabytes()
         finally:

@@ -267,9 +267,11 @@ def undisturbed(folder: Path, words: Sequence[str] = ()) -> Reference:
 class Server:
     """A real `mlflow server` on loopback before a database; its artifacts and its log lie in `folder`."""
 
-    def __init__(self, folder: Path, database: str) -> None:
+    def __init__(self, folder: Path, database: str, workers: int = 1, **variables: str) -> None:
         self.folder = folder
         self.database = database
+        self.workers = workers
+        self.variables = variables
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -280,11 +282,12 @@ class Server:
         """Start it and wait until it answers."""
         folder = self.folder
         words = ["--backend-store-uri", self.database, "--artifacts-destination", str(folder / "artifacts")]
+        words += ["--port", str(self.port), "--workers", str(self.workers)]
         with (folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *words, "--port", str(self.port), "--workers", "1"],
+                [sys.executable, "-m", "mlflow", "server", *words],
                 cwd=folder,
-                env={**os.environ, "TMPDIR": str(folder)},
+                env={**os.environ, "TMPDIR": str(folder), **self.variables},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

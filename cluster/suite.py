@@ -28,7 +28,7 @@ TRIALS_PER_GPU = 4
 SWEEP = f"python sweeps/part3.py --dataset digits --gpus-per-trial {1 / TRIALS_PER_GPU}"
 SHORT = f"{SWEEP} --seeds 1 --epochs 2"
 DASHBOARD = "http://127.0.0.1:8265"  # as the laptop reaches it
-LONG = f"{SWEEP} --seeds 4 --epochs 6 --architectures mlp_2 cnn_3 --checkpoint-seconds 1"
+LONG = f"{SWEEP} --seeds 4 --epochs 5 --architectures mlp_2 cnn_3 --checkpoint-seconds 1"
 NOTICED_SECONDS = 10.0
 
 # On the head: a line whenever the number of living nodes changes.
