@@ -163,7 +163,10 @@ def main(
         chosen, drawing = parse(selection, options, description)
         output = Output(drawing.out or Path("figures") / chosen.experiment)
         if file := missing_file(chosen.tracking_uri):  # opening it would make it
-            raise BadInputError(f"there are no trials yet in {file}; train them with: {chosen.command('sweeps')}")
+            raise BadInputError(
+                f"there are no trials yet in {file}; train them with: {chosen.command('sweeps')}, or say with "
+                "MLFLOW_TRACKING_URI where they are"
+            )
         store = Store(chosen.tracking_uri)
         stages: list[Loaded] = []
         sweeps = chosen.stages(store.reader())

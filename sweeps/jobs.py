@@ -136,7 +136,7 @@ def explained(address: str) -> Iterator[None]:
     except FAILURES as error:
         raise BadInputError(
             f"no Ray cluster takes jobs at --address {address} ({last_line(error)}); is the tunnel open? "
-            "ssh -N -L 8265:127.0.0.1:8265 USER@HEAD"
+            "docs/cluster.md has the command"
         ) from None
 
 

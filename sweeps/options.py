@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -24,6 +25,7 @@ MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
 Stages = Generator[Sweep, None, str | None]
 Read = Callable[[Trial], Result | None]
 JOB_ADDRESS = "SWEEPS_JOB_ADDRESS"  # environment variable of a job: the --address that it was submitted with
+MLFLOW_PORT = 5000  # of a cluster's head, and of the tunnel to it
 S = TypeVar("S", bound="Selection")
 T = TypeVar("T")
 
@@ -90,8 +92,9 @@ class Selection(ABC):
         words = ["python", f"{room}/{self.experiment}.py", *(["--quick"] if self.quick else []), *flags(self, usual)]
         if running:
             words += flags(running, Running())
-        if room == "sweeps" and (address := os.environ.get(JOB_ADDRESS)):
-            words += ["--address", address]
+        if address := os.environ.get(JOB_ADDRESS):  # to be typed where the job came from, with the tunnels open
+            there = f"MLFLOW_TRACKING_URI=http://{urlsplit(address).hostname}:{MLFLOW_PORT}"
+            words = [*words, "--address", address] if room == "sweeps" else [there, *words]
         return shlex.join(words)
 
 
@@ -222,6 +225,8 @@ def next_stage(stages: Stages) -> tuple[Sweep | None, str | None]:
 
 def stop_on_signals() -> None:
     """Let SIGTERM, and SIGHUP unless ignored (nohup), do what Ctrl-C does: Ray Tune stops cleanly on SIGINT only."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell script starts what it ends with &
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from trainables.datasets import Dataset
 from trainables.tracking import Store
 from trainables.trial import Trial
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell script's `pytest &` inherits that it is ignored
 settings.register_profile("without deadlines", deadline=None)  # a busy machine is no failure
 settings.load_profile("without deadlines")
 

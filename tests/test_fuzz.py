@@ -90,6 +90,7 @@ BAD_NAMES = [
     *("", " ", "CIFAR10", "cnn_3 ", "mlp_1,mlp_2", "xor", "None", "x" * 5000, "é", "数", "\u202e", "\udcff", "a\nb"),
     *("\x1b[31m", "[/red]", "[bold]", "%s", "{}", "{0}", "\\", "'", '"', "$HOME", "*", "../..", "--", "-", "-x"),
 ]  # fmt: skip
+SHARES = ["0", "0.25", "1", "auto", "mlp_1=0.1", "cnn_3=auto", "mlp_1=", "=0.5", "mlp_9=1", "0.25 mlp_1=0.1"]
 PATHS = [
     *("", ".", "..", "new", "new/deep", "a file", "a file/below", "/dev/null", "/proc/no", "/", "~", "a b", "a\nb"),
     *("x" * 300, "x/" * 3000, "-x", "--x", "\udcff", "é", "[/x]", "sqlite:///new.db", "sqlite:///a file", "http://h:1"),
@@ -97,9 +98,11 @@ PATHS = [
 STRAY = ["--sedes", "--", "-", "", "-h", "--help", "--command.seeds", "--quick=1", "positional", "—seeds"]  # fmt: skip
 
 
-def values(kind: str) -> st.SearchStrategy[str]:
-    """Values for an option of this type: mostly some that could be meant for it, then anything at all."""
-    if "int" in kind:
+def values(name: str, kind: str) -> st.SearchStrategy[str]:
+    """Values for an option of this name and type: mostly some that could be meant for it, then anything at all."""
+    if name == "gpus_per_trial":
+        meant = st.sampled_from(SHARES)
+    elif "int" in kind:
         meant = st.sampled_from(GOOD_NUMBERS) | st.sampled_from(WHOLE) | st.integers().map(str)
     elif "float" in kind:
         meant = st.sampled_from(GOOD_NUMBERS) | st.sampled_from(WHOLE + FRACTIONS) | st.floats().map(str)
@@ -121,7 +124,7 @@ def command_lines(draw: st.DrawFn, options: tuple[type, ...]) -> list[str]:
         flag, kind = f"--{field.name.replace('_', '-')}", str(field.type)
         usual = 0 if kind == "bool" else draw(st.integers(0, 4)) if "tuple" in kind else 1
         count = draw(st.sampled_from([usual] * 18 + [0, 2]))
-        drawn = draw(st.lists(values(kind), min_size=count, max_size=count))
+        drawn = draw(st.lists(values(field.name, kind), min_size=count, max_size=count))
         words += [f"{flag}={drawn[0]}"] if len(drawn) == 1 and draw(st.booleans()) else [flag, *drawn]
     stray = draw(st.sampled_from([None] * 99 + STRAY))
     return words if stray is None else [*words, stray]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -169,4 +170,18 @@ def test_commands_of_a_job_are_those_of_the_computer_that_submitted_it(monkeypat
     assert Part3(seeds=2).command("sweeps", Running()) == (
         "python sweeps/part3.py --seeds 2 --address http://127.0.0.1:8265"
     )
-    assert Part3(seeds=2).command("analysis") == "python analysis/part3.py --seeds 2"
+    assert Part3(seeds=2).command("analysis") == (
+        "MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python analysis/part3.py --seeds 2"
+    )
+
+
+def test_sigterm_stops_what_a_shell_script_started_with_an_ampersand() -> None:
+    """Such a process is born with SIGINT ignored, which is what SIGTERM is turned into."""
+    wait = "lambda: print(1, flush=True) or time.sleep(30)"
+    code = f"import time; from sweeps.options import exit_status; exit(exit_status({wait}))"
+    words = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        process.terminate()
+        assert process.wait() == 130
