@@ -207,7 +207,9 @@ def power_failure(laboratory: Laboratory, watch: Watch) -> str:
     assert noticed is not None
     check(noticed < NOTICED_SECONDS, f"the dead node was noticed after {noticed:.1f} s only")
     # Twice as many trials as share a GPU, and in the end one GPU for all of them.
-    check(set(most.values()) == {TRIALS_PER_GPU}, f"not {TRIALS_PER_GPU} trials at once on each GPU: {dict(most)}")
+    check(
+        max(most.values()) == TRIALS_PER_GPU, f"not {TRIALS_PER_GPU} trials at most on a GPU, or never so many: {most}"
+    )
     return f"noticed after {noticed:.1f} s, never more than {TRIALS_PER_GPU} trials on a GPU"
 
 
@@ -329,6 +331,9 @@ def steps(laboratory: Laboratory) -> None:
         nothing_to_do(laboratory)
     with step("every step once, seen from outside") as said:
         said.append(verify(laboratory, trials=5 + 8))
+    with step("the worker, switched on again, is back in the cluster"):
+        start_host(laboratory, "worker-2")
+        wait_until(lambda: WORKERS["worker-2"] in watch.nodes(), "the worker", 150)
     with step("ray down"):
         laptop.run(f"cd neural-sweeps && ray down -y {CONFIG}", seconds=60)
 

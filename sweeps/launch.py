@@ -22,6 +22,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault(
+    "TUNE_GLOBAL_CHECKPOINT_S", "86400"
+)  # all trials, again and again, for a restore that we never do
 if not os.environ.get("RAY_ADDRESS"):  # our own cluster of one machine answers nobody else
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
