@@ -44,7 +44,7 @@ from cluster.verify import lost_and_doubled
 from sweeps.options import stop_on_signals
 from sweeps.part3 import Part3
 from sweeps.run import provenance
-from trainables import datasets, trainable, training
+from trainables import datasets, members, trainable, training
 from trainables.checkpoints import TrialFolder
 from trainables.delivery import Delivery, Target
 from trainables.tracking import TRIAL_ID, Store, TrackingError, TrialRun
@@ -148,16 +148,16 @@ class Clock:
             self.ahead += steps * self.step_seconds
 
 
-def unlearned(clock: Clock, trial: Trial, data: training.Tensors, state: training.State) -> Iterator[training.State]:
+def unlearned(clock: Clock, trial: Trial, data: training.Tensors, state: training.State) -> Iterator[None]:
     """In the place of `training.train`: random curves, and one real step, so that checkpoints have their size."""
     images = len(data.train_images)
-    interval = training.record_interval(trial, images)
+    interval = trial.record_interval(images)
     training.take_step(trial, data, state, torch.arange(trial.batch_size))
     state.curves[:] = torch.rand(state.curves.shape, generator=torch.Generator().manual_seed(trial.seed))
-    for step in range(interval, trial.epochs * training.steps_per_epoch(trial, images) + 1, interval):
+    for step in range(interval, trial.epochs * trial.steps_per_epoch(images) + 1, interval):
         clock.train(interval)
         state.step = step
-        yield state
+        yield
 
 
 @dataclass
@@ -267,12 +267,10 @@ def write(
     cpu = time.process_time()
     with ExitStack() as stack:
         stack.enter_context(mock.patch("ray.tune.report"))
-        stack.enter_context(mock.patch.object(trainable, "time", clock))
+        stack.enter_context(mock.patch.object(members, "time", clock))
         stack.enter_context(mock.patch.object(training, "train", partial(unlearned, clock)))
         stack.enter_context(watched(seconds, failures))
-        trainable.trainable(
-            {"trial_id": trial.id}, data=data, trials={trial.id: trial}, names={trial.id: "trial"}, settings=settings
-        )
+        trainable.trainable({"pack": trainable.Pack((trial,), ("trial",), 0).to_json()}, data=data, settings=settings)
     return Written(
         requests=seconds["request"],
         waited=sum(seconds["store"]),
@@ -308,8 +306,7 @@ def load(
         driver=f"{parent}/benchmark",
         tags=provenance(),
     )
-    gpus = {trial.id: 0.0 for trial in trials}
-    settings = trainable.Settings(target=target, threads=1, gpus=gpus, checkpoint_seconds=60)
+    settings = trainable.Settings(target=target, threads=1, checkpoint_seconds=60)
     folder.mkdir(exist_ok=True)
     assert server.process is not None
     parts = {"server": server.process.pid, "database": database.pid}
@@ -442,7 +439,7 @@ def measure(
         trials = new_trials(options, name, range(first_seed, first_seed + count))
         first_seed += count
         seen = load(trials, data, Clock(speeds[name], paced=paced), server, database, folder)
-        training_seconds = trials[0].epochs * training.steps_per_epoch(trials[0], len(data.train_labels)) * speeds[name]
+        training_seconds = trials[0].epochs * trials[0].steps_per_epoch(len(data.train_labels)) * speeds[name]
         found.append(
             {
                 "server_workers": server.workers,

@@ -70,17 +70,18 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
     from sweeps import launch  # the first to import Ray, whose settings it makes
     from sweeps.resources import Node
     from trainables.delivery import Target
-    from trainables.trainable import Settings
+    from trainables.trainable import Pack, Settings
 
     reports, seconds = options.reports, options.seconds
 
     def nothing(config: dict[str, str], **parameters: Any) -> None:  # in here, for Ray to send it by value
         from ray import tune
 
-        trial = parameters["trials"][config["trial_id"]]
+        [trial] = Pack.from_json(config["pack"]).trials
         for report in range(reports):
             time.sleep(seconds)
-            tune.report({"epoch": trial.epochs * report // reports, "ended": report == reports - 1})
+            endings: dict[str, Any] = {trial.id: {}} if report == reports - 1 else {}
+            tune.report({"epochs": trial.epochs * report // reports, "running": 1, "endings": endings})
 
     ends: list[float] = []
 
@@ -91,7 +92,8 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
 
     began = time.monotonic()
     sweep = Part3(dataset="fashion_mnist", seeds=count, architectures=("mlp_1",)).sweep()
-    trials, labels = sweep.trials(), sweep.labels()
+    labels = sweep.labels()
+    packs = [Pack((trial,), (labels[trial.id],), 0.0) for trial in sweep.trials()]
     planned = time.monotonic() - began
     with tempfile.TemporaryDirectory(prefix="nt-") as name:  # short, as socket paths must be
         folder = Path(name) / "ray"
@@ -104,8 +106,7 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
             driver="",
             tags={},
         )
-        gpus = {trial.id: 0.0 for trial in trials}
-        settings = Settings(target=target, threads=1, gpus=gpus, checkpoint_seconds=60)
+        settings = Settings(target=target, threads=1, checkpoint_seconds=60)
         launch.connect(None, Node(options.at_once, 0), folder)
         before = peak_megabytes()
         limit = threading.Timer(60 * options.limit_minutes, os.kill, (os.getpid(), signal.SIGINT))
@@ -113,7 +114,7 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
         began, cpu = time.monotonic(), time.process_time()
         try:
             with mock.patch.object(launch, "trainable", nothing), mock.patch.object(launch, "Bar", Bar):
-                endings = launch.train(trials, labels, None, settings, options.at_once, folder, Console(quiet=True))
+                endings = launch.train(packs, None, settings, options.at_once, folder, Console(quiet=True))
             took, cpu = time.monotonic() - began, time.process_time() - cpu
             memory = ray_megabytes()
         finally:

@@ -94,16 +94,14 @@ def trial_cost(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epo
         driver=f"{parent}/benchmark",
         tags={},
     )
-    settings = trainable.Settings(target=target, threads=1, gpus={trial.id: 0.0}, checkpoint_seconds=60)
+    settings = trainable.Settings(target=target, threads=1, checkpoint_seconds=60)
     seconds: dict[str, float] = defaultdict(float)
     with ExitStack() as patches:
         patches.enter_context(mock.patch("ray.tune.report"))
         for name, (owner, method, _) in TIMED.items():
             patches.enter_context(mock.patch.object(owner, method, timed(seconds, name, getattr(owner, method))))
         started = time.perf_counter()
-        trainable.trainable(
-            {"trial_id": trial.id}, data=data, trials={trial.id: trial}, names={trial.id: "trial"}, settings=settings
-        )
+        trainable.trainable({"pack": trainable.Pack((trial,), ("trial",), 0).to_json()}, data=data, settings=settings)
         total = time.perf_counter() - started
     growth = epochs / trial.epochs
     safety = {name: seconds[name] for name in TIMED}

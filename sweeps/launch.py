@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,14 +22,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault(
-    "TUNE_GLOBAL_CHECKPOINT_S", "86400"
-)  # all trials, again and again, for a restore that we never do
+# Tune would save all trials again and again, for a restore that we never do.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
 if not os.environ.get("RAY_ADDRESS"):  # our own cluster of one machine answers nobody else
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
-import torch
 from ray import tune
 from ray._private import services
 from ray.tune import Callback
@@ -38,14 +36,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sweeps.options import stop_on_signals
-from sweeps.resources import Node, share_for, with_planned
-from trainables.checkpoints import writing
+from sweeps.resources import Node, with_planned
+from trainables.checkpoints import appears, writing
 from trainables.datasets import Dataset
-from trainables.trainable import Settings, appears, memory_used, trainable
+from trainables.probe import Probed, probe
+from trainables.trainable import Pack, Settings, trainable
 from trainables.trial import BadInputError, Trial
 
-# A trial whose process dies is started again from its last checkpoint, as often as it comes further (`STARTS` in the
-# trainable); this ends those that die before they can count.
+# A trial whose process dies is started again from its last checkpoint, as often as it comes further (`STARTS` in
+# `trainables/members.py`); this, times the trials of a pack, ends those that die before they can count.
 MOST_STARTS = 50
 DYING_SECONDS = 10
 LOG_SECONDS = 30  # between two lines of progress, where no terminal shows a bar
@@ -143,16 +142,19 @@ def seen(answer: ray.ObjectRef[bool]) -> bool:
         return True
 
 
-def measured_shares(trials: Sequence[Trial], data: Dataset, cpus: int) -> dict[str, float]:
-    """The share of a GPU that each architecture needs, measured where there is a GPU; empty where PyTorch finds none.
+def probed(
+    trials: Mapping[str, Sequence[Trial]], data: Dataset, cpus: int, gpus: Mapping[str, float]
+) -> dict[str, Probed]:
+    """What a few steps of each architecture's training take, where it will train.
 
-    Of every architecture the trial with the largest batches is probed, on a GPU of its own.
+    Args:
+        trials: By architecture, trials that could train side by side.
+        gpus: By architecture, the share of a GPU; a whole one to measure the memory, as what others use would count.
     """
-    largest = {trial.architecture: trial for trial in sorted(trials, key=lambda trial: trial.batch_size)}
     shared = ray.put(data)
-    probe = ray.remote(num_cpus=cpus, num_gpus=1, max_calls=1)(memory_used)  # the memory goes with the process
-    used = dict(zip(largest, ray.get([probe.remote(trial, shared) for trial in largest.values()]), strict=True))
-    return {architecture: share_for(part) for architecture, part in used.items() if part is not None}
+    task = ray.remote(num_cpus=cpus)(probe)
+    answers = [task.options(num_gpus=gpus[name]).remote(some, shared, cpus) for name, some in trials.items()]
+    return dict(zip(trials, ray.get(answers), strict=True))
 
 
 def prepare(folder: Path) -> None:
@@ -175,6 +177,8 @@ def prepare(folder: Path) -> None:
 
 def check_gpu() -> None:
     """Raise `BadInputError` where torch cannot use the GPU that trials on this machine were promised."""
+    import torch  # takes seconds, and only trials on GPUs need to know
+
     if not torch.cuda.is_available():
         raise BadInputError("torch finds no usable GPU on this machine; train on the CPU with --gpus-per-trial 0")
 
@@ -186,20 +190,18 @@ def disconnect(folder: Path) -> None:
 
 
 def train(
-    trials: Sequence[Trial],
-    names: Mapping[str, str],
+    packs: Sequence[Pack],
     data: Dataset | None,
     settings: Settings,
     at_once: int,
     folder: Path,
     console: Console,
 ) -> dict[str, Ending]:
-    """Train the trials, `at_once` at a time at most; Tune's own files, which nobody needs afterwards, go to `folder`.
+    """Train packs of trials, `at_once` packs at a time at most; Tune's own files, of no use afterwards, go to `folder`.
 
     Returns:
         trial id → what came of it. Trials stopped by Ctrl-C are not among them.
     """
-    by_id = {trial.id: trial for trial in trials}  # Tune's search space takes plain values, so it names trials by id
     on_interrupt = signal.getsignal(signal.SIGINT)  # Tune leaves its own handler in place
     with Progress(
         TextColumn("{task.description}"),
@@ -212,55 +214,76 @@ def train(
     ) as progress:
         results = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(trainable, data=data, trials=by_id, names=names, settings=settings),
-                lambda config: tune.PlacementGroupFactory(
-                    [{"CPU": settings.threads, "GPU": settings.gpus[config["trial_id"]]}]
-                ),
+                tune.with_parameters(trainable, data=data, settings=settings),
+                lambda config: tune.PlacementGroupFactory([{"CPU": settings.threads, "GPU": pack_of(config).gpus}]),
             ),
-            param_space={"trial_id": tune.grid_search(list(by_id))},
+            param_space={"pack": tune.grid_search([pack.to_json() for pack in packs])},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
-                trial_name_creator=lambda t: str(t.config["trial_id"]),
-                trial_dirname_creator=lambda t: str(t.config["trial_id"]),
+                trial_name_creator=lambda t: pack_of(t.config).name,
+                trial_dirname_creator=lambda t: pack_of(t.config).name,
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(folder),
-                failure_config=tune.FailureConfig(max_failures=MOST_STARTS),
-                callbacks=[Bar(progress, trials)],
+                failure_config=tune.FailureConfig(max_failures=MOST_STARTS * max(len(pack.trials) for pack in packs)),
+                callbacks=[Bar(progress, packs)],
                 verbose=0,
             ),
         ).fit()
     signal.signal(signal.SIGINT, on_interrupt)
     shutil.rmtree(folder / "tune", ignore_errors=True)
     found = (results[index] for index in range(len(results)))
-    return {result.config["trial_id"]: ending(result) for result in found if result.config and ended(result)}
+    return {trial_id: ending for result in found for trial_id, ending in endings(result).items()}
 
 
-def ended(result: tune.Result) -> bool:
-    """Whether a trial came to an end of its own."""
-    return result.error is not None or (result.metrics or {}).get("ended", False)
+@lru_cache(maxsize=100_000)
+def parsed(text: str) -> Pack:
+    """A pack, parsed once however often Tune's callbacks ask."""
+    return Pack.from_json(text)
 
 
-def ending(result: tune.Result) -> Ending:
-    """What the trial's last report said, or what Tune says of one that could not report."""
-    if result.error is not None:
-        return Ending(error=str(result.error).strip().splitlines()[-1])
-    metrics = result.metrics or {}
-    return Ending(metrics.get("error"), metrics.get("out_of_memory", False), metrics.get("notes", ()))
+def pack_of(config: Mapping[str, str]) -> Pack:
+    """The pack that Tune's trial with this configuration is."""
+    return parsed(config["pack"])
+
+
+def endings(result: tune.Result) -> dict[str, Ending]:
+    """What a pack's last report said of its trials, and what Tune says of those that it could not report."""
+    reported = (result.metrics or {}).get("endings", {})
+    found = {
+        trial_id: Ending(said.get("error"), said.get("out_of_memory", False), said.get("notes", ()))
+        for trial_id, said in reported.items()
+    }
+    if result.error is not None and result.config:
+        error = Ending(error=str(result.error).strip().splitlines()[-1])
+        return {trial.id: error for trial in pack_of(result.config).trials} | found
+    return found
+
+
+@dataclass
+class Packed:
+    """How far a pack has come.
+
+    Attributes:
+        epochs: Trained, of all its trials.
+    """
+
+    epochs: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
 
 
 class Bar(Callback):
     """Keeps a progress bar: the share of all epochs that is trained, and trials by state; in a log, a line at times."""
 
-    def __init__(self, progress: Progress, trials: Sequence[Trial]) -> None:
+    def __init__(self, progress: Progress, packs: Sequence[Pack]) -> None:
         self.progress = progress
-        self.epochs = {trial.id: trial.epochs for trial in trials}
-        self.trained = dict.fromkeys(self.epochs, 0)
-        self.running: set[str] = set()
-        self.done = self.failed = 0
-        self.task = progress.add_task("", total=sum(self.epochs.values()))
+        self.states = {pack.name: Packed() for pack in packs}
+        self.trials = sum(len(pack.trials) for pack in packs)
+        self.task = progress.add_task("", total=sum(trial.epochs for pack in packs for trial in pack.trials))
         self.written = time.monotonic()
         self.draw()
 
@@ -269,9 +292,13 @@ class Bar(Callback):
 
     def draw(self) -> None:
         """Show the state."""
-        waiting = len(self.epochs) - self.done - self.failed - len(self.running)
-        states = f"trials: {self.done} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
-        self.progress.update(self.task, description=states, completed=sum(self.trained.values()))
+        running, done, failed, epochs = (
+            sum(getattr(state, what) for state in self.states.values())
+            for what in ("running", "done", "failed", "epochs")
+        )
+        waiting = self.trials - done - failed - running
+        states = f"trials: {done} done, {running} running, {waiting} waiting, {failed} failed"
+        self.progress.update(self.task, description=states, completed=epochs)
         if self.progress.disable and time.monotonic() - self.written >= LOG_SECONDS:
             self.written = time.monotonic()
             task = self.progress.tasks[0]
@@ -279,32 +306,25 @@ class Bar(Callback):
             self.progress.console.print(f"{states}: {task.percentage:.0f} %{left}", highlight=False, soft_wrap=True)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.running.add(trial.config["trial_id"])
+        self.states[pack_of(trial.config).name].running = 1  # at first
         self.draw()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.trained[trial.config["trial_id"]] = result.get("epoch", 0)
-        self.draw()
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ended(trial.config["trial_id"])
-        failed = bool((trial.last_result or {}).get("error"))
-        self.failed += failed
-        self.done += not failed
+        endings = result.get("endings", {})
+        failed = sum(bool(said.get("error")) for said in endings.values())
+        state = Packed(result.get("epochs", 0), result.get("running", 0), len(endings) - failed, failed)
+        self.states[pack_of(trial.config).name] = state
         self.draw()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ended(trial.config["trial_id"])
-        self.failed += 1
+        pack = pack_of(trial.config)
+        state = self.states[pack.name]
+        state.epochs, state.running = sum(trial.epochs for trial in pack.trials), 0
+        state.failed = len(pack.trials) - state.done
         self.draw()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.running.discard(trial.config["trial_id"])
+        self.states[pack_of(trial.config).name].running = 0
         self.draw()
-
-    def ended(self, trial_id: str) -> None:
-        """Count a trial's epochs as behind us, however it ended."""
-        self.running.discard(trial_id)
-        self.trained[trial_id] = self.epochs[trial_id]

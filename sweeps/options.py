@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import tyro
 
+from sweeps.packs import parse_pack
 from sweeps.resources import parse_gpus
 from sweeps.sweep import MOST_TRIALS, Sweep
 from trainables.result import Result
@@ -142,8 +143,11 @@ class Running:
     gpus_per_trial: tuple[str, ...] = ()
     """A fraction of a GPU, several GPUs, 0, or auto (measures the memory that training takes); for one architecture:
     mlp_1=0.1. Default: 0.25 where a node has a GPU, else 0."""
+    pack: str = "auto"
+    """Trials that share a process, at most; 1 packs none. auto: as many as pays, which a few steps of training show.
+    Packed or not, a trial computes the same but for rounding."""
     max_concurrent: int | None = None
-    """At most this many trials at once. Default: as many as the resources allow."""
+    """At most this many processes that train at once. Default: as many as the resources allow."""
     checkpoint_seconds: float = 60.0
     """The most work a trial loses with its process; at an epoch's end it checkpoints after a twelfth of that."""
     dry_run: bool = False
@@ -159,6 +163,7 @@ class Running:
             check_positive("--max-concurrent", self.max_concurrent, whole=True)
         check_positive("--checkpoint-seconds", self.checkpoint_seconds, whole=False)
         parse_gpus(self.gpus_per_trial)
+        parse_pack(self.pack)
         storage = self.storage.absolute()
         try:
             existing = next(folder for folder in (storage, *storage.parents) if folder.exists())

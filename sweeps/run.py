@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +25,8 @@ from rich.table import Table
 from sweeps.claim import alive, claimed
 from sweeps.intervals import mean_text
 from sweeps.options import Running, Selection, next_stage
-from sweeps.resources import SHARED_GPU, Node, Share, gpu_shares, parse_gpus, share, this_machine
+from sweeps.packs import MOST_TRIALS, Images, packs, parse_pack
+from sweeps.resources import SHARED_GPU, Node, Share, gpu_shares, parse_gpus, share, share_for, this_machine
 from sweeps.sweep import Sweep
 from trainables.checkpoints import TrialFolder, writing
 from trainables.tracking import Recorded, Store, TrackingError, missing_file, patiently, sqlite_file
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
     from sweeps.launch import Ending
     from trainables.datasets import Dataset
     from trainables.delivery import Target
-    from trainables.trainable import Settings
+    from trainables.probe import Probed
+    from trainables.trainable import Pack
 
 # How long a store that went away while trials trained is waited for at the end. What it does not take by then stays
 # in the storage folder until the next command.
 PATIENCE_SECONDS = 120.0
+PROBED_TRIALS = 4  # side by side on a CPU: enough to see whether that pays
 MOST_RECORDS = 10_000_000  # a curve; more would fill the memory before training starts
 console = Console()
 
@@ -165,6 +168,7 @@ class Trainer:
         self.nodes: list[Node] | None = None
         self.share: Share | None = None
         self.data: Dataset | None = None
+        self.probed: dict[str, Probed] = {}  # by architecture
 
     def start(self, trial: Trial) -> list[Node]:
         """Load the data that all trials of an experiment share, and start Ray."""
@@ -186,18 +190,41 @@ class Trainer:
         from sweeps import launch
 
         self.nodes = self.nodes or self.start(trials[0])
-        asked = parse_gpus(self.running.gpus_per_trial)
-        unknown = [trial for trial in trials if asked.get(trial.architecture, asked.get("", 0.0)) is None]
-        measured: dict[str, float] = {}
-        if unknown and self.data is not None and any(node.gpus > 0 for node in self.nodes):
-            say("Measuring how much GPU memory training takes, once there is a GPU for it")
-            measured = launch.measured_shares(unknown, self.data, self.running.cpus_per_trial)
-            if not measured:
-                say(f"PyTorch finds no usable GPU to measure on: {SHARED_GPU} of a GPU a trial")
+        self.probe(trials, self.nodes)
+        measured = {name: share_for(seen.memory) for name, seen in self.probed.items() if seen.memory is not None}
         found = share_of(trials, self.running, self.nodes, measured)
         if any(found.gpus.values()) and self.address is None:
             launch.check_gpu()
         return found
+
+    def probe(self, trials: Sequence[Trial], nodes: Sequence[Node]) -> None:
+        """Try what the sweep is to plan with: what an architecture needs of a GPU, and whether stacking it pays."""
+        from sweeps import launch
+
+        if self.data is None:
+            return
+        asked = parse_gpus(self.running.gpus_per_trial)
+        gpus = share_of(trials, self.running, nodes).gpus
+        unknown = [name for name, share in gpus.items() if share and asked.get(name, asked.get("", 0.0)) is None]
+        most = parse_pack(self.running.pack) or MOST_TRIALS
+        wanted = [name for name in gpus if name not in self.probed and (most > 1 or name in unknown)]
+        if not wanted:
+            return
+        if unknown:
+            say("Measuring how much GPU memory training takes, once there is a GPU for it")
+        largest = {trial.architecture: trial for trial in sorted(trials, key=lambda trial: trial.batch_size)}
+        self.probed |= launch.probed(
+            {
+                # on a GPU as many as a pack may have, because their memory counts
+                name: [replace(largest[name], seed=seed) for seed in range(most if gpus[name] else PROBED_TRIALS)]
+                for name in wanted
+            },
+            self.data,
+            self.running.cpus_per_trial,
+            {name: 1.0 if name in unknown else gpus[name] for name in wanted},
+        )
+        if unknown and all(self.probed[name].memory is None for name in unknown):
+            say(f"PyTorch finds no usable GPU to measure on: {SHARED_GPU} of a GPU a trial")
 
     def train(self, plan: Plan) -> tuple[Plan, Mapping[str, Ending]]:
         """Train the plan's missing trials; the plan as it is then, and what came of those that were tried, by id.
@@ -325,36 +352,44 @@ class Trainer:
         if self.data is not None:
             check_records(trials, len(self.data.train_labels))
             target = replace(target, tags={**target.tags, "data_checksum": self.data.checksum})
+        most = parse_pack(self.running.pack)
         settings = Settings(
             target=target,
             threads=trial_share.cpus,
-            gpus={trial.id: trial_share.gpus[trial.architecture] for trial in trials},
             checkpoint_seconds=self.running.checkpoint_seconds,
+            stacked=[] if most == 1 else [name for name, seen in self.probed.items() if seen.speedup > 1],
         )
+        images = None if self.data is None else Images.of(self.data)
+        names, at_once = plan.sweep.labels(), trial_share.at_once
 
-        def train(trials: Sequence[Trial], settings: Settings) -> dict[str, Ending]:
-            names = plan.sweep.labels()
-            return launch.train(trials, names, self.data, settings, trial_share.at_once, self.private, console)
+        def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> dict[str, Ending]:
+            packed = packs(trials, names, gpus, images, settings.stacked, at_once, most)
+            report_packs(packed, settings.stacked)
+            return launch.train(packed, self.data, settings, at_once, self.private, console)
 
-        return retried(trials, settings, train(trials, settings), train)
+        return retried(trials, {trial.id: trial_share.gpus[trial.architecture] for trial in trials}, train)
 
 
 def retried(
     trials: Sequence[Trial],
-    settings: Settings,
-    endings: Mapping[str, Ending],
-    train: Callable[[Sequence[Trial], Settings], Mapping[str, Ending]],
+    gpus: Mapping[str, float],
+    train: Callable[[Sequence[Trial], Mapping[str, float]], Mapping[str, Ending]],
 ) -> Mapping[str, Ending]:
-    """Train what ran out of GPU memory again, with twice its share each time, up to a whole GPU; all endings."""
-    before = settings.gpus
+    """Train with these shares of a GPU, and what ran out of memory again, with twice its share; all endings.
+
+    Args:
+        gpus: By trial id. A share grows up to a whole GPU.
+    """
+    before = gpus
+    endings = train(trials, gpus)
     while True:
-        short = [t for t in trials if t.id in endings and endings[t.id].out_of_memory and settings.gpus[t.id] < 1]
+        short = [t for t in trials if t.id in endings and endings[t.id].out_of_memory and gpus[t.id] < 1]
         if not short or len(endings) < len(trials):  # stopped
             return endings
         say(f"Out of GPU memory: {len(short)} of {len(trials)} trials; they train again with twice the share")
-        more = {trial.id: min(1.0, 2 * settings.gpus[trial.id]) for trial in short}
-        settings = replace(settings, gpus={**settings.gpus, **more})
-        again = train(short, settings)
+        more = {trial.id: min(1.0, 2 * gpus[trial.id]) for trial in short}
+        gpus = {**gpus, **more}
+        again = train(short, gpus)
         noted = {
             trial_id: replace(
                 ending,
@@ -387,16 +422,14 @@ def deliver_one(folder: TrialFolder, name: str, target: Target, deadline: float)
 
 def check_records(trials: Sequence[Trial], train_images: int) -> None:
     """Raise `BadInputError` for a trial that ends before its first record, or before its schedule does."""
-    from trainables import training
-
     for trial in trials:
-        if trial.milestones and trial.milestones[-1][0] >= trial.epochs * training.steps_per_epoch(trial, train_images):
+        steps = trial.epochs * trial.steps_per_epoch(train_images)
+        if trial.milestones and trial.milestones[-1][0] >= steps:
             raise BadInputError(
                 f"the learning rate is to change after step {trial.milestones[-1][0]}, but {trial.epochs} epochs end "
                 "before; raise --schedule-epochs, or give earlier --milestones"
             )
-        steps = trial.epochs * training.steps_per_epoch(trial, train_images)
-        records = steps // training.record_interval(trial, train_images)
+        records = steps // trial.record_interval(train_images)
         if records > MOST_RECORDS:
             raise BadInputError(
                 f"{trial.epochs} epochs in batches of {trial.batch_size} make {records:,} records a curve; at most "
@@ -471,9 +504,18 @@ def report_share(trial_share: Share) -> None:
     each = ", ".join(shares if len(shares) == 1 else (f"{gpus:g} ({name})" for name, gpus in trial_share.gpus.items()))
     at_most = "" if len(shares) == 1 else "up to "
     say(
-        f"Resources: {trial_share.cpus} CPU and {each} GPU a trial, {at_most}{trial_share.at_once} "
-        f"{'trials' if trial_share.at_once > 1 else 'trial'} at once"
+        f"Resources: {trial_share.cpus} CPU and {each} GPU a process, {at_most}{trial_share.at_once} "
+        f"{'processes' if trial_share.at_once > 1 else 'process'} at once"
     )
+
+
+def report_packs(packed: Sequence[Pack], stacked: Collection[str]) -> None:
+    """Print which trials share a process, if any do."""
+    trials = sum(len(pack.trials) for pack in packed)
+    if trials > len(packed):
+        side_by_side = dict.fromkeys(t.architecture for p in packed for t in p.trials if t.architecture in stacked)
+        how = f"; side by side: {', '.join(side_by_side)}" if side_by_side else ""
+        say(f"Packs: {trials} trials in {len(packed)}{how}")
 
 
 def report_dry_run(trials: Sequence[Trial], running: Running, address: str | None, tracking_uri: str) -> None:

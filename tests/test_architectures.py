@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOL, build, first_layer, uses
+from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOL, build, first_layer, flops, uses
 
 # Inputs of the prediction layer on 1×32×32, as the reports give them.
 PREDICTION_INPUTS_32 = {"mlp_1": 32, "mlp_2": 64, "cnn_3": 16 * 3 * 3, "cnn_4": 16 * 4 * 4, "cnn_5": 8 * 4 * 4}
@@ -65,3 +66,10 @@ def test_only_cnns_pool() -> None:
 def test_too_small_an_input_is_refused() -> None:
     with pytest.raises(ValueError, match="cnn_3 needs larger inputs than 8×8"):
         build("cnn_3", (1, 8, 8))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_operations_are_those_that_pytorch_counts(architecture: str) -> None:
+    with FlopCounterMode(display=False) as counter:
+        build(architecture, (1, 32, 32))(torch.zeros(7, 1, 32, 32))
+    assert 7 * flops(architecture, (1, 32, 32)) == counter.get_total_flops()

@@ -11,24 +11,26 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sweeps import launch
+from trainables.trainable import Pack
 
 
 def test_a_log_gets_a_line_of_progress_at_times(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     trials = [make_trial(seed=seed, epochs=4) for seed in range(2)]
-    bar = launch.Bar(Progress(console=Console(file=out), disable=True), trials)
-    reported = SimpleNamespace(config={"trial_id": trials[0].id})
+    packs = [Pack((trial,), ("a trial",), 0) for trial in trials]
+    bar = launch.Bar(Progress(console=Console(file=out), disable=True), packs)
+    reported = SimpleNamespace(config={"pack": packs[0].to_json()})
     bar.on_trial_start(0, [], reported)
     assert out.getvalue() == ""
     monkeypatch.setattr(launch, "LOG_SECONDS", 0)
-    bar.on_trial_result(0, [], reported, {"epoch": 2})
+    bar.on_trial_result(0, [], reported, {"epochs": 2, "running": 1})
     assert "trials: 0 done, 1 running, 1 waiting, 0 failed: 25 %" in out.getvalue()
 
 
 def test_a_terminal_gets_no_such_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(launch, "LOG_SECONDS", 0)
-    bar = launch.Bar(Progress(console=Console(file=out, force_terminal=True)), [make_trial()])
+    bar = launch.Bar(Progress(console=Console(file=out, force_terminal=True)), [Pack((make_trial(),), ("a trial",), 0)])
     bar.draw()
     assert out.getvalue() == ""
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,6 @@ from sweeps.run import (
 )
 from trainables.checkpoints import TrialFolder
 from trainables.tracking import DRIVER, STORAGE, Store
-from trainables.trainable import Settings
 from trainables.trial import BadInputError, Trial
 
 SELECTION = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",))
@@ -187,18 +186,12 @@ def test_what_ran_out_of_gpu_memory_trains_again_with_twice_its_share() -> None:
     enough = dict(zip((trial.id for trial in trials), (0.3, 0.6, 5.0), strict=True))  # of a GPU
     tried: list[list[float]] = []
 
-    def train(trials: Sequence[Trial], settings: Settings) -> dict[str, Ending]:
-        tried.append([settings.gpus[trial.id] for trial in trials])
-        short = {trial.id: settings.gpus[trial.id] < enough[trial.id] for trial in trials}
+    def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> dict[str, Ending]:
+        tried.append([gpus[trial.id] for trial in trials])
+        short = {trial.id: gpus[trial.id] < enough[trial.id] for trial in trials}
         return {trial_id: Ending("too little" if bad else None, bad) for trial_id, bad in short.items()}
 
-    settings = Settings(
-        target=None,  # type: ignore[arg-type]
-        threads=1,
-        gpus={trial.id: 0.3 for trial in trials},
-        checkpoint_seconds=60,
-    )
-    endings = retried(trials, settings, train(trials, settings), train)
+    endings = retried(trials, {trial.id: 0.3 for trial in trials}, train)
     assert tried == [[0.3, 0.3, 0.3], [0.6, 0.6], [1.0]]
     assert [endings[trial.id].error for trial in trials] == [None, None, "too little"]
     assert [list(endings[trial.id].notes) for trial in trials] == [
@@ -210,6 +203,5 @@ def test_what_ran_out_of_gpu_memory_trains_again_with_twice_its_share() -> None:
 
 def test_a_stopped_sweep_tries_nothing_again() -> None:
     trials = [make_trial(seed=seed) for seed in range(2)]
-    settings = Settings(target=None, threads=1, gpus={t.id: 0.3 for t in trials}, checkpoint_seconds=60)  # type: ignore[arg-type]
-    endings = {trials[0].id: Ending("too little", out_of_memory=True)}
-    assert retried(trials, settings, endings, lambda *_: pytest.fail("tried again")) is endings
+    answers = iter([endings := {trials[0].id: Ending("too little", out_of_memory=True)}])
+    assert retried(trials, {trial.id: 0.3 for trial in trials}, lambda *_: next(answers)) is endings

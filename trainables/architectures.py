@@ -7,6 +7,7 @@ sizes from the input's shape; there is no softmax, because the cross-entropy los
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,20 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
             return (filters, shape[1] - shrink, shape[2] - shrink)
         case Pool():
             return (shape[0], shape[1] // 2, shape[2] // 2)
+
+
+def flops(architecture: str, input_shape: tuple[int, int, int], classes: int = 10) -> int:
+    """Floating-point operations of one image's way forward, those of its matrix products: two a multiplication."""
+    total, shape = 0, tuple(input_shape)
+    for layer in (*ARCHITECTURES[architecture], Linear(classes)):
+        after = output_shape(layer, shape)
+        match layer:
+            case Conv(kernel=kernel):
+                total += 2 * kernel**2 * shape[0] * math.prod(after)
+            case Linear():
+                total += 2 * math.prod(shape) * math.prod(after)
+        shape = after
+    return total
 
 
 def build(

@@ -19,6 +19,8 @@ import io
 import os
 import pickle
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +60,21 @@ def synchronise(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_storage(storage: Path) -> None:
+    """Raise `BadInputError` on a node that joined after the driver looked at all, and does not see what it made."""
+    if not storage.is_dir():
+        raise BadInputError(f"the node {socket.gethostname()} does not see --storage {storage}; mount it there")
+
+
+def appears(path: str) -> bool:
+    """Whether a file is there, or comes within the time for which a network file system may keep an old listing."""
+    for _ in range(5):
+        if Path(path).exists():
+            return True
+        time.sleep(1)
+    return False
 
 
 class TrialFolder:
@@ -160,10 +177,14 @@ class TrialFolder:
         with writing(self.path):
             (self.path / "run_id").unlink(missing_ok=True)
 
+    def starts(self, driver: str) -> int:
+        """How often a driver has started the trial since its last checkpoint."""
+        words = self._text("starts").split()
+        return int(words[1]) if len(words) == 2 and words[0] == driver and words[1].isdigit() else 0
+
     def count_start(self, driver: str) -> int:
         """Count a start of the trial by a driver; how many there were since its last checkpoint, with this one."""
-        words = self._text("starts").split()
-        starts = int(words[1]) + 1 if len(words) == 2 and words[0] == driver and words[1].isdigit() else 1
+        starts = self.starts(driver) + 1
         if starts == 1:
             (self.path / "error.txt").unlink(missing_ok=True)
         self._replace("starts", f"{driver} {starts}".encode())

@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from trainables.checkpoints import TrialFolder, writing
 from trainables.result import Result
 from trainables.tracking import ARTIFACT, DRIVER, MODEL, STORAGE, Store, TrackingError, TrialRun
+
+if TYPE_CHECKING:  # torch takes seconds to import, which a driver that trains nothing need not wait for
+    from torch import Tensor
 
 # The store is tried again after this time, and after ten times as long as the failed attempt took: a server that
 # answers nobody costs a tenth of the training time at most.
@@ -98,6 +97,8 @@ class Delivery:
         Raises:
             ValueError: No result is kept.
         """
+        import torch
+
         kept = self.folder.result()
         if kept is None:
             raise ValueError(f"{self.folder.path} keeps no result")
@@ -105,7 +106,7 @@ class Delivery:
         with writing(artifacts):
             shutil.rmtree(artifacts, ignore_errors=True)
             artifacts.mkdir()
-            result = unpack(kept)
+            result = kept_result(kept)
             result.save(artifacts / ARTIFACT)
             if kept["model"] is not None:
                 buffer = io.BytesIO()  # to a file `torch.save` hides what went wrong with it
@@ -131,8 +132,12 @@ class Delivery:
         return run
 
 
-def pack(result: Result, last_step: int, tags: Mapping[str, str], model: Mapping[str, Tensor] | None) -> dict[str, Any]:
+def to_keep(
+    result: Result, last_step: int, tags: Mapping[str, str], model: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
     """What a trained trial keeps, as tensors and plain values."""
+    import torch
+
     return {
         **asdict(result),
         "steps": torch.from_numpy(result.steps),
@@ -144,10 +149,10 @@ def pack(result: Result, last_step: int, tags: Mapping[str, str], model: Mapping
     }
 
 
-def unpack(kept: Mapping[str, Any]) -> Result:
-    """The result in what `pack` made."""
+def kept_result(kept: Mapping[str, Any]) -> Result:
+    """The result in what `to_keep` made."""
     return Result(
-        steps=kept["steps"].numpy().astype(np.int64, copy=False),
+        steps=kept["steps"].numpy(),
         curves={name: curve.numpy() for name, curve in kept["curves"].items()},
         test_accuracy=kept["test_accuracy"],
         first_layer=kept["first_layer"].numpy(),

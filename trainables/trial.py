@@ -141,6 +141,14 @@ class Trial:
         text = json.dumps({"version": VERSION, **settings}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def steps_per_epoch(self, train_images: int) -> int:
+        """⌈images / batch size⌉: the last batch of an epoch may be smaller."""
+        return math.ceil(train_images / self.batch_size)
+
+    def record_interval(self, train_images: int) -> int:
+        """Optimiser steps between two records."""
+        return self.record_every_steps or self.steps_per_epoch(train_images)
+
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of optimiser step `step`, counted from 1."""
         reached = [rate for milestone, rate in self.milestones if step > milestone]

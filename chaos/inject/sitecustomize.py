@@ -20,12 +20,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 token = Path(os.environ.get("CHAOS_TOKEN", "/"))
+probing = False
 
 
 def always(*_: Any, **__: Any) -> bool:
@@ -101,24 +103,45 @@ DEATHS: dict[str, tuple[str, str, Callable[[], None], Callable[..., bool]]] = {
 }
 
 
+def let_probe(module: ModuleType) -> None:
+    """Let the steps that are only tried, to plan with, take their real time."""
+    original = module.step_seconds
+
+    def call(*args: Any) -> Any:
+        global probing
+        probing = True
+        try:
+            return original(*args)
+        finally:
+            probing = False
+
+    module.step_seconds = call  # type: ignore[attr-defined]
+
+
+def after_a_step() -> Iterator[Callable[[], None]]:
+    """What to do after every optimiser step, by the environment."""
+    if seconds := os.environ.get("CHAOS_STEP_SECONDS"):
+        yield lambda: time.sleep(float(seconds))
+    if os.environ.get("CHAOS_NO_TRAINING"):
+        yield refuse
+    if os.environ.get("CHAOS_CLOCK_SECONDS"):
+        steps = itertools.count()
+        yield lambda: token.unlink(missing_ok=True) if next(steps) == 100 else None
+
+
 def patches() -> dict[str, list[Callable[[ModuleType], None]]]:
     """What to change in which module, by the environment."""
     found: dict[str, list[Callable[[ModuleType], None]]] = {}
     if place := os.environ.get("CHAOS_DIE"):
         module, name, what, when = DEATHS[place]
         found.setdefault(module, []).append(lambda m: after(m, name, what, when))
-    if seconds := os.environ.get("CHAOS_STEP_SECONDS"):
-        training = found.setdefault("trainables.training", [])
-        training.append(lambda m: after(m, "take_step", lambda: time.sleep(float(seconds))))
-    if os.environ.get("CHAOS_NO_TRAINING"):
-        found.setdefault("trainables.training", []).append(lambda m: after(m, "take_step", refuse))
-    if os.environ.get("CHAOS_CLOCK_SECONDS"):
-        steps = itertools.count()
-        jump = lambda: token.unlink(missing_ok=True) if next(steps) == 100 else None  # noqa: E731
-        found.setdefault("trainables.training", []).append(lambda m: after(m, "take_step", jump))
+    for what in after_a_step():
+        for module, step in (("trainables.training", "take_step"), ("trainables.stack", "Stack.take_step")):
+            found.setdefault(module, []).append(partial(after, name=step, what=what, when=lambda *_: not probing))
+            found["trainables.probe"] = [let_probe]
     if part := os.environ.get("CHAOS_GPU_MEMORY"):
         too_little = lambda gpus: gpus < float(part)  # noqa: E731
-        found["trainables.trainable"] = [lambda m: after(m, "device_for", run_out_of_memory, too_little)]
+        found["trainables.members"] = [lambda m: after(m, "device_for", run_out_of_memory, too_little)]
     if patience := os.environ.get("CHAOS_PATIENCE"):
         found["sweeps.run"] = [lambda m: setattr(m, "PATIENCE_SECONDS", float(patience))]
     return found

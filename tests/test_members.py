@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from conftest import make_dataset, make_trial
 
 from sweeps.xor import Xor
-from trainables import trainable as module
+from trainables import members as module
 from trainables.checkpoints import StorageError, TrialFolder
 from trainables.delivery import Delivery, Target
+from trainables.members import STARTS, run
 from trainables.tracking import DRIVER, STORAGE, Store, TrackingError, TrialRun
-from trainables.trainable import STARTS, Settings, trainable
+from trainables.trainable import Pack, Settings
+from trainables.trial import Trial
 
 
 class KilledError(Exception):
@@ -35,7 +37,7 @@ def settings(store: Store, tmp_path: Path) -> Settings:
         driver=f"{parent}/a",
         tags={},
     )
-    return Settings(target=target, threads=1, gpus=defaultdict(float), checkpoint_seconds=1e-9)
+    return Settings(target=target, threads=1, checkpoint_seconds=1e-9)
 
 
 def elsewhere(settings: Settings, threads: int = 1) -> Settings:
@@ -51,25 +53,45 @@ def folder_of(settings: Settings, seed: int = 0) -> TrialFolder:
 
 
 def train(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, die_at_epoch: int | None = None, seed: int = 0, **changes: Any
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    die_at_epoch: int | None = None,
+    seed: int = 0,
+    gpus: float = 0,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Run the trainable in this process, checkpointing at every step; it may die when it reports an epoch.
 
     Returns:
         The last report.
     """
+    trial = make_trial(**{"architecture": "cnn_3", "epochs": 4, "seed": seed, **changes})
+    return train_pack(settings, monkeypatch, [trial], die_at_epoch, gpus)[trial.id]
+
+
+def train_pack(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    trials: Sequence[Trial],
+    die_at_epochs: int | None = None,
+    gpus: float = 0,
+) -> dict[str, dict[str, Any]]:
+    """The same for several trials; it may die when it reports so many epochs of them all.
+
+    Returns:
+        What came of each.
+    """
     reports: list[dict[str, Any]] = []
 
     def report(metrics: dict[str, Any]) -> None:
         reports.append(metrics)
-        if metrics["epoch"] == die_at_epoch and "ended" not in metrics:
+        if metrics["epochs"] == die_at_epochs and metrics["running"]:
             raise KilledError
 
-    monkeypatch.setattr(module.tune, "report", report)
-    trial = make_trial(**{"architecture": "cnn_3", "epochs": 4, "seed": seed, **changes})
-    config = {"trial_id": trial.id}
-    trainable(config, data=make_dataset(), trials={trial.id: trial}, names={trial.id: "cnn_3"}, settings=settings)
-    return reports[-1]
+    monkeypatch.setattr(module, "REPORT_SECONDS", 0)
+    run(Pack(tuple(trials), ("a trial",) * len(trials), gpus), make_dataset(), settings, report)
+    endings: dict[str, dict[str, Any]] = reports[-1]["endings"]
+    return endings
 
 
 def result_of(store: Store, seed: int = 0) -> Any:
@@ -222,8 +244,8 @@ def test_damage_moves_the_trial_to_a_new_run(
         path.write_bytes(b"x")
     start = module.training.start
 
-    def perturbed(*words: Any) -> Any:
-        state = start(*words)
+    def perturbed(*words: Any, **options: Any) -> Any:
+        state = start(*words, **options)
         with torch.no_grad():
             for parameter in state.model.parameters():
                 parameter *= 1 + 1e-6
@@ -247,9 +269,7 @@ def test_a_run_that_another_sweep_finished_meanwhile_is_left_as_it_is(
 
     def away_at_first(self: Delivery) -> TrialRun:
         if next(calls) == 0:
-            report = module.tune.report
             train(elsewhere(settings, threads=2), monkeypatch)
-            monkeypatch.setattr(module.tune, "report", report)
             raise TrackingError("away")
         return open_run(self)
 
@@ -368,10 +388,8 @@ def test_runs_name_their_storage_and_driver(settings: Settings, store: Store, mo
 
 
 def test_an_xor_trial_needs_no_data(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.tune, "report", lambda metrics: None)
     trial = Xor(epochs=20).sweep().trials()[1]
-    names = {trial.id: "xor"}
-    trainable({"trial_id": trial.id}, data=None, trials={trial.id: trial}, names=names, settings=settings)
+    run(Pack((trial,), ("xor",), 0), None, settings, lambda metrics: None)
     [recorded] = store.recorded()[trial.id]
     result = store.read(recorded)
     assert result.steps.tolist() == list(range(4, 81, 4))
@@ -393,28 +411,27 @@ def test_a_trial_without_enough_gpu_memory_is_to_be_tried_with_more(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """As often as it takes, and from its last checkpoint."""
-    small = dataclasses.replace(settings, gpus=defaultdict(lambda: 0.1))
     with pytest.raises(KilledError):
-        train(small, monkeypatch, die_at_epoch=2)
+        train(settings, monkeypatch, die_at_epoch=2, gpus=0.1)
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     start = module.training.start
     monkeypatch.setattr(module.training, "start", fail)
     for _ in range(STARTS + 1):
-        report = train(small, monkeypatch)
+        report = train(settings, monkeypatch, gpus=0.1)
         assert report["out_of_memory"]
         assert "0.1 of a GPU has too little memory for it" in report["error"]
     monkeypatch.setattr(module.training, "start", start)
-    assert "error" not in train(dataclasses.replace(settings, gpus=defaultdict(lambda: 0.2)), monkeypatch)
+    assert "error" not in train(settings, monkeypatch, gpus=0.2)
     result_of(store)
 
 
 def test_other_errors_are_not_of_memory(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.training, "start", None)
     with pytest.raises(TypeError):
-        train(dataclasses.replace(settings, gpus=defaultdict(lambda: 0.1)), monkeypatch)
+        train(settings, monkeypatch, gpus=0.1)
 
 
 def test_a_node_without_the_storage_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,3 +446,142 @@ def test_a_node_without_the_storage_says_so(settings: Settings, monkeypatch: pyt
 @pytest.mark.parametrize(("gpus", "fraction"), [(0.25, 0.25 - 0.5 / 16), (0.04, 0.02), (1.0, 1.0), (2.0, 1.0)])
 def test_a_trials_tensors_leave_room_for_the_rest_of_its_process(gpus: float, fraction: float) -> None:
     assert module.memory_fraction(gpus, 16 * 2**30) == pytest.approx(fraction)
+
+
+def stacked(settings: Settings) -> Settings:
+    """The same, with MLPs side by side."""
+    return dataclasses.replace(settings, stacked=["mlp_1"])
+
+
+def mlps(seeds: Sequence[int] = range(3), **changes: Any) -> list[Trial]:
+    return [make_trial(epochs=4, seed=seed, **changes) for seed in seeds]
+
+
+def results(store: Store) -> dict[str, Any]:
+    """By trial id; each has one run, finished, with every step once."""
+    found = {}
+    for trial_id, [recorded] in store.recorded().items():
+        assert recorded.finished
+        found[trial_id] = result = store.read(recorded)
+        for name in result.curves:
+            history = store.client.get_metric_history(recorded.run_id, name)
+            assert [m.step for m in history] == result.steps.tolist()
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """To the last bit."""
+    curves = all(one.curves[name].tobytes() == other.curves[name].tobytes() for name in one.curves)
+    return curves and one.first_layer.tobytes() == other.first_layer.tobytes()
+
+
+def forget(store: Store) -> None:
+    """Empty the store."""
+    for runs in store.recorded().values():
+        for recorded in runs:
+            store.delete(recorded.run_id)
+
+
+def test_a_packs_death_and_other_packs_change_no_member(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in a stack of three; gone on with in packs of two and one, from one checkpoint and from another."""
+    trials = mlps()
+    train_pack(stacked(settings), monkeypatch, trials)
+    expected = results(store)
+    assert len(expected) == 3
+    forget(store)
+    with pytest.raises(KilledError):
+        train_pack(stacked(settings), monkeypatch, trials, die_at_epochs=3)
+    with pytest.raises(KilledError):
+        train_pack(stacked(settings), monkeypatch, trials[1:], die_at_epochs=4)
+    train_pack(stacked(settings), monkeypatch, [trials[1], trials[0]])  # which have come unequally far
+    train_pack(settings, monkeypatch, trials[2:])  # as it began, not as the sweep says now
+    actual = results(store)
+    assert all(same(actual[trial.id], expected[trial.id]) for trial in trials)
+    tags = [store.tags(store.recorded()[trial.id][0].run_id)["stacked_trials"] for trial in trials]
+    assert tags == ["1", "1", "1"]
+    assert not any((settings.target.storage / "trials").iterdir())
+
+
+def test_members_one_after_another_are_as_alone(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = mlps()
+    for trial in trials:
+        train_pack(settings, monkeypatch, [trial])
+    expected = results(store)
+    forget(store)
+    with pytest.raises(KilledError):
+        train_pack(settings, monkeypatch, trials, die_at_epochs=4 + 2)  # the second in its middle
+    train_pack(settings, monkeypatch, trials)
+    actual = results(store)
+    assert all(same(actual[trial.id], expected[trial.id]) for trial in trials)
+
+
+def test_a_member_that_diverges_leaves_the_others_alone(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [good] = mlps([0])
+    [bad] = mlps([1], optimizer="sgd", learning_rate=1e6)
+    good = dataclasses.replace(good, optimizer="sgd")
+    train_pack(stacked(settings), monkeypatch, [good])
+    expected = results(store)[good.id]
+    forget(store)
+    with pytest.raises(KilledError):
+        train_pack(stacked(settings), monkeypatch, [bad, good], die_at_epochs=6)
+    train_pack(stacked(settings), monkeypatch, [bad, good])
+    actual = results(store)
+    assert same(actual[good.id], expected)
+    assert actual[bad.id].diverged
+    assert len(actual[bad.id].steps) < len(actual[good.id].steps)
+
+
+def test_a_member_that_cannot_be_trained_leaves_the_others_alone(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = mlps()
+    folder = TrialFolder(settings.target.storage, trials[1])
+    folder.path.mkdir(parents=True)
+    (folder.path / "starts").write_text(f"{settings.target.driver} {STARTS}")
+    endings = train_pack(stacked(settings), monkeypatch, trials)
+    assert ["error" in endings[trial.id] for trial in trials] == [False, True, False]
+    assert set(results(store)) == {trials[0].id, trials[2].id}
+
+
+def test_a_member_that_ends_its_process_again_and_again_does_not_take_others_with_it(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = mlps()
+    start = module.training.start
+
+    def dying(trial: Trial, *words: Any, **options: Any) -> Any:
+        if trial == trials[1]:
+            raise KilledError("this one")
+        return start(trial, *words, **options)
+
+    monkeypatch.setattr(module.training, "start", dying)
+    deaths = 0
+    while True:
+        try:
+            endings = train_pack(stacked(settings), monkeypatch, trials)
+            break
+        except KilledError:
+            deaths += 1
+    assert deaths == STARTS
+    assert "ended 3 times at the same point: test_members.KilledError: this one" in endings[trials[1].id]["error"]
+    [failed] = store.recorded()[trials[1].id]
+    store.delete(failed.run_id)
+    assert set(results(store)) == {trials[0].id, trials[2].id}
+
+
+def test_a_report_says_how_far_a_pack_is(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "REPORT_SECONDS", 0)
+    trials = [*mlps([0, 1]), make_trial(architecture="cnn_3", epochs=4)]
+    run(Pack(tuple(trials), ("a trial",) * 3, 0), make_dataset(), stacked(settings), reports.append)
+    assert [(r["epochs"], r["running"], len(r["endings"])) for r in reports] == [
+        *((0, 2, 0), (0, 2, 0), (2, 2, 0), (4, 2, 0), (6, 2, 0)),  # the stack
+        *((8, 1, 2), (8, 1, 2), (9, 1, 2), (10, 1, 2), (11, 1, 2)),  # then the other
+        (12, 0, 3),
+    ]

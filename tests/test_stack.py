@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_dataset, make_trial
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainables import stack, training
+from trainables.architectures import ARCHITECTURES
+from trainables.result import Result
+from trainables.trial import QUANTITIES, Trial
+
+MLPS = ("mlp_1", "mlp_2", "logistic")
+DATA = training.tensors(make_dataset(train=600), "cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def alone(trial: Trial) -> Result:
+    state = training.start(trial, DATA)
+    for _ in training.train(trial, DATA, state):
+        pass
+    return training.finish(trial, DATA, state)
+
+
+def together(trials: Sequence[Trial]) -> list[Result]:
+    states = [training.start(trial, DATA, fused=True) for trial in trials]
+    for _ in stack.train(trials, DATA, states):
+        pass
+    return [training.finish(trial, DATA, state) for trial, state in zip(trials, states, strict=True)]
+
+
+def assert_same(one: Result, other: Result) -> None:
+    """To the last bit."""
+    for name, curve in one.curves.items():
+        assert curve.tobytes() == other.curves[name].tobytes(), name
+    assert one.first_layer.tobytes() == other.first_layer.tobytes()
+    np.testing.assert_equal(one.test_accuracy, other.test_accuracy)
+
+
+def trials_of(architecture: str, seeds: Sequence[int], **changes: Any) -> list[Trial]:
+    changes = {"architecture": architecture, "quantities": QUANTITIES, **changes}
+    return [make_trial(seed=seed, learning_rate=0.001 * (1 + seed % 3), **changes) for seed in seeds]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_stack_computes_what_single_trials_do(
+    architecture: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In double precision rounding has no time to grow: all else would show."""
+    small = training.tensors(make_dataset(train=60), "cpu")
+    images = {name: getattr(small, name).double() for name in ("train_images", "val_images", "test_images")}
+    monkeypatch.setattr(f"{__name__}.DATA", replace(small, **images))
+    torch.set_default_dtype(torch.float64)
+    try:
+        steps = {"batch_size": 10, "record_every_steps": 4}  # 12 of them
+        trials = trials_of(architecture, (3, 4), optimizer=optimizer, **steps)
+        for trial, actual in zip(trials, together(trials), strict=True):
+            expected = alone(trial)
+            assert expected.steps.tolist() == [4, 8, 12]
+            assert expected.curves["train_loss"].dtype == np.float64
+            for name, curve in expected.curves.items():
+                np.testing.assert_allclose(actual.curves[name], curve, rtol=1e-6, err_msg=name)
+            np.testing.assert_allclose(actual.first_layer, expected.first_layer, atol=1e-9)
+            assert actual.test_accuracy == expected.test_accuracy
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_stack_follows_single_trials_for_a_hundred_steps(architecture: str, optimizer: str) -> None:
+    """To float tolerance, at rates at which rounding grows slowly."""
+    trials = [
+        make_trial(architecture=architecture, optimizer=optimizer, learning_rate=1e-5, seed=seed, record_every_steps=50)
+        for seed in (3, 4)
+    ]
+    for trial, actual in zip(trials, together(trials), strict=True):
+        expected = alone(trial)
+        assert expected.steps.tolist() == [50, 100]
+        np.testing.assert_allclose(actual.curves["train_loss"], expected.curves["train_loss"], rtol=1e-4)
+        np.testing.assert_allclose(actual.first_layer, expected.first_layer, atol=1e-4)
+
+
+@settings(max_examples=25)
+@given(
+    architecture=st.sampled_from(MLPS),
+    optimizer=st.sampled_from(["adam", "sgd"]),
+    batch_size=st.integers(1, 70),
+    seeds=st.lists(st.integers(0, 99), min_size=2, max_size=9, unique=True),
+    data=st.data(),
+)
+def test_who_else_is_in_the_stack_changes_no_bit(
+    architecture: str, optimizer: str, batch_size: int, seeds: list[int], data: st.DataObject
+) -> None:
+    """Of fully connected networks, on the CPU."""
+    changes = {"optimizer": optimizer, "batch_size": batch_size, "epochs": 1, "record_every_steps": 4}
+    trials = trials_of(architecture, seeds, **changes)
+    one = data.draw(st.sampled_from(trials))
+    [by_itself] = together([one])
+    assert_same(together(trials)[trials.index(one)], by_itself)
+
+
+def test_a_schedule_and_rates_are_each_members_own() -> None:
+    fast = make_trial(learning_rate=0.01, milestones=((30, 0.001),), batch_size=50)
+    slow = make_trial(learning_rate=0.0001, batch_size=50)
+    for trial, actual in zip((fast, slow), together([fast, slow]), strict=True):
+        np.testing.assert_allclose(actual.curves["train_loss"], alone(trial).curves["train_loss"], rtol=1e-4)
+
+
+def test_the_last_batch_of_an_epoch_may_be_smaller() -> None:
+    trials = trials_of("mlp_1", (0, 1), batch_size=70)  # 600 images: the ninth batch has 40
+    for trial, actual in zip(trials, together(trials), strict=True):
+        np.testing.assert_allclose(actual.curves["train_loss"], alone(trial).curves["train_loss"], rtol=1e-4)
+
+
+def test_a_diverged_member_leaves_and_the_others_stay_as_they_are() -> None:
+    good = trials_of("mlp_1", (0, 1), optimizer="sgd")
+    bad = make_trial(optimizer="sgd", learning_rate=1e6, seed=7, quantities=QUANTITIES)
+    first, diverged, second = together([good[0], bad, good[1]])
+    assert diverged.diverged
+    assert len(diverged.steps) < len(first.steps)
+    for actual, expected in zip((first, second), together(good), strict=True):
+        assert_same(actual, expected)
+    np.testing.assert_equal(diverged.steps, alone(bad).steps)
+
+
+def test_a_members_checkpoint_holds_the_member_alone() -> None:
+    """Its parameters are views into the stack's, and saving a view would save the whole."""
+    trials = trials_of("mlp_1", range(8))
+    states = [training.start(trial, DATA, fused=True) for trial in trials]
+    next(stack.train(trials, DATA, states))
+    for value in training.state_dict(states[0], 0)["model"].values():
+        assert value.untyped_storage().nbytes() == value.nbytes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_stacked_trials_end_as_well_as_single_ones() -> None:
+    """In distribution: the mean test accuracies over 20 seeds differ by less than three standard errors."""
+    trials = trials_of("mlp_1", range(20), epochs=5, batch_size=50, quantities=("train_loss",))
+    ends = np.array([[r.test_accuracy for r in some] for some in (together(trials), [alone(t) for t in trials])])
+    error = np.sqrt(ends.var(axis=1, ddof=1).sum() / len(trials))
+    assert abs(ends[0].mean() - ends[1].mean()) < 3 * error
+    assert np.ptp(ends[0]) > 0
