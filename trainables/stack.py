@@ -97,6 +97,23 @@ def forward(network: nn.Sequential, parameters: Mapping[str, Tensor], inputs: Te
     return outputs
 
 
+def joint_optimizer(members: Sequence[tuple[Trial, State]]) -> torch.optim.Optimizer:
+    """One for the parameters of all members, on the state of their own, which takes less time than each by itself.
+
+    It updates each parameter of each member by itself, so the numbers are the same.
+    """
+    groups: dict[Any, dict[str, Any]] = {}
+    for trial, state in members:
+        schedule = (trial.learning_rate, trial.milestones)
+        group = groups.setdefault(schedule, {"trial": trial, "params": []})
+        group["params"] += state.model.parameters()
+    optimizer = training.OPTIMIZERS[members[0][0].optimizer](list(groups.values()), lr=0.0, fused=True)
+    for _, state in members:
+        for parameter in state.model.parameters():
+            optimizer.state[parameter] = state.optimizer.state[parameter]  # the same dictionary
+    return optimizer
+
+
 class Stack:
     """Members' networks as one, until one of them leaves.
 
@@ -118,6 +135,7 @@ class Stack:
                 parameter.data = values
                 parameter.grad = gradient
             self.parameters[name] = stacked
+        self.optimizer = joint_optimizer(members)
 
     def take_step(self, batch: Tensor) -> tuple[Tensor, Iterator[Moment]]:
         """One optimiser step of every member on the images whose indices are `batch` `(members, batch size)`.
@@ -127,6 +145,8 @@ class Stack:
         """
         for trial, state in self.members:
             training.advance(trial, state)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["trial"].learning_rate_at(self.members[0][1].step)
         labels = self.data.train_labels.index_select(0, batch.flatten())
         images = self.data.train_images.index_select(0, batch.flatten()).unflatten(0, batch.shape)
         logits = forward(self.network, self.parameters, images)  # (members, batch size, classes)
@@ -136,8 +156,7 @@ class Stack:
             assert parameter.grad is not None
             parameter.grad.zero_()  # in place, as the members' gradients are views
         losses.sum().backward()
-        for _, state in self.members:
-            state.optimizer.step()
+        self.optimizer.step()
         return losses, self.moments(losses, logits, labels.view(batch.shape))
 
     def moments(self, losses: Tensor, logits: Tensor, labels: Tensor) -> Iterator[Moment]:

@@ -1,6 +1,7 @@
 """What Ray Tune runs, and what it is told: a pack of trials, in a process that stays for the next pack.
 
-Quick to import: drivers read this as well, and need neither torch nor the time it takes to load.
+Quick to import: drivers read this as well, before they know whether anything is to be trained. And Ray reads settings
+when it is imported, which `sweeps/launch.py` makes first.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
-
-from ray import tune
 
 from trainables.trial import Trial
 
@@ -76,6 +75,8 @@ def trainable(config: dict[str, str], *, data: Dataset | None, settings: Setting
         data: The data set; None for "xor", which has its own.
         settings: The same for all packs of a sweep.
     """
+    from ray import tune
+
     from trainables import members
 
     members.run(Pack.from_json(config["pack"]), data, settings, tune.report)
