@@ -43,7 +43,6 @@ cluster-test: install-cluster ## A cluster on three hosts of this machine, switc
 	$(RUN) cluster/suite.py
 
 bench: install ## Measured ratios: the training loop against a bare torch loop, and what safety costs
-	$(RUN) benchmarks/training_loop.py
 	$(RUN) benchmarks/safety.py
 
 bench-cluster: install-cluster ## What the head takes: writers at once on PostgreSQL, and many trials in Ray Tune

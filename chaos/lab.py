@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 
 from cluster.verify import lost_and_doubled
+from sweeps.measure import FILE
 from sweeps.run import private_folder
 from trainables.result import Result
 from trainables.tracking import MODEL, Store
@@ -235,7 +236,7 @@ class Lab:
         # torch makes the folder of its compiler's cache when it is imported
         left = [path for path in (self.folder / "tmp").rglob("*") if not path.name.startswith("torchinductor_")]
         left += trials.rglob("*") if trials.exists() else ()
-        left += [path for path in self.storage.iterdir() if path.name not in ("trials", "sweep.lock")]
+        left += [path for path in self.storage.iterdir() if path.name not in ("trials", "sweep.lock", FILE)]
         base = Path(self.variables.get("RAY_TMPDIR", "/tmp"))
         private = [base / private_folder(storage).name for storage in (self.storage, self.folder / "elsewhere")]
         left += [folder for folder in private if folder.exists()]

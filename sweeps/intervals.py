@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 
 class Interval(NamedTuple):
@@ -23,6 +22,8 @@ def mean_interval(values: ArrayLike, axis: int = 0, confidence: float = 0.95) ->
 
     NaN values are left out, and `n` counts what is left: `(seeds, …)` → four arrays `(…)`.
     """
+    from scipy import stats  # takes half a second, which a plan need not wait for
+
     array = np.asarray(values, np.float64)
     n = np.sum(~np.isnan(array), axis=axis)
     total = np.nansum(array, axis=axis)

@@ -39,7 +39,7 @@ from sweeps.options import stop_on_signals
 from sweeps.resources import Node, with_planned
 from trainables.checkpoints import appears, writing
 from trainables.datasets import Dataset
-from trainables.probe import Probed, probe
+from trainables.probe import Probed, fastest_for_convolutions, probe
 from trainables.trainable import Pack, Settings, trainable
 from trainables.trial import BadInputError, Trial
 
@@ -151,10 +151,18 @@ def probed(
         trials: By architecture, trials that could train side by side.
         gpus: By architecture, the share of a GPU; a whole one to measure the memory, as what others use would count.
     """
+    if not trials:
+        return {}
     shared = ray.put(data)
     task = ray.remote(num_cpus=cpus)(probe)
     answers = [task.options(num_gpus=gpus[name]).remote(some, shared, cpus) for name, some in trials.items()]
     return dict(zip(trials, ray.get(answers), strict=True))
+
+
+def fastest_instructions(cpus: int) -> str | None:
+    """What convolutions are to be limited to where trials train; None: nothing."""
+    answer: str | None = ray.get(ray.remote(num_cpus=cpus)(fastest_for_convolutions).remote(cpus))
+    return answer
 
 
 def prepare(folder: Path) -> None:

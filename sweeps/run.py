@@ -24,6 +24,7 @@ from rich.table import Table
 
 from sweeps.claim import alive, claimed
 from sweeps.intervals import mean_text
+from sweeps.measure import Measured, measure
 from sweeps.options import Running, Selection, next_stage
 from sweeps.packs import MOST_TRIALS, Images, packs, parse_pack
 from sweeps.resources import SHARED_GPU, Node, Share, gpu_shares, parse_gpus, share, share_for, this_machine
@@ -36,13 +37,11 @@ if TYPE_CHECKING:
     from sweeps.launch import Ending
     from trainables.datasets import Dataset
     from trainables.delivery import Target
-    from trainables.probe import Probed
     from trainables.trainable import Pack
 
 # How long a store that went away while trials trained is waited for at the end. What it does not take by then stays
 # in the storage folder until the next command.
 PATIENCE_SECONDS = 120.0
-PROBED_TRIALS = 4  # side by side on a CPU: enough to see whether that pays
 MOST_RECORDS = 10_000_000  # a curve; more would fill the memory before training starts
 console = Console()
 
@@ -168,7 +167,7 @@ class Trainer:
         self.nodes: list[Node] | None = None
         self.share: Share | None = None
         self.data: Dataset | None = None
-        self.probed: dict[str, Probed] = {}  # by architecture
+        self.measured = Measured()
 
     def start(self, trial: Trial) -> list[Node]:
         """Load the data that all trials of an experiment share, and start Ray."""
@@ -190,40 +189,25 @@ class Trainer:
         from sweeps import launch
 
         self.nodes = self.nodes or self.start(trials[0])
-        self.probe(trials, self.nodes)
-        measured = {name: share_for(seen.memory) for name, seen in self.probed.items() if seen.memory is not None}
+        self.measure(trials, self.nodes)
+        measured = {name: share_for(part) for name, part in self.measured.memory.items()}
         found = share_of(trials, self.running, self.nodes, measured)
         if any(found.gpus.values()) and self.address is None:
             launch.check_gpu()
         return found
 
-    def probe(self, trials: Sequence[Trial], nodes: Sequence[Node]) -> None:
-        """Try what the sweep is to plan with: what an architecture needs of a GPU, and whether stacking it pays."""
-        from sweeps import launch
-
+    def measure(self, trials: Sequence[Trial], nodes: Sequence[Node]) -> None:
+        """Try what the sweep is to plan with."""
         if self.data is None:
             return
         asked = parse_gpus(self.running.gpus_per_trial)
         gpus = share_of(trials, self.running, nodes).gpus
         unknown = [name for name, share in gpus.items() if share and asked.get(name, asked.get("", 0.0)) is None]
         most = parse_pack(self.running.pack) or MOST_TRIALS
-        wanted = [name for name in gpus if name not in self.probed and (most > 1 or name in unknown)]
-        if not wanted:
-            return
         if unknown:
             say("Measuring how much GPU memory training takes, once there is a GPU for it")
-        largest = {trial.architecture: trial for trial in sorted(trials, key=lambda trial: trial.batch_size)}
-        self.probed |= launch.probed(
-            {
-                # on a GPU as many as a pack may have, because their memory counts
-                name: [replace(largest[name], seed=seed) for seed in range(most if gpus[name] else PROBED_TRIALS)]
-                for name in wanted
-            },
-            self.data,
-            self.running.cpus_per_trial,
-            {name: 1.0 if name in unknown else gpus[name] for name in wanted},
-        )
-        if unknown and all(self.probed[name].memory is None for name in unknown):
+        self.measured = measure(trials, gpus, unknown, most, self.data, self.running.cpus_per_trial, self.storage)
+        if unknown and not self.measured.memory:
             say(f"PyTorch finds no usable GPU to measure on: {SHARED_GPU} of a GPU a trial")
 
     def train(self, plan: Plan) -> tuple[Plan, Mapping[str, Ending]]:
@@ -357,7 +341,8 @@ class Trainer:
             target=target,
             threads=trial_share.cpus,
             checkpoint_seconds=self.running.checkpoint_seconds,
-            stacked=[] if most == 1 else [name for name, seen in self.probed.items() if seen.speedup > 1],
+            stacked=self.measured.stacked,
+            instructions=self.measured.instructions,
         )
         images = None if self.data is None else Images.of(self.data)
         names, at_once = plan.sweep.labels(), trial_share.at_once

@@ -71,6 +71,11 @@ def uses(architecture: str, layer: Layer) -> bool:
     return layer in ARCHITECTURES.get(architecture, ())
 
 
+def convolves(architecture: str) -> bool:
+    """Whether the architecture has a convolution."""
+    return any(isinstance(layer, Conv) for layer in ARCHITECTURES.get(architecture, ()))
+
+
 def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of one example after `layer`: `(channels, height, width)`, or `(features,)` after a `Linear`."""
     match layer:

@@ -119,6 +119,7 @@ class Member:
             "threads": self.threads,
             "training_seconds": f"{self.seconds(seconds):.3f}",
             **({"stacked_trials": str(members)} if self.stacked else {}),  # which shared these seconds
+            **({"instructions": self.settings.instructions} if self.settings.instructions else {}),
         }
         result = training.finish(self.trial, tensors, state)
         self.folder.write_result(to_keep(result, state.step, tags, training.weights(state)))

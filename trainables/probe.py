@@ -5,10 +5,14 @@ Quick to import, for drivers.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainables.datasets import Dataset
@@ -18,7 +22,12 @@ if TYPE_CHECKING:
     import torch
 
 STEPS = 3  # a turn
-TURNS = 3  # of which the fastest counts, against whatever else the machine does
+TURNS = 3  # at least, of which the fastest counts, against whatever else the machine does
+MOST_TURNS = 100
+ENOUGH_TRIALS = 4
+TRY_SECONDS = 0.2
+ONEDNN = "ONEDNN_MAX_CPU_ISA"  # environment variable of the library that computes torch's convolutions on the CPU
+WORTH = 0.95  # of the time: less is noise
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Probed:
 
 
 def probe(trials: Sequence[Trial], data: Dataset, threads: int) -> Probed:
-    """Train some steps of trials of one kind, side by side and one alone.
+    """Train some steps of trials of one kind, side by side and one alone; on a CPU of a few, which tells enough.
 
     On a GPU in a process of its own, and with a GPU of its own: the memory that others use there would be counted.
     """
@@ -45,7 +54,9 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int) -> Probed:
 
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    steps = 1 + TURNS * STEPS
+    if device.type == "cpu":
+        trials = trials[:ENOUGH_TRIALS]
+    steps = 1 + MOST_TURNS * STEPS
     unrecorded = [replace(trial, epochs=steps, milestones=(), record_every_steps=steps * 10**6) for trial in trials]
     try:
         tensors = training.tensors(data, device, trials[0].task)
@@ -53,7 +64,7 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int) -> Probed:
         together = step_seconds(stack.train(unrecorded, tensors, states), device)
         state = training.start(unrecorded[0], tensors)
         alone = step_seconds(training.train(unrecorded[0], tensors, state), device)
-        images = tensors.test_images[: 2 * training.EVALUATION_BATCH]
+        images = tensors.test_images[: 2 * training.EVALUATION_BATCH[device.type]]
         training.accuracy(state.model, images, tensors.test_labels[: len(images)])
     except torch.OutOfMemoryError:  # a trial will say so itself
         return Probed(0.0, 1.0)
@@ -61,6 +72,48 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int) -> Probed:
         return Probed(len(trials) * alone / together, None)
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     return Probed(len(trials) * alone / together, 1 - free_bytes / total_bytes)
+
+
+def fastest_for_convolutions(threads: int) -> str | None:
+    """To which instruction set oneDNN is to be limited on this machine; None if to none.
+
+    With AVX-512 it computes channels in blocks of 16, so that layers of 8 channels waste half of the work, and some
+    processors do such an instruction in two halves anyway.
+    """
+    if ONEDNN in os.environ:  # somebody has chosen
+        return os.environ[ONEDNN]
+    if "avx512f" not in Path("/proc/cpuinfo").read_text():
+        return None
+
+    def seconds(limit: Mapping[str, str]) -> float:
+        # In a process of its own: oneDNN looks once.
+        command = [sys.executable, str(Path(__file__)), str(threads)]
+        environment = {**os.environ, **limit, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+    return "AVX2" if seconds({ONEDNN: "AVX2"}) < WORTH * seconds({}) else None
+
+
+def convolution_seconds(threads: int) -> float:
+    """Of a step of each convolutional architecture of the reports' main part, with its part of a record."""
+    import torch
+
+    from trainables import training
+    from trainables.architectures import build
+
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(50, 1, 28, 28, generator=generator)
+
+    def steps() -> Iterator[None]:
+        while True:
+            for model in models:
+                model(images).sum().backward()
+                training.accuracy(model, images.repeat(12, 1, 1, 1), torch.zeros(600))  # 6,000 every tenth step
+            yield
+
+    models = [build(name, (1, 28, 28)).to(memory_format=torch.channels_last) for name in ("cnn_3", "cnn_4", "cnn_5")]
+    return step_seconds(steps(), torch.device("cpu"))
 
 
 def step_seconds(steps: Iterator[None], device: torch.device) -> float:
@@ -76,4 +129,12 @@ def step_seconds(steps: Iterator[None], device: torch.device) -> float:
         return (time.perf_counter() - started) / length
 
     turn(1)
-    return min(turn(STEPS) for _ in range(TURNS))
+    deadline = time.monotonic() + TRY_SECONDS
+    turns = [turn(STEPS) for _ in range(TURNS)]
+    while len(turns) < MOST_TURNS and time.monotonic() < deadline:
+        turns.append(turn(STEPS))
+    return min(turns)
+
+
+if __name__ == "__main__":
+    print(convolution_seconds(int(sys.argv[1])))

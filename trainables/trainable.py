@@ -7,10 +7,12 @@ when it is imported, which `sweeps/launch.py` makes first.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from trainables.probe import ONEDNN
 from trainables.trial import Trial
 
 if TYPE_CHECKING:
@@ -22,18 +24,21 @@ if TYPE_CHECKING:
 class Settings:
     """How trials are trained and where they keep what they have.
 
-    None of it changes a result, but for the last bits, which follow `threads` and `stacked`. Both are recorded.
+    None of it changes a result, but for the last bits, which follow `threads`, `stacked` and `instructions`. These are
+    recorded.
 
     Attributes:
         threads: Of a pack's process.
         checkpoint_seconds: Of training between two checkpoints at most.
         stacked: Architectures whose trials train side by side (`trainables/stack.py`), be it one alone.
+        instructions: Convolutions on the CPU are limited to this instruction set; None: to none.
     """
 
     target: Target
     threads: int
     checkpoint_seconds: float
     stacked: Collection[str] = ()
+    instructions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ def trainable(config: dict[str, str], *, data: Dataset | None, settings: Setting
         data: The data set; None for "xor", which has its own.
         settings: The same for all packs of a sweep.
     """
+    if settings.instructions is not None:
+        os.environ[ONEDNN] = settings.instructions  # which torch, imported from here on, reads once
+
     from ray import tune
 
     from trainables import members
