@@ -18,7 +18,9 @@ import numpy as np
 import torch
 
 from trainables import stack, training, xor
+from trainables.architectures import convolves, flops
 from trainables.checkpoints import StorageError, TrialFolder, check_storage
+from trainables.compiled import compiled, plain
 from trainables.datasets import Dataset
 from trainables.delivery import Delivery, to_keep
 from trainables.trainable import Pack, Settings
@@ -29,6 +31,9 @@ from trainables.trial import XOR, BadInputError, Trial
 EPOCH_END = 1 / 12
 STARTS = 3  # of a trial without a new checkpoint in between; whatever ends it then would end it again
 REPORT_SECONDS = 0.5  # between two reports of progress
+# Of a trial's validation: ten minutes at 30 GFLOP/s, of which compiled code saved half a minute where it was measured,
+# at 10 seconds for compiling.
+COMPILING_PAYS_FLOPS = 2e13
 CONTEXT_BYTES = 512 * 2**20  # of GPU memory that a process takes up before it holds a tensor: an allowance
 
 Report = Callable[[dict[str, Any]], None]
@@ -81,6 +86,8 @@ class Member:
         state = training.start(self.trial, tensors, fused=self.stacked)
         if self.saved is not None:
             training.load_state_dict(state, self.saved)
+        if not self.stacked and compiling_pays(self.trial, tensors):
+            state.forward = compiled
         return state
 
     def seconds(self, more: float) -> float:
@@ -119,6 +126,7 @@ class Member:
             "threads": self.threads,
             "training_seconds": f"{self.seconds(seconds):.3f}",
             **({"stacked_trials": str(members)} if self.stacked else {}),  # which shared these seconds
+            **({"compiled_validation": "yes"} if state.forward is not plain else {}),
             **({"instructions": self.settings.instructions} if self.settings.instructions else {}),
         }
         result = training.finish(self.trial, tensors, state)
@@ -275,6 +283,16 @@ def train_group(members: Sequence[Member], tensors: Callable[[str | None], Tenso
     for member, state in zip(members, states, strict=True):
         with answering([member], progress):
             member.keep(state, data, seconds, len(members))
+
+
+def compiling_pays(trial: Trial, data: Tensors) -> bool:
+    """Whether a trial's validation takes long enough, on a CPU, to compile its network first."""
+    if data.train_images.device.type != "cpu" or not convolves(trial.architecture):
+        return False
+    passes = len(training.record_steps(trial, len(data.train_images)))
+    seen = {"val_accuracy": data.val_images, "train_set_accuracy": data.train_images}
+    images = passes * sum(len(seen[name]) for name in trial.quantities if name in seen)
+    return images * flops(trial.architecture, data.input_shape, data.classes) > COMPILING_PAYS_FLOPS
 
 
 def train_xor(member: Member) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.architectures import build, first_layer
+from trainables.compiled import Forward, plain
 from trainables.datasets import Dataset
 from trainables.result import Result
 from trainables.trial import Trial
@@ -56,6 +57,7 @@ class State:
         step: Optimiser steps taken, counted across epochs.
         curves: `(quantities, records)` float32 on the device; columns from `records` on are not yet filled.
         diverged: The loss of the last record is NaN or infinite: training has ended there.
+        forward: The pass outside training.
     """
 
     model: nn.Sequential
@@ -63,6 +65,7 @@ class State:
     step: int
     curves: Tensor
     diverged: bool = False
+    forward: Forward = plain
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,15 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=-1) == labels).sum(dim=-1)
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, forward: Forward = plain) -> Tensor:
     """Accuracy in percent of the model in eval mode on all images, a tensor without dimensions on the device."""
     model.eval()
     with torch.inference_mode():
         size = EVALUATION_BATCH[images.device.type]
         batches = zip(images.split(size), labels.split(size), strict=True)
-        total = torch.stack([correct(model(x), y) for x, y in batches]).sum()
+        # A smaller last batch is not worth code of its own.
+        hits = [correct((forward if len(x) == size else plain)(model, x), y) for x, y in batches]
+        total = torch.stack(hits).sum()
     model.train()
     return 100 * total / len(labels)
 
@@ -213,7 +218,7 @@ def take_step(trial: Trial, data: Tensors, state: State, batch: Tensor) -> Momen
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
-    return Moment(state.model, loss, logits, labels, data, partial(accuracy, state.model))
+    return Moment(state.model, loss, logits, labels, data, partial(accuracy, state.model, forward=state.forward))
 
 
 def advance(trial: Trial, state: State) -> None:
