@@ -146,6 +146,8 @@ class Running:
     pack: str = "auto"
     """Trials that share a process, at most; 1 packs none. auto: as many as pays, which a few steps of training show.
     Packed or not, a trial computes the same but for rounding."""
+    compile_steps: bool = False
+    """Compile the steps of trials that train side by side, for GPUs: it takes up to a minute at first."""
     max_concurrent: int | None = None
     """At most this many processes that train at once. Default: as many as the resources allow."""
     checkpoint_seconds: float = 60.0

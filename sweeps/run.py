@@ -343,6 +343,7 @@ class Trainer:
             checkpoint_seconds=self.running.checkpoint_seconds,
             stacked=self.measured.stacked,
             instructions=self.measured.instructions,
+            compiled=self.running.compile_steps,
         )
         images = None if self.data is None else Images.of(self.data)
         names, at_once = plan.sweep.labels(), trial_share.at_once

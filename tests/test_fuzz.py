@@ -102,6 +102,8 @@ def values(name: str, kind: str) -> st.SearchStrategy[str]:
     """Values for an option of this name and type: mostly some that could be meant for it, then anything at all."""
     if name == "gpus_per_trial":
         meant = st.sampled_from(SHARES)
+    elif name == "pack":
+        meant = st.sampled_from(["auto", *GOOD_NUMBERS]) | st.sampled_from(WHOLE)
     elif "int" in kind:
         meant = st.sampled_from(GOOD_NUMBERS) | st.sampled_from(WHOLE) | st.integers().map(str)
     elif "float" in kind:

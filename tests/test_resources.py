@@ -114,7 +114,7 @@ def test_a_measured_share_holds_what_was_used(used: float) -> None:
     assert SMALLEST_SHARE <= found <= 1
     at_once = fitting(Node(1000, 1), 1, found)
     assert at_once * round(found, 4) <= 1
-    assert found > 0.999 * min(1, used * MARGIN)
+    assert found > min(1, used * MARGIN) - 0.0001  # as finely as Ray counts
 
 
 def test_nodes_that_the_launcher_would_start_count() -> None:

@@ -216,7 +216,7 @@ def test_training_draws_no_random_number(architecture: str) -> None:
 def test_a_trial_that_diverges_ends_at_that_record(data: training.Tensors) -> None:
     trial = make_trial(optimizer="sgd", learning_rate=1e6, epochs=4, record_every_steps=2)
     state = training.start(trial, data)
-    seen = [state.step for state in training.train(trial, data, state)]
+    seen = [state.step for _ in training.train(trial, data, state)]
     result = training.finish(trial, data, state)
     assert state.diverged
     assert seen == list(range(1, result.steps[-1] + 1))

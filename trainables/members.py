@@ -267,7 +267,12 @@ def train_group(members: Sequence[Member], tensors: Callable[[str | None], Tenso
     states = [member.start(data) for member in members]
     progress.reached(members, members[0].step // per_epoch)
     began = last_save = time.monotonic()
-    for _ in stack.train(trials, data, states) if members[0].stacked else training.train(first, data, states[0]):
+    steps = (
+        stack.train(trials, data, states, compiled=settings.compiled)
+        if members[0].stacked
+        else training.train(first, data, states[0])
+    )
+    for _ in steps:
         now = time.monotonic()
         step = max(state.step for state in states)
         epoch_ended = step % per_epoch == 0

@@ -11,7 +11,8 @@ those of `training.train` they differ by rounding: sums are taken in another ord
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -22,25 +23,31 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from trainables import training
+from trainables.architectures import build
 from trainables.training import Moment, State, Tensors
 from trainables.trial import Trial
 
 EVALUATION_BATCH = 1000  # images a forward pass outside training
 
+# Parameters, images `(members, n, …)` and labels `(members, n)` → losses `(members,)`, logits `(members, n, classes)`
+Losses = Callable[[Mapping[str, Tensor], Tensor, Tensor], tuple[Tensor, Tensor]]
 
-def train(trials: Sequence[Trial], data: Tensors, states: Sequence[State]) -> Iterator[None]:
+
+def train(trials: Sequence[Trial], data: Tensors, states: Sequence[State], *, compiled: bool = False) -> Iterator[None]:
     """Train members that stand at the same step to the last epoch's end, yielding after every step of all.
 
     A member that diverges leaves the stack with that record; the others go on.
 
     Args:
         states: Made by `training.start` with `fused`, which is faster where there are many.
+        compiled: Have forward and backward pass compiled, for GPUs, where each operation waits to be launched. That
+            takes up to a minute for each kind and size of stack, once. The numbers are the same but for rounding.
     """
     images = len(data.train_images)
     per_epoch, interval = trials[0].steps_per_epoch(images), trials[0].record_interval(images)
     members = list(zip(trials, states, strict=True))
     while members := [(trial, state) for trial, state in members if not training.ended(trial, data, state)]:
-        stack = Stack(members, data)
+        stack = Stack(members, data, compiled=compiled)
         epoch, taken = divmod(members[0][1].step, per_epoch)
         orders = torch.stack([training.epoch_order(trial.seed, epoch, images) for trial, _ in members])
         for batch in training.on_device(orders, data.train_images.device).split(trials[0].batch_size, dim=1)[taken:]:
@@ -97,6 +104,53 @@ def forward(network: nn.Sequential, parameters: Mapping[str, Tensor], inputs: Te
     return outputs
 
 
+def losses_of(
+    network: nn.Sequential, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each member's mean loss on a batch of its own, and its logits: see `Losses`."""
+    logits = forward(network, parameters, images)
+    each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return each.view(labels.shape).mean(dim=1), logits
+
+
+class Compiled:
+    """`losses_of` compiled at its first call; where that cannot be done, a warning says so and it stays as it is.
+
+    On a GPU the passes are CUDA graphs, whose memory the next step overwrites. That is safe here: parameters come in as
+    plain tensors, not as a module's, so they are copied in at each step, and a new stack's may lie elsewhere; gradients
+    are copied out to where the members' own are; losses and logits are looked at before the next step.
+    """
+
+    def __init__(self, network: nn.Sequential) -> None:
+        self.plain: Losses = partial(losses_of, network)
+        self.tried: Losses | None = None
+
+    def __call__(self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.tried is None:
+            self.tried = self.plain
+            try:
+                mode = "reduce-overhead" if images.is_cuda else None
+                function: Losses = torch.compile(self.plain, fullgraph=True, dynamic=False, mode=mode)
+                for _ in range(2):  # the first call compiles, the second records CUDA graphs
+                    losses, _ = function(parameters, images, labels)
+                    torch.autograd.grad(losses.sum(), list(parameters.values()))
+                self.tried = function
+            except Exception as error:  # Dynamo, Inductor, Triton and the compilers under them have each their own
+                reason = str(error).strip().partition("\n")[0]
+                warnings.warn(f"training goes on uncompiled: {type(error).__name__}: {reason}", stacklevel=2)
+        return self.tried(parameters, images, labels)
+
+
+@cache
+def compiled_losses(members: int, batch_size: int, device: torch.device, architecture: str, **shape: Any) -> Compiled:
+    """One for each kind and size of stack in a process, as a stack is made anew for every epoch.
+
+    After eight in a process Dynamo compiles no more (`recompile_limit`), and further ones train uncompiled.
+    """
+    with torch.device("meta"):  # the layers alone: parameters come with each call
+        return Compiled(build(architecture, **shape))
+
+
 def joint_optimizer(members: Sequence[tuple[Trial, State]]) -> torch.optim.Optimizer:
     """One for the parameters of all members, on the state of their own, which takes less time than each by itself.
 
@@ -118,24 +172,38 @@ class Stack:
     """Members' networks as one, until one of them leaves.
 
     Attributes:
-        parameters: name → `(members, …)`; the members' own parameters and gradients are views into these.
+        parameters: name → `(members, …)`; the members' own are views into these.
+        gradients: In the same order; the members' own are views into these.
     """
 
-    def __init__(self, members: Sequence[tuple[Trial, State]], data: Tensors) -> None:
+    def __init__(self, members: Sequence[tuple[Trial, State]], data: Tensors, *, compiled: bool = False) -> None:
         self.members = members
         self.data = data
         models = [state.model for _, state in members]
         self.network = copy.deepcopy(models[0])
         self.parameters: dict[str, Tensor] = {}
+        self.gradients: list[Tensor] = []
         for name, _ in self.network.named_parameters():
             own = [model.get_parameter(name) for model in models]
-            stacked = torch.stack([parameter.detach() for parameter in own]).requires_grad_()
-            stacked.grad = torch.zeros_like(stacked)
-            for parameter, values, gradient in zip(own, stacked.detach(), stacked.grad, strict=True):
+            stacked = torch.stack([parameter.detach() for parameter in own])
+            gradients = torch.zeros_like(stacked)
+            for parameter, values, gradient in zip(own, stacked, gradients, strict=True):
                 parameter.data = values
                 parameter.grad = gradient
-            self.parameters[name] = stacked
+            self.parameters[name] = stacked.detach().requires_grad_()
+            self.gradients.append(gradients)
         self.optimizer = joint_optimizer(members)
+        self.losses: Losses = partial(losses_of, self.network)
+        self.plain = self.losses
+        if compiled:
+            trial, device = members[0][0], data.train_images.device
+            self.losses = compiled_losses(
+                *(len(members), trial.batch_size, device, trial.architecture),
+                input_shape=data.input_shape,
+                classes=data.classes,
+                activation=trial.activation,
+                pooling=trial.pooling,
+            )
 
     def take_step(self, batch: Tensor) -> tuple[Tensor, Iterator[Moment]]:
         """One optimiser step of every member on the images whose indices are `batch` `(members, batch size)`.
@@ -147,17 +215,15 @@ class Stack:
             training.advance(trial, state)
         for group in self.optimizer.param_groups:
             group["lr"] = group["trial"].learning_rate_at(self.members[0][1].step)
-        labels = self.data.train_labels.index_select(0, batch.flatten())
+        labels = self.data.train_labels.index_select(0, batch.flatten()).view(batch.shape)
         images = self.data.train_images.index_select(0, batch.flatten()).unflatten(0, batch.shape)
-        logits = forward(self.network, self.parameters, images)  # (members, batch size, classes)
-        each = functional.cross_entropy(logits.flatten(0, 1), labels, reduction="none")
-        losses = each.view(batch.shape).mean(dim=1)  # (members,)
-        for parameter in self.parameters.values():
-            assert parameter.grad is not None
-            parameter.grad.zero_()  # in place, as the members' gradients are views
-        losses.sum().backward()
+        # A smaller batch, the last of an epoch, would have to be compiled as well.
+        whole = batch.shape[1] == self.members[0][0].batch_size
+        losses, logits = (self.losses if whole else self.plain)(self.parameters, images, labels)
+        gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
+        torch._foreach_copy_(self.gradients, gradients)  # a launch for all, not one each
         self.optimizer.step()
-        return losses, self.moments(losses, logits, labels.view(batch.shape))
+        return losses, self.moments(losses, logits, labels)
 
     def moments(self, losses: Tensor, logits: Tensor, labels: Tensor) -> Iterator[Moment]:
         """Each member's moment; the first that asks for an accuracy has it computed for all."""

@@ -32,6 +32,7 @@ class Settings:
         checkpoint_seconds: Of training between two checkpoints at most.
         stacked: Architectures whose trials train side by side (`trainables/stack.py`), be it one alone.
         instructions: Convolutions on the CPU are limited to this instruction set; None: to none.
+        compiled: Steps of a stack are compiled.
     """
 
     target: Target
@@ -39,6 +40,7 @@ class Settings:
     checkpoint_seconds: float
     stacked: Collection[str] = ()
     instructions: str | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
