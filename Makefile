@@ -5,8 +5,8 @@ RUN = $(VENV)/bin/python
 # An environment that several checkouts share imports this one.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install install-cluster quickstart test fast-test chaos chaos-quick cluster-test bench bench-cluster \
-	lint types
+.PHONY: help install install-cluster quickstart test fast-test chaos chaos-quick cluster-test bench bench-compare \
+	bench-safety bench-cluster lint types
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -42,7 +42,13 @@ chaos-quick: install ## The faults that CI injects
 cluster-test: install-cluster ## A cluster on three hosts of this machine, switched off in part; root, or it ends with 77
 	$(RUN) cluster/suite.py
 
-bench: install ## Measured ratios: the training loop against a bare torch loop, and what safety costs
+bench: install ## Sweeps beside a plain script and one as in Ray's tutorial, and the machine's limit: half an hour
+	$(RUN) benchmarks/bench.py
+
+bench-compare: install ## Two results of make bench: make bench-compare OLD=a.json NEW=b.json
+	$(RUN) benchmarks/compare.py --old '$(OLD)' --new '$(NEW)'
+
+bench-safety: install ## What checkpoints and tracking cost
 	$(RUN) benchmarks/safety.py
 
 bench-cluster: install-cluster ## What the head takes: writers at once on PostgreSQL, and many trials in Ray Tune
