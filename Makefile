@@ -42,7 +42,7 @@ chaos-quick: install ## The faults that CI injects
 cluster-test: install-cluster ## A cluster on three hosts of this machine, switched off in part; root, or it ends with 77
 	$(RUN) cluster/suite.py
 
-bench: install ## Sweeps beside a plain script and one as in Ray's tutorial, and the machine's limit: half an hour
+bench: install ## Sweeps beside a plain script and one as in Ray's tutorial, and the machine's limit
 	$(RUN) benchmarks/bench.py
 
 bench-compare: install ## Two results of make bench: make bench-compare OLD=a.json NEW=b.json

@@ -302,10 +302,10 @@ def overhead(options: Options, measured: Measures) -> Measures:
             trials, seconds = span(where)
             each = (seconds * CORES - training_seconds(where)) / trials
         found[f"seconds a trial beyond its training, {name}"] = {"mlp_1": each}
-        found[f"seconds of the command beyond its trials, {name}"] = {"mlp_1": ran.seconds - seconds}
         if full:
             share = {architecture: 100 * each / seconds for architecture, seconds in full.items()}
             found[f"the same, % of a trial of {FULL_EPOCHS} epochs, {name}"] = share
+        found[f"seconds of the command beyond its trials, {name}"] = {"mlp_1": ran.seconds - seconds}
         say(f"overhead, {name}: {each:.3f} s a trial ({ran.seconds:.0f} s)")
     return found
 
