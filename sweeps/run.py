@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -170,16 +171,21 @@ class Trainer:
         self.measured = Measured()
 
     def start(self, trial: Trial) -> list[Node]:
-        """Load the data that all trials of an experiment share, and start Ray."""
+        """Load the data that all trials of an experiment share, and start Ray meanwhile, which mostly waits."""
         from sweeps import launch
         from trainables import datasets
 
-        if trial.dataset != XOR:
-            self.data = datasets.load(trial.dataset, self.running.data_root, trial.pipeline)
+        with ThreadPoolExecutor(1) as beside:
+            images = trial.dataset != XOR
+            data = (
+                beside.submit(datasets.load, trial.dataset, self.running.data_root, trial.pipeline) if images else None
+            )
+            nodes = connect(self.address, self.store.uri, self.private, self.stack)
+        if data is not None:
+            self.data = data.result()
             parts = (self.data.train_labels, self.data.val_labels, self.data.test_labels)
             counts = " + ".join(f"{len(part):,}" for part in parts)
             say(f"{trial.dataset}: {counts} images (training, validation, test)")
-        nodes = connect(self.address, self.store.uri, self.private, self.stack)
         if self.address is not None:
             launch.check_shared(self.storage)
         return nodes

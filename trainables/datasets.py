@@ -211,14 +211,14 @@ def load_idx(name: str, data_root: Path) -> Raw:
     torchvision keeps the `.gz` files that it has downloaded. They are read like the others, rather than the unpacked
     copies beside them, because a `.gz` file has a checksum.
     """
-    import torchvision
-
     looked = []
     for place in [data_root, *([DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else [])]:
         reason = why_not(name, place)
         if reason is None:
             return read_flat(place)
         looked.append(f"{place} ({reason})")
+    import torchvision  # and with it torch, which takes seconds
+
     source = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
     downloaded = data_root / source.__name__ / "raw"
     with suppress(BadInputError):  # where they are damaged, torchvision fetches them again
