@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 # Ray reads these when it is imported.
@@ -47,6 +47,7 @@ from trainables.trial import BadInputError, Trial
 # `trainables/members.py`); this, times the trials of a pack, ends those that die before they can count.
 MOST_STARTS = 50
 DYING_SECONDS = 10
+T = TypeVar("T")
 LOG_SECONDS = 30  # between two lines of progress, where no terminal shows a bar
 LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, as the launcher writes it
 PACKAGE = Path(__file__).resolve().parent.parent / "trainables"  # all that workers import
@@ -125,21 +126,14 @@ def check_shared(storage: Path) -> None:
             for node in others
         ]
         names = (node["NodeManagerHostname"] for node in others)
-        blind = sorted({name for name, answer in zip(names, answers, strict=True) if not seen(answer)})
+        # A node that has vanished meanwhile trains nothing.
+        blind = sorted({name for name, answer in zip(names, answers, strict=True) if not tried(answer, True)})
     if blind:
         raise BadInputError(
             f"--storage {storage} is not shared: {', '.join(blind)} "
             f"{'do' if len(blind) > 1 else 'does'} not see what this machine writes there; name a folder on a file "
             "system that all nodes mount"
         )
-
-
-def seen(answer: ray.ObjectRef[bool]) -> bool:
-    """What a node said; one that has vanished meanwhile trains nothing."""
-    try:
-        return ray.get(answer)
-    except ray.exceptions.RayError:
-        return True
 
 
 def probed(
@@ -156,13 +150,20 @@ def probed(
     shared = ray.put(data)
     task = ray.remote(num_cpus=cpus)(probe)
     answers = [task.options(num_gpus=gpus[name]).remote(some, shared, cpus) for name, some in trials.items()]
-    return dict(zip(trials, ray.get(answers), strict=True))
+    return {name: tried(answer, Probed(0.0, None)) for name, answer in zip(trials, answers, strict=True)}
 
 
 def fastest_instructions(cpus: int) -> str | None:
     """What convolutions are to be limited to where trials train; None: nothing."""
-    answer: str | None = ray.get(ray.remote(num_cpus=cpus)(fastest_for_convolutions).remote(cpus))
-    return answer
+    return tried(ray.remote(num_cpus=cpus)(fastest_for_convolutions).remote(cpus), None)
+
+
+def tried(answer: ray.ObjectRef[T], otherwise: T) -> T:
+    """What was found by trying; `otherwise` where that failed: trials will say why, if they fail as well."""
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError:
+        return otherwise
 
 
 def prepare(folder: Path) -> None:

@@ -82,7 +82,8 @@ def fastest_for_convolutions(threads: int) -> str | None:
     """
     if ONEDNN in os.environ:  # somebody has chosen
         return os.environ[ONEDNN]
-    if "avx512f" not in Path("/proc/cpuinfo").read_text():
+    flags = Path("/proc/cpuinfo")  # Linux's
+    if not flags.exists() or "avx512f" not in flags.read_text():
         return None
 
     def seconds(limit: Mapping[str, str]) -> float:

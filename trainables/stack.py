@@ -4,8 +4,9 @@ Members share everything but their seed and learning rates, so their networks ha
 fit along a leading axis. Every member keeps its own batches, its optimiser and its `State`, whose parameters are views
 into the stacked ones: what a checkpoint or a result takes from a member, it takes as from a trial that trains alone.
 
-On the CPU a member's numbers are the same to the last bit whoever else is in the stack, and in a stack of one. From
-those of `training.train` they differ by rounding: sums are taken in another order.
+On the CPU a member's numbers are the same to the last bit whoever else is in the stack, and in a stack of one, if its
+network is fully connected; with convolutions that does not hold. From those of `training.train` they differ by
+rounding: sums are taken in another order.
 """
 
 from __future__ import annotations
