@@ -7,7 +7,6 @@ are added later the same last bits. Without the file it is measured again.
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,7 +61,7 @@ def measure(
 
     path = storage / FILE
     everything = read(path)
-    machine = f"{processor()}, {cpus} threads, torch {version('torch')}, {os.environ.get('RAY_ADDRESS', 'alone')}"
+    machine = f"{processor()}, {cpus} threads, torch {version('torch')}"
     known = everything.setdefault(machine, {})
     # Those with the largest batches, which take the most memory, and as many as a pack may have.
     largest = {trial.architecture: trial for trial in sorted(trials, key=lambda trial: trial.batch_size)}

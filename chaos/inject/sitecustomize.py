@@ -134,10 +134,10 @@ def patches() -> dict[str, list[Callable[[ModuleType], None]]]:
     found: dict[str, list[Callable[[ModuleType], None]]] = {}
     if place := os.environ.get("CHAOS_DIE"):
         module, name, what, when = DEATHS[place]
-        found.setdefault(module, []).append(lambda m: after(m, name, what, when))
-    for what in after_a_step():
-        for module, step in (("trainables.training", "take_step"), ("trainables.stack", "Stack.take_step")):
-            found.setdefault(module, []).append(partial(after, name=step, what=what, when=lambda *_: not probing))
+        found.setdefault(module, []).append(partial(after, name=name, what=what, when=when))
+    for harm in after_a_step():
+        for where, step in (("trainables.training", "take_step"), ("trainables.stack", "Stack.take_step")):
+            found.setdefault(where, []).append(partial(after, name=step, what=harm, when=lambda *_: not probing))
             found["trainables.probe"] = [let_probe]
     if part := os.environ.get("CHAOS_GPU_MEMORY"):
         too_little = lambda gpus: gpus < float(part)  # noqa: E731
