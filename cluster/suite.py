@@ -130,12 +130,16 @@ class Watch:
 
 
 def trials_now(laboratory: Laboratory) -> Counter[str]:
-    """How many trials train on each host: processes that Ray has named after Tune's actor, by their namespace."""
+    """How many trials train on each host: processes that Ray has named after what Tune's actor does, by their namespace.
+
+    An actor that ends has given its share of the GPU back and is named after the actor alone, however long a busy
+    machine takes to end it.
+    """
     names = {Path(f"/proc/{host.init}/ns/pid").readlink(): name for name, host in laboratory.hosts.items()}
     found: Counter[str] = Counter()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"ImplicitFunc" in (process / "cmdline").read_bytes():
+            if b"ImplicitFunc.train" in (process / "cmdline").read_bytes():
                 found[names[(process / "ns" / "pid").readlink()]] += 1
         except (OSError, KeyError):  # ended just now, or on a host that is off
             pass
