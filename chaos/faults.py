@@ -43,6 +43,17 @@ def worker_killed(lab: Lab) -> None:
     lab.same_command_again()
 
 
+def in_a_stack(fault: Fault) -> Fault:
+    """The same fault, where three trials train side by side in a process."""
+
+    def stacked(lab: Lab) -> None:
+        fault(lab)
+        check("Packs: 3 trials in 1; side by side: mlp_1" in lab.runs[0].output(), "the trials were not stacked")
+
+    stacked.__doc__ = f"{name(fault)}, three trials in a stack"
+    return stacked
+
+
 def dies_at(place: str) -> Fault:
     """A fault: the worker dies at a place of `inject/sitecustomize.py`, once."""
 
@@ -317,12 +328,20 @@ def fill(disk: Path) -> None:
 QUICK: tuple[Fault, ...] = (
     server_killed(" and restarted"),
     dies_at("points sent"),
-    driver_killed,
+)
+STACKS_QUICK: tuple[Fault, ...] = (in_a_stack(driver_killed),)
+STACKS: tuple[Fault, ...] = (
+    *STACKS_QUICK,
+    in_a_stack(worker_killed),
+    *(in_a_stack(dies_at(place)) for place in ("checkpoint written", "points sent", "result written", "run finished")),
+    in_a_stack(server_killed(" and restarted")),
+    in_a_stack(checkpoint_damaged("with one bit flipped")),
 )
 ALL: tuple[Fault, ...] = (
     server_killed(", back after a minute", OUTAGE_SECONDS),  # the longest first
     node_removed,
     *QUICK,
+    driver_killed,
     driver_stopped(signal.SIGTERM, group=True),
     checkpoint_damaged("truncated"),
     two_drivers,

@@ -24,6 +24,7 @@ from chaos import faults
 from chaos.lab import Failure, Lab, Reference, undisturbed
 
 SOAK_WORDS = ("--seeds", "3")
+STACK_WORDS = ("--seeds", "3", "--architectures", "mlp_1", "--max-concurrent", "1")
 console = Console(width=150)
 
 
@@ -100,9 +101,10 @@ def main(options: Options) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the sweeps would inherit that it is ignored
     started = time.monotonic()
     chosen: list[tuple[faults.Fault, tuple[str, ...]]] = [
-        (fault, ()) for fault in (faults.QUICK if options.quick else faults.ALL)
+        *((fault, ()) for fault in (faults.QUICK if options.quick else faults.ALL)),
+        *((fault, STACK_WORDS) for fault in (faults.STACKS_QUICK if options.quick else faults.STACKS)),
+        *(() if options.quick else ((faults.soak, SOAK_WORDS),)),
     ]
-    chosen += [] if options.quick else [(faults.soak, SOAK_WORDS)]
     chosen = [(fault, words) for fault, words in chosen if options.only in faults.name(fault)]
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
