@@ -10,8 +10,20 @@ from conftest import make_dataset, make_trial
 from torch import Tensor
 
 from trainables import members, training
-from trainables.architectures import build
+from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOLINGS, build
 from trainables.compiled import Compiled, plain
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_pass_outside_training_equals_the_models(architecture: str, activation: str, pooling: str) -> None:
+    model = build(architecture, (1, 31, 32), activation=activation, pooling=pooling)
+    images = torch.randn(5, 1, 31, 32)
+    before = images.clone()
+    with torch.inference_mode():
+        assert torch.equal(plain(model, images), model(images))
+    assert torch.equal(images, before)
 
 
 def test_without_a_compiler_all_goes_on_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

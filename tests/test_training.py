@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -232,3 +235,23 @@ def test_a_trial_that_diverges_ends_at_that_record(data: training.Tensors) -> No
     again = training.finish(trial, data, resumed)
     assert again.curves["train_loss"].tobytes() == result.curves["train_loss"].tobytes()
     assert not run(make_trial(), data).diverged
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
+def test_tensors_are_made_of_memory_that_was_freed() -> None:
+    script = """
+import resource, sys, torch
+from trainables.training import prepare_process
+if sys.argv[1:]:
+    prepare_process(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for megabytes in range(2, 30):  # each larger than all before, which glibc makes of new memory and gives back
+    torch.ones(megabytes * 2**18)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def page_faults(*words: str) -> int:
+        command = [sys.executable, "-c", script, *words]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert page_faults("keep") < page_faults() / 5

@@ -52,7 +52,7 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int) -> Probed:
 
     from trainables import stack, training
 
-    torch.set_num_threads(threads)
+    training.prepare_process(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         trials = trials[:ENOUGH_TRIALS]
@@ -102,7 +102,7 @@ def convolution_seconds(threads: int) -> float:
     from trainables import training
     from trainables.architectures import build
 
-    torch.set_num_threads(threads)
+    training.prepare_process(threads)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(50, 1, 28, 28, generator=generator)
 

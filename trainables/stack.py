@@ -52,12 +52,10 @@ def train(trials: Sequence[Trial], data: Tensors, states: Sequence[State], *, co
         epoch, taken = divmod(members[0][1].step, per_epoch)
         orders = torch.stack([training.epoch_order(trial.seed, epoch, images) for trial, _ in members])
         for batch in training.on_device(orders, data.train_images.device).split(trials[0].batch_size, dim=1)[taken:]:
-            losses, moments = stack.take_step(batch)
+            moment = stack.take_step(batch)
             if members[0][1].step % interval == 0:
-                for (trial, state), moment, finite in zip(
-                    members, moments, torch.isfinite(losses).tolist(), strict=True
-                ):
-                    training.record(trial, state, moment, interval)
+                training.record(trials[0].quantities, moment, stack.curves, members[0][1].step // interval - 1)
+                for (_, state), finite in zip(members, torch.isfinite(moment.loss).tolist(), strict=True):
                     state.diverged = not finite
             yield
             if any(state.diverged for _, state in members):
@@ -175,6 +173,7 @@ class Stack:
     Attributes:
         parameters: name → `(members, …)`; the members' own are views into these.
         gradients: In the same order; the members' own are views into these.
+        curves: `(members, quantities, records)`; the members' own are views into these.
     """
 
     def __init__(self, members: Sequence[tuple[Trial, State]], data: Tensors, *, compiled: bool = False) -> None:
@@ -193,6 +192,9 @@ class Stack:
                 parameter.grad = gradient
             self.parameters[name] = stacked.detach().requires_grad_()
             self.gradients.append(gradients)
+        self.curves = torch.stack([state.curves for _, state in members])
+        for (_, state), curves in zip(members, self.curves, strict=True):
+            state.curves = curves
         self.optimizer = joint_optimizer(members)
         self.losses: Losses = partial(losses_of, self.network)
         self.plain = self.losses
@@ -206,12 +208,8 @@ class Stack:
                 pooling=trial.pooling,
             )
 
-    def take_step(self, batch: Tensor) -> tuple[Tensor, Iterator[Moment]]:
-        """One optimiser step of every member on the images whose indices are `batch` `(members, batch size)`.
-
-        Returns:
-            The losses `(members,)`, and each member's moment.
-        """
+    def take_step(self, batch: Tensor) -> Moment:
+        """One optimiser step of every member on the images whose indices are `batch` `(members, batch size)`."""
         for trial, state in self.members:
             training.advance(trial, state)
         for group in self.optimizer.param_groups:
@@ -224,19 +222,11 @@ class Stack:
         gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
         torch._foreach_copy_(self.gradients, gradients)  # a launch for all, not one each
         self.optimizer.step()
-        return losses, self.moments(losses, logits, labels)
+        return Moment(losses, logits, labels, self.data, self.accuracies, self.gradient_norms)
 
-    def moments(self, losses: Tensor, logits: Tensor, labels: Tensor) -> Iterator[Moment]:
-        """Each member's moment; the first that asks for an accuracy has it computed for all."""
-        accuracies = cache(self.accuracies)
-
-        def accuracy(member: int, images: Tensor, labels: Tensor) -> Tensor:
-            return accuracies(images, labels)[member]
-
-        for member, (_, state) in enumerate(self.members):
-            yield Moment(
-                state.model, losses[member], logits[member], labels[member], self.data, partial(accuracy, member)
-            )
+    def gradient_norms(self) -> Tensor:
+        """That of each member's first layer: `(members,)`."""
+        return torch.stack([torch.linalg.vector_norm(gradient) for gradient in self.gradients[0]])
 
     def accuracies(self, images: Tensor, labels: Tensor) -> Tensor:
         """Each member's accuracy in percent on the same images: `(members,)`."""
