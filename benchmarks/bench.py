@@ -86,9 +86,9 @@ class Options:
     turns: int = 3
     """Of the scripts in every round, and of each fraction of the peak."""
     mlp_seeds: int = 10
-    mlp_epochs: int = 6
+    mlp_epochs: int = 15
     cnn_seeds: int = 2
-    cnn_epochs: int = 1
+    cnn_epochs: int = 2
     mlp_steps: int = 300
     """A turn of the scripts, and a trial of the tutorial's sweep."""
     cnn_steps: int = 30

@@ -75,7 +75,7 @@ def fractions(architecture: str, dataset: str, data_root: Path, turns: int) -> d
     """
     if (limit := fastest_for_convolutions(1)) is not None:
         os.environ[ONEDNN] = limit  # as sweeps do
-    torch.set_num_threads(1)
+    training.prepare_process(1)
     stacked = architecture.startswith("mlp")
     data = training.tensors(datasets.load(dataset, data_root), "cpu")
     trials = [

@@ -65,6 +65,18 @@ def lean_batches(data: dict[str, Tensor]) -> tuple[Batches, list[tuple[Tensor, T
     return train(), list(validation)
 
 
+def take_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of training on a batch; its loss and logits."""
+    logits = model(images)
+    loss = functional.cross_entropy(logits, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss, logits
+
+
 def script(architecture: str, data: dict[str, Tensor], steps: int, turns: int, *, lean: bool) -> list[float]:
     """Seconds a step in each of some turns of `steps` steps, records included, on as many threads as PyTorch takes.
 
@@ -76,11 +88,7 @@ def script(architecture: str, data: dict[str, Tensor], steps: int, turns: int, *
     losses, train_accuracies, val_accuracies = [], [], []
     ends = [time.perf_counter()]
     for step, (images, labels) in enumerate(batches, start=1):
-        logits = model(images)
-        loss = functional.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        loss, logits = take_step(model, optimizer, images, labels)
         if step % RECORD_EVERY == 0:
             losses.append(loss.item())
             train_accuracies.append((logits.argmax(1) == labels).float().mean().item())
@@ -124,11 +132,7 @@ def tutorial(architecture: str, data: dict[str, Tensor], steps: int, folder: Pat
         optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"])
         batches, validation = plain_batches(data)
         for step, (images, labels) in enumerate(batches, start=1):
-            logits = model(images)
-            loss = functional.cross_entropy(logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss, logits = take_step(model, optimizer, images, labels)
             if step % RECORD_EVERY == 0:
                 accuracy = (logits.argmax(1) == labels).float().mean().item()
                 validated = evaluate(model, validation)
