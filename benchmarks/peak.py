@@ -20,7 +20,8 @@ import torch
 
 from trainables import datasets, stack, training
 from trainables.architectures import ARCHITECTURES, Conv, flops, output_shape
-from trainables.probe import ONEDNN, fastest_for_convolutions
+from trainables.convolutions import passes
+from trainables.probe import fastest_for_convolutions, limit
 from trainables.trial import Trial
 
 SIDE = 2048  # of the matrices
@@ -73,8 +74,8 @@ def fractions(architecture: str, dataset: str, data_root: Path, turns: int) -> d
 
     MLPs train in a stack of `MEMBERS`, CNNs one alone, as sweeps do it on a CPU.
     """
-    if (limit := fastest_for_convolutions(1)) is not None:
-        os.environ[ONEDNN] = limit  # as sweeps do
+    way = fastest_for_convolutions(1)
+    os.environ.update(limit(way))  # as sweeps do
     training.prepare_process(1)
     stacked = architecture.startswith("mlp")
     data = training.tensors(datasets.load(dataset, data_root), "cpu")
@@ -99,8 +100,10 @@ def fractions(architecture: str, dataset: str, data_root: Path, turns: int) -> d
         )
         validate: Callable[[], object] = lambda: together.accuracies(data.val_images, data.val_labels)  # noqa: E731
     else:
-        progress = training.train(trials[0], data, states[0])
-        validate = lambda: training.accuracy(states[0].model, data.val_images, data.val_labels)  # noqa: E731
+        state = states[0]
+        state.forward = passes(architecture, way, torch.device("cpu"))
+        progress = training.train(trials[0], data, state)
+        validate = lambda: training.accuracy(state.model, data.val_images, data.val_labels, state.forward)  # noqa: E731
     trained = steps * trials[0].batch_size * len(trials) * training_flops(architecture, data.input_shape)
     validated = len(data.val_images) * len(trials) * flops(architecture, data.input_shape)
     return {

@@ -130,7 +130,7 @@ class Watch:
 
 
 def trials_now(laboratory: Laboratory) -> Counter[str]:
-    """How many trials train on each host: processes that Ray has named after what Tune's actor does, by their namespace.
+    """How many trials train on each host: processes that Ray names after what Tune's actor does, by their namespace.
 
     An actor that ends has given its share of the GPU back and is named after the actor alone, however long a busy
     machine takes to end it.

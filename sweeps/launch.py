@@ -137,7 +137,11 @@ def check_shared(storage: Path) -> None:
 
 
 def probed(
-    trials: Mapping[str, Sequence[Trial]], data: Dataset, cpus: int, gpus: Mapping[str, float]
+    trials: Mapping[str, Sequence[Trial]],
+    data: Dataset,
+    cpus: int,
+    gpus: Mapping[str, float],
+    convolutions: str | None,
 ) -> dict[str, Probed]:
     """What a few steps of each architecture's training take, where it will train.
 
@@ -149,12 +153,14 @@ def probed(
         return {}
     shared = ray.put(data)
     task = ray.remote(num_cpus=cpus)(probe)
-    answers = [task.options(num_gpus=gpus[name]).remote(some, shared, cpus) for name, some in trials.items()]
+    answers = [
+        task.options(num_gpus=gpus[name]).remote(some, shared, cpus, convolutions) for name, some in trials.items()
+    ]
     return {name: tried(answer, Probed(0.0, None)) for name, answer in zip(trials, answers, strict=True)}
 
 
-def fastest_instructions(cpus: int) -> str | None:
-    """What convolutions are to be limited to where trials train; None: nothing."""
+def fastest_convolutions(cpus: int) -> str | None:
+    """How convolutions are computed fastest where trials train."""
     return tried(ray.remote(num_cpus=cpus)(fastest_for_convolutions).remote(cpus), None)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trainables.datasets import Dataset
 
 FILE = "measured.json"
-CONVOLUTIONS = "fastest instructions for convolutions"
+CONVOLUTIONS = "fastest way to compute convolutions"
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Measured:
     Attributes:
         stacked: Architectures whose trials train faster side by side.
         memory: By architecture, the part of a GPU's memory that a pack takes up, where that was asked for.
-        instructions: What convolutions on the CPU are to be limited to; None: nothing.
+        convolutions: How they are computed on the CPU (`probe.fastest_for_convolutions`).
     """
 
     stacked: Collection[str] = ()
     memory: Mapping[str, float] = field(default_factory=dict)
-    instructions: str | None = None
+    convolutions: str | None = None
 
 
 def measure(
@@ -72,17 +72,18 @@ def measure(
     }
     wanted = [name for name in gpus if name in unknown or (most > 1 and keys[name] not in known)]
     shares = {name: 1.0 if name in unknown else gpus[name] for name in wanted}
-    seen = launch.probed({name: packs[name] for name in wanted}, data, cpus, shares)
+    untried = CONVOLUTIONS not in known and any(not gpus[name] and convolves(name) for name in gpus)
+    if untried:
+        known[CONVOLUTIONS] = launch.fastest_convolutions(cpus)
+    convolutions = known.get(CONVOLUTIONS)
+    seen = launch.probed({name: packs[name] for name in wanted}, data, cpus, shares, convolutions)
     known.update((keys[name], seen[name].speedup) for name in wanted)
-    if CONVOLUTIONS not in known and any(not gpus[name] and convolves(name) for name in gpus):
-        known[CONVOLUTIONS] = launch.fastest_instructions(cpus)
-        wanted.append(CONVOLUTIONS)
-    if wanted:
+    if wanted or untried:
         write(path, everything)
     return Measured(
         stacked=[name for name in gpus if most > 1 and known[keys[name]] > 1],
         memory={name: probed.memory for name, probed in seen.items() if probed.memory is not None},
-        instructions=known.get(CONVOLUTIONS),
+        convolutions=convolutions,
     )
 
 

@@ -348,7 +348,7 @@ class Trainer:
             threads=trial_share.cpus,
             checkpoint_seconds=self.running.checkpoint_seconds,
             stacked=self.measured.stacked,
-            instructions=self.measured.instructions,
+            convolutions=self.measured.convolutions,
             compiled=self.running.compile_steps,
         )
         images = None if self.data is None else Images.of(self.data)

@@ -20,6 +20,9 @@ settings.register_profile("without deadlines", deadline=None)  # a busy machine 
 settings.load_profile("without deadlines")
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+
+
 def make_dataset(channels: int = 1, side: int = 28, train: int = 130, seed: int = 0) -> Dataset:
     """Random images whose class is a bright row, so that networks learn something."""
     generator = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from conftest import make_dataset, make_trial
 from sweeps import launch
 from sweeps.measure import FILE, Measured, measure, processor
 from trainables import probe as module
-from trainables.probe import ONEDNN, Probed, fastest_for_convolutions, probe
+from trainables.probe import ONEDNN, OWN, Probed, fastest_for_convolutions, probe
 from trainables.trial import Trial
 
 TRIALS = [make_trial(architecture=name, batch_size=size) for name in ("mlp_1", "cnn_3") for size in (10, 20)]
@@ -23,12 +24,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What Ray is asked to try; stacks pay for MLPs, and a GPU is there where a share of one is given."""
     found: list[Any] = []
 
-    def probed(packs: Mapping[str, Sequence[Trial]], data: object, cpus: int, gpus: Mapping[str, float]) -> Any:
+    def probed(
+        packs: Mapping[str, Sequence[Trial]], data: object, cpus: int, gpus: Mapping[str, float], way: str | None
+    ) -> Any:
+        assert way == (None if any(gpus.values()) else OWN)
         found.extend((name, len(pack), pack[0].batch_size, gpus[name]) for name, pack in packs.items())
         return {name: Probed(3.0 if name == "mlp_1" else 0.8, 0.1 if gpus[name] else None) for name in packs}
 
     monkeypatch.setattr(launch, "probed", probed)
-    monkeypatch.setattr(launch, "fastest_instructions", lambda cpus: found.append("convolutions") or "AVX2")
+    monkeypatch.setattr(launch, "fastest_convolutions", lambda cpus: found.append("convolutions") or OWN)
     return found
 
 
@@ -38,14 +42,14 @@ def measured(tmp_path: Path, **changes: Any) -> Measured:
 
 
 def test_each_architecture_is_tried_once_with_its_largest_batches(tmp_path: Path, asked: list[Any]) -> None:
-    expected = Measured(stacked=["mlp_1"], memory={}, instructions="AVX2")
+    expected = Measured(stacked=["mlp_1"], memory={}, convolutions=OWN)
     assert measured(tmp_path) == expected
-    assert asked == [("mlp_1", 16, 20, 0.0), ("cnn_3", 16, 20, 0.0), "convolutions"]
+    assert asked == ["convolutions", ("mlp_1", 16, 20, 0.0), ("cnn_3", 16, 20, 0.0)]  # alone, the fastest way
     assert measured(tmp_path) == expected
     assert len(asked) == 3  # it is known
     [(machine, known)] = json.loads((tmp_path / FILE).read_text()).items()
     assert processor() in machine
-    assert "speedup side by side: mlp_1 on digits in batches of 20" in next(iter(known))
+    assert any("speedup side by side: mlp_1 on digits in batches of 20" in key for key in known)
 
 
 def test_more_threads_are_another_machine(tmp_path: Path, asked: list[Any]) -> None:
@@ -62,7 +66,7 @@ def test_memory_is_measured_anew_on_a_whole_gpu(tmp_path: Path, asked: list[Any]
 
 
 def test_without_packs_only_convolutions_are_tried(tmp_path: Path, asked: list[Any]) -> None:
-    assert measured(tmp_path, most=1) == Measured(stacked=[], memory={}, instructions="AVX2")
+    assert measured(tmp_path, most=1) == Measured(stacked=[], memory={}, convolutions=OWN)
     assert asked == ["convolutions"]
 
 
@@ -76,31 +80,35 @@ def test_a_damaged_file_is_measured_again(tmp_path: Path, asked: list[Any], cont
 
 def test_a_probe_trains_side_by_side_and_alone() -> None:
     trials = [make_trial(seed=seed, learning_rate=1e6, optimizer="sgd", milestones=((1, 0.1),)) for seed in range(3)]
-    seen = probe(trials, make_dataset(), 1)
+    seen = probe(trials, make_dataset(), 1, None)
     assert 0.1 < seen.speedup < 10
     assert (seen.memory is None) == (not torch.cuda.is_available())
 
 
-def test_convolutions_are_limited_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convolutions_are_computed_as_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ONEDNN, raising=False)
-    times = {"AVX2": "0.5", None: "1.0"}
+    took = {None: 1.0, "AVX2": 0.5, OWN: 0.4}
 
     def run(command: Sequence[str], *, env: Mapping[str, str], **_: Any) -> Any:
-        return type("Answer", (), {"stdout": times[env.get(ONEDNN)]})
+        return type("Answer", (), {"stdout": str(took[OWN if OWN in command else env.get(ONEDNN)])})
 
     monkeypatch.setattr(module.subprocess, "run", run)
     monkeypatch.setattr(module.Path, "read_text", lambda self: "flags : avx2 avx512f")
+    assert fastest_for_convolutions(1) == OWN
+    took[OWN] = math.inf  # no compiler
     assert fastest_for_convolutions(1) == "AVX2"
-    times["AVX2"] = "0.99"
+    took["AVX2"] = 0.99
     assert fastest_for_convolutions(1) is None
     monkeypatch.setattr(module.Path, "read_text", lambda self: "flags : avx2")
-    times["AVX2"] = "0.5"
+    took["AVX2"] = 0.5
     assert fastest_for_convolutions(1) is None
     monkeypatch.setenv(ONEDNN, "SSE41")
     assert fastest_for_convolutions(1) == "SSE41"
 
 
 @pytest.mark.slow
-def test_both_ways_are_really_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiler", ["c++", "false"])
+def test_all_ways_are_really_timed(monkeypatch: pytest.MonkeyPatch, compiler: str) -> None:
     monkeypatch.delenv(ONEDNN, raising=False)
-    assert fastest_for_convolutions(1) in (None, "AVX2")
+    monkeypatch.setenv("CXX", compiler)
+    assert fastest_for_convolutions(1) in ((None, "AVX2", OWN) if compiler == "c++" else (None, "AVX2"))

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_dataset, make_trial
+from conftest import make_dataset, make_trial, needs_compiler
 
 from sweeps.xor import Xor
 from trainables import members as module
 from trainables.checkpoints import StorageError, TrialFolder
+from trainables.convolutions import CompilerError
 from trainables.delivery import Delivery, Target
 from trainables.members import STARTS, run
+from trainables.probe import OWN
 from trainables.tracking import DRIVER, STORAGE, Store, TrackingError, TrialRun
 from trainables.trainable import Pack, Settings
 from trainables.trial import Trial
@@ -100,9 +102,11 @@ def result_of(store: Store, seed: int = 0) -> Any:
     return recorded, store.read(recorded)
 
 
+@pytest.mark.parametrize("way", [None, pytest.param(OWN, marks=needs_compiler)])
 def test_an_interrupted_trial_ends_as_an_undisturbed_one(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, way: str | None
 ) -> None:
+    settings = dataclasses.replace(settings, convolutions=way)
     train(settings, monkeypatch)
     run, expected = result_of(store)
     store.client.delete_run(run.run_id)
@@ -120,12 +124,26 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
     assert steps == list(range(52))  # 13 steps an epoch: resumed from checkpoints, none taken twice
 
     run, actual = result_of(store)
+    assert store.tags(run.run_id).get("convolutions") == way
     for name, curve in expected.curves.items():
         assert curve.tobytes() == actual.curves[name].tobytes()
         history = store.client.get_metric_history(run.run_id, name)
         assert sorted(m.step for m in history) == expected.steps.tolist()
     np.testing.assert_array_equal(expected.first_layer, actual.first_layer)
     assert not folder_of(settings).path.exists()
+
+
+def test_a_machine_without_a_compiler_trains_with_pytorchs_convolutions(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def passes(*_: Any) -> Any:
+        raise CompilerError("no compiler")
+
+    monkeypatch.setattr(module, "passes", passes)
+    ending = train(dataclasses.replace(settings, convolutions=OWN), monkeypatch)
+    assert ending["notes"] == ["it trained with PyTorch's convolutions, as there are no others here: no compiler"]
+    run, _ = result_of(store)
+    assert "convolutions" not in store.tags(run.run_id)
 
 
 def test_a_finished_trial_is_not_trained_again(

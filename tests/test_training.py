@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import make_dataset, make_trial
+from conftest import make_dataset, make_trial, needs_compiler
 from torch.nn import functional
 
 from trainables import training
 from trainables.architectures import ARCHITECTURES, build, first_layer
+from trainables.convolutions import Forward, by_our_own, by_torch
 from trainables.result import Result
 from trainables.trial import Trial
 
@@ -23,8 +24,9 @@ def data() -> training.Tensors:
     return training.tensors(make_dataset(), "cpu")
 
 
-def run(trial: Trial, data: training.Tensors) -> Result:
+def run(trial: Trial, data: training.Tensors, forward: Forward = by_torch) -> Result:
     state = training.start(trial, data)
+    state.forward = forward
     for _ in training.train(trial, data, state):
         pass
     return training.finish(trial, data, state)
@@ -122,10 +124,14 @@ def test_against_a_plain_loop(data: training.Tensors) -> None:
 
 @pytest.mark.parametrize("stop_at", [10, 13, 20])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_resumed_trial_equals_an_uninterrupted_one(data: training.Tensors, stop_at: int, optimizer: str) -> None:
+@pytest.mark.parametrize("forward", [by_torch, pytest.param(by_our_own, marks=needs_compiler)])
+def test_a_resumed_trial_equals_an_uninterrupted_one(
+    data: training.Tensors, stop_at: int, optimizer: str, forward: Forward
+) -> None:
     """Stopped at a record in an epoch, at an epoch's end, and in the second epoch."""
     trial = make_trial(architecture="cnn_3", optimizer=optimizer, milestones=((15, 0.002),))
     state = training.start(trial, data)
+    state.forward = forward
     for _ in training.train(trial, data, state):
         if state.step >= stop_at:
             break
@@ -134,10 +140,11 @@ def test_a_resumed_trial_equals_an_uninterrupted_one(data: training.Tensors, sto
     torch.save(training.state_dict(state, state.step // 10), file)
     file.seek(0)
     fresh = training.start(trial, data)
+    fresh.forward = forward
     training.load_state_dict(fresh, torch.load(file, weights_only=True))
     for _ in training.train(trial, data, fresh):
         pass
-    assert_same(run(trial, data), training.finish(trial, data, fresh))
+    assert_same(run(trial, data, forward), training.finish(trial, data, fresh))
 
 
 def test_a_schedule_changes_only_what_comes_after_its_milestone(data: training.Tensors) -> None:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from trainables import stack, training, xor
-from trainables.architectures import convolves, flops
 from trainables.checkpoints import StorageError, TrialFolder, check_storage
-from trainables.compiled import compiled, plain
+from trainables.convolutions import CompilerError, Forward, by_our_own, by_torch, passes
 from trainables.datasets import Dataset
 from trainables.delivery import Delivery, to_keep
+from trainables.probe import ONEDNN, OWN, limit
 from trainables.trainable import Pack, Settings
 from trainables.training import State, Tensors
 from trainables.trial import XOR, BadInputError, Trial
@@ -31,9 +31,6 @@ from trainables.trial import XOR, BadInputError, Trial
 EPOCH_END = 1 / 12
 STARTS = 3  # of a trial without a new checkpoint in between; whatever ends it then would end it again
 REPORT_SECONDS = 0.5  # between two reports of progress
-# Of a trial's validation: ten minutes at 30 GFLOP/s. Compiled code took 0 to 4 % less time for ReLU, 3 to 9 % for other
-# activations, where it was measured, at 5 to 10 seconds for compiling.
-COMPILING_PAYS_FLOPS = 2e13
 CONTEXT_BYTES = 512 * 2**20  # of GPU memory that a process takes up before it holds a tensor: an allowance
 
 Report = Callable[[dict[str, Any]], None]
@@ -85,9 +82,16 @@ class Member:
         state = training.start(self.trial, tensors, fused=self.stacked)
         if self.saved is not None:
             training.load_state_dict(state, self.saved)
-        if not self.stacked and compiling_pays(self.trial, tensors):
-            state.forward = compiled
+        state.forward = self.forward(tensors.train_images.device)
         return state
+
+    def forward(self, device: torch.device) -> Forward:
+        """How its network's passes are computed."""
+        try:
+            return passes(self.trial.architecture, self.settings.convolutions, device)
+        except CompilerError as error:  # another kind of machine than where it was tried
+            self.folder.note(f"it trained with PyTorch's convolutions, as there are no others here: {error}")
+            return by_torch
 
     def seconds(self, more: float) -> float:
         """Of training, those before its last checkpoint included."""
@@ -120,13 +124,13 @@ class Member:
     def keep(self, state: State, tensors: Tensors, seconds: float, members: int) -> None:
         """Keep the result of training in the folder."""
         device = tensors.train_images.device
+        way = OWN if state.forward is by_our_own else limit(self.settings.convolutions).get(ONEDNN)
         tags = {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "threads": self.threads,
             "training_seconds": f"{self.seconds(seconds):.3f}",
             **({"stacked_trials": str(members)} if self.stacked else {}),  # which shared these seconds
-            **({"compiled_validation": "yes"} if state.forward is not plain else {}),
-            **({"instructions": self.settings.instructions} if self.settings.instructions else {}),
+            **({"convolutions": way} if way else {}),
         }
         result = training.finish(self.trial, tensors, state)
         self.folder.write_result(to_keep(result, state.step, tags, training.weights(state)))
@@ -285,16 +289,6 @@ def train_group(members: Sequence[Member], tensors: Callable[[str | None], Tenso
     for member, state in zip(members, states, strict=True):
         with answering([member], progress):
             member.keep(state, data, seconds, len(members))
-
-
-def compiling_pays(trial: Trial, data: Tensors) -> bool:
-    """Whether a trial's validation takes long enough, on a CPU, to compile its network first."""
-    if data.train_images.device.type != "cpu" or not convolves(trial.architecture):
-        return False
-    passes = len(training.record_steps(trial, len(data.train_images)))
-    seen = {"val_accuracy": data.val_images, "train_set_accuracy": data.train_images}
-    images = passes * sum(len(seen[name]) for name in trial.quantities if name in seen)
-    return images * flops(trial.architecture, data.input_shape, data.classes) > COMPILING_PAYS_FLOPS
 
 
 def train_xor(member: Member) -> None:

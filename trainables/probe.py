@@ -5,11 +5,12 @@ Quick to import, for drivers.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ TURNS = 3  # at least, of which the fastest counts, against whatever else the ma
 MOST_TURNS = 100
 ENOUGH_TRIALS = 4
 TRY_SECONDS = 0.2
+OWN = "own"  # convolutions of `trainables/convolutions.cpp`
 ONEDNN = "ONEDNN_MAX_CPU_ISA"  # environment variable of the library that computes torch's convolutions on the CPU
 WORTH = 0.95  # of the time: less is noise
 
@@ -43,7 +45,7 @@ class Probed:
     memory: float | None
 
 
-def probe(trials: Sequence[Trial], data: Dataset, threads: int) -> Probed:
+def probe(trials: Sequence[Trial], data: Dataset, threads: int, convolutions: str | None) -> Probed:
     """Train some steps of trials of one kind, side by side and one alone; on a CPU of a few, which tells enough.
 
     On a GPU in a process of its own, and with a GPU of its own: the memory that others use there would be counted.
@@ -51,6 +53,7 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int) -> Probed:
     import torch
 
     from trainables import stack, training
+    from trainables.convolutions import passes
 
     training.prepare_process(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,6 +66,7 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int) -> Probed:
         states = [training.start(trial, tensors, fused=True) for trial in unrecorded]
         together = step_seconds(stack.train(unrecorded, tensors, states), device)
         state = training.start(unrecorded[0], tensors)
+        state.forward = passes(trials[0].architecture, convolutions, device)
         alone = step_seconds(training.train(unrecorded[0], tensors, state), device)
         images = tensors.test_images[: 2 * training.EVALUATION_BATCH[device.type]]
         training.accuracy(state.model, images, tensors.test_labels[: len(images)])
@@ -75,42 +79,59 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int) -> Probed:
 
 
 def fastest_for_convolutions(threads: int) -> str | None:
-    """To which instruction set oneDNN is to be limited on this machine; None if to none.
+    """How convolutions are computed fastest on this machine.
 
-    With AVX-512 it computes channels in blocks of 16, so that layers of 8 channels waste half of the work, and some
-    processors do such an instruction in two halves anyway.
+    Returns:
+        `OWN`: by our own code; None: as PyTorch does it; else the instruction set that oneDNN is to be limited to. With
+        AVX-512 it computes channels in blocks of 16, so that layers of 8 channels waste half of the work, and some
+        processors do such an instruction in two halves anyway.
     """
     if ONEDNN in os.environ:  # somebody has chosen
         return os.environ[ONEDNN]
-    flags = Path("/proc/cpuinfo")  # Linux's
-    if not flags.exists() or "avx512f" not in flags.read_text():
-        return None
 
-    def seconds(limit: Mapping[str, str]) -> float:
+    def seconds(way: str | None) -> float:
         # In a process of its own: oneDNN looks once.
-        command = [sys.executable, str(Path(__file__)), str(threads)]
-        environment = {**os.environ, **limit, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        command = [sys.executable, str(Path(__file__)), str(threads), *([OWN] if way == OWN else [])]
+        environment = {**os.environ, **limit(way), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
-    return "AVX2" if seconds({ONEDNN: "AVX2"}) < WORTH * seconds({}) else None
+    flags = Path("/proc/cpuinfo")  # Linux's
+    wide = flags.exists() and "avx512f" in flags.read_text()
+    took = {way: seconds(way) for way in (None, OWN, *(["AVX2"] if wide else []))}
+    fastest = min(took, key=lambda way: took[way])
+    return fastest if took[fastest] < WORTH * took[None] else None
 
 
-def convolution_seconds(threads: int) -> float:
-    """Of a step of each convolutional architecture of the reports' main part, with its part of a record."""
+def limit(way: str | None) -> dict[str, str]:
+    """The environment that convolutions computed in this way need when torch is imported."""
+    return {} if way in (None, OWN) else {ONEDNN: str(way)}
+
+
+def convolution_seconds(threads: int, way: str | None) -> float:
+    """Of a step of each convolutional architecture of the reports' main part, with its part of a record.
+
+    Infinite where there is no compiler for convolutions of our own.
+    """
     import torch
 
     from trainables import training
     from trainables.architectures import build
+    from trainables.convolutions import CompilerError, passes
 
     training.prepare_process(threads)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(50, 1, 28, 28, generator=generator)
+    many = images.repeat(12, 1, 1, 1)  # 6,000 every tenth step
+    try:
+        forward = passes("cnn_3", way, torch.device("cpu"))
+    except CompilerError:
+        return math.inf
 
     def steps() -> Iterator[None]:
         while True:
             for model in models:
-                model(images).sum().backward()
-                training.accuracy(model, images.repeat(12, 1, 1, 1), torch.zeros(600))  # 6,000 every tenth step
+                forward(model, images).sum().backward()
+                training.accuracy(model, many, torch.zeros(600), forward)
             yield
 
     models = [build(name, (1, 28, 28)).to(memory_format=torch.channels_last) for name in ("cnn_3", "cnn_4", "cnn_5")]
@@ -138,4 +159,4 @@ def step_seconds(steps: Iterator[None], device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    print(convolution_seconds(int(sys.argv[1])))
+    print(convolution_seconds(int(sys.argv[1]), OWN if OWN in sys.argv else None))

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from trainables.probe import ONEDNN
+from trainables.probe import limit
 from trainables.trial import Trial
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 class Settings:
     """How trials are trained and where they keep what they have.
 
-    None of it changes a result, but for the last bits, which follow `threads`, `stacked` and `instructions`. These are
+    None of it changes a result, but for the last bits, which follow `threads`, `stacked` and `convolutions`. These are
     recorded.
 
     Attributes:
         threads: Of a pack's process.
         checkpoint_seconds: Of training between two checkpoints at most.
         stacked: Architectures whose trials train side by side (`trainables/stack.py`), be it one alone.
-        instructions: Convolutions on the CPU are limited to this instruction set; None: to none.
+        convolutions: How they are computed on the CPU (`probe.fastest_for_convolutions`).
         compiled: Steps of a stack are compiled.
     """
 
@@ -39,7 +39,7 @@ class Settings:
     threads: int
     checkpoint_seconds: float
     stacked: Collection[str] = ()
-    instructions: str | None = None
+    convolutions: str | None = None
     compiled: bool = False
 
 
@@ -82,8 +82,7 @@ def trainable(config: dict[str, str], *, data: Dataset | None, settings: Setting
         data: The data set; None for "xor", which has its own.
         settings: The same for all packs of a sweep.
     """
-    if settings.instructions is not None:
-        os.environ[ONEDNN] = settings.instructions  # which torch, imported from here on, reads once
+    os.environ.update(limit(settings.convolutions))  # which torch, imported from here on, reads once
 
     from ray import tune
 

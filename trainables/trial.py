@@ -13,7 +13,7 @@ from itertools import pairwise
 from trainables.architectures import ACT, ACTIVATIONS, ARCHITECTURES, POOL, POOLINGS, uses
 
 # Bump when training computes something else for the same settings: every trial then gets a new id.
-VERSION = 2
+VERSION = 3
 
 IMAGE_DATASETS = ("cifar10", "fashion_mnist", "mnist", "digits")
 XOR = "xor"  # both the data set of four points and the one network that trains on it

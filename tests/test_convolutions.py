@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_dataset, make_trial, needs_compiler
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainables import convolutions, training
+from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOLINGS, build
+from trainables.convolutions import CompilerError, Convolution, by_our_own, by_torch, loaded, passes
+from trainables.probe import OWN
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_pass_outside_training_equals_the_models(architecture: str, activation: str, pooling: str) -> None:
+    model = build(architecture, (1, 31, 32), activation=activation, pooling=pooling)
+    images = torch.randn(5, 1, 31, 32)
+    before = images.clone()
+    with torch.inference_mode():
+        assert torch.equal(by_torch(model, images), model(images))
+    assert torch.equal(images, before)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Images `(n, channels, height, width)`, weights, bias and padding of a layer, in double precision."""
+    kernel = draw(st.integers(1, 7))
+    padding = draw(st.integers(0, kernel - 1))
+    channels, outputs, n = (draw(st.integers(1, most)) for most in (5, 19, 40))
+    height, width = (draw(st.integers(max(1, kernel - 2 * padding), 12)) for _ in range(2))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+
+    def some(*shape: int) -> Tensor:
+        # Of few values, so that float32 computes sums and products exactly.
+        return torch.randint(-3, 4, shape, generator=generator).double()
+
+    return some(n, channels, height, width), some(outputs, channels, kernel, kernel), some(outputs), padding
+
+
+@needs_compiler
+@given(layers(), st.booleans())
+def test_a_layer_computes_what_pytorchs_does(layer: tuple[Tensor, Tensor, Tensor, int], relu: bool) -> None:
+    *tensors, padding = layer
+    exact = [tensor.clone().requires_grad_() for tensor in tensors]
+    single = [tensor.float().requires_grad_() for tensor in tensors]
+    expected = functional.conv2d(*exact, padding=padding)
+    expected = expected.relu() if relu else expected
+    actual = Convolution.apply(single[0].transpose(0, 1), *single[1:], padding, relu).transpose(0, 1)
+    assert torch.equal(actual, expected.float())
+    weights = torch.arange(expected.numel()).view(expected.shape) % 5 - 2
+    (expected * weights).sum().backward()
+    (actual * weights).sum().backward()
+    for one, other in zip(single, exact, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad.float())
+
+
+@needs_compiler
+def test_the_last_bytes_of_an_input_are_the_last_that_are_read() -> None:
+    """Sizes of which every vector is full but the last, with infinity wherever nothing is to be read."""
+    for n in range(1, 40):
+        memory = torch.full((10_000,), float("inf"))
+        images = memory[5000 : 5000 + 2 * 4 * 5 * n].view(2, 4, 5, n).permute(0, 3, 1, 2)  # (channels, n, h, w)
+        images.fill_(1)
+        weight = torch.ones(3, 2, 3, 3, requires_grad=True)
+        outputs = Convolution.apply(images, weight, torch.zeros(3), 0, False)
+        assert torch.equal(outputs, torch.full_like(outputs, 18))
+        outputs.sum().backward()
+        assert torch.equal(weight.grad, torch.full((3, 2, 3, 3), 2.0 * 3 * n))
+
+
+@needs_compiler
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if "mlp" not in name and name != "logistic"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_network_of_our_own_convolutions_agrees_with_pytorchs(
+    architecture: str, activation: str, pooling: str
+) -> None:
+    torch.manual_seed(0)
+    model = build(architecture, (3, 31, 32), activation=activation, pooling=pooling)
+    images, labels = torch.randn(37, 3, 31, 32), torch.arange(37) % 10
+    exact = copy.deepcopy(model).double()
+    expected = exact(images.double())
+    actual = by_our_own(model, images)
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-4, atol=1e-5)
+    functional.cross_entropy(expected, labels).backward()
+    functional.cross_entropy(actual, labels).backward()
+    for one, other in zip(model.parameters(), exact.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad.float(), rtol=1e-3, atol=1e-5)
+    with torch.inference_mode():
+        assert torch.equal(by_our_own(model, images), actual)
+
+
+@needs_compiler
+def test_what_is_not_a_number_stays_so() -> None:
+    model = build("cnn_3", (1, 28, 28))
+    images = torch.zeros(2, 1, 28, 28)
+    images[1] = float("nan")
+    with torch.inference_mode():
+        logits = by_our_own(model, images)
+    assert logits[0].isfinite().all()
+    assert logits[1].isnan().all()
+
+
+@needs_compiler
+def test_an_activation_that_follows_no_convolution_is_computed() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10))
+    images = torch.randn(4, 1, 6, 6)
+    torch.testing.assert_close(by_our_own(model, images), model(images))
+
+
+@needs_compiler
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_trial_follows_that_of_pytorchs_convolutions(optimizer: str) -> None:
+    """For 100 steps, by its losses, and to the same accuracies but for an image or two."""
+    data = training.tensors(make_dataset(), "cpu")
+    trial = make_trial(
+        architecture="cnn_3", optimizer=optimizer, learning_rate=0.001, batch_size=10, epochs=8, record_every_steps=1
+    )
+    curves = []
+    for forward in (by_torch, by_our_own):
+        state = training.start(trial, data)
+        state.forward = forward
+        for _ in training.train(trial, data, state):
+            pass
+        curves.append(training.finish(trial, data, state).curves)
+    theirs, ours = curves
+    assert len(ours["train_loss"]) >= 100
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+    assert ours["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=5.1)
+
+
+@needs_compiler
+def test_only_convolutions_on_the_cpu_are_ours() -> None:
+    assert passes("cnn_3", OWN, CPU) is by_our_own
+    assert passes("cnn_3", None, CPU) is passes("cnn_3", "AVX2", CPU) is by_torch
+    assert passes("mlp_1", OWN, CPU) is by_torch
+    assert passes("cnn_3", OWN, torch.device("cuda")) is by_torch
+
+
+@needs_compiler
+def test_they_are_compiled_once_for_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By two at the same time, which do not get in each other's way, then never again."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    script = "from trainables.convolutions import loaded; print(loaded()._name)"
+    both = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    names = {process.communicate()[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert names == {str(path) for path in tmp_path.glob("neural-sweeps/*")}
+    assert len(names) == 1
+    commands: list[list[str]] = []
+    run = convolutions.run
+    monkeypatch.setattr(convolutions, "run", lambda command: (commands.append(command), run(command))[1])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert loaded.__wrapped__()._name in names
+    assert not [command for command in commands if "-o" in command]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("no-such-compiler", "No such file"), ("false", "false failed"), ("", "No such file")]
+)
+def test_without_a_compiler_it_is_said_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, reason: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(convolutions, "loaded", loaded.__wrapped__)
+    with pytest.raises(CompilerError, match=reason):
+        passes("cnn_3", OWN, CPU)
+    assert passes("cnn_3", None, CPU) is by_torch
