@@ -90,14 +90,12 @@ def fractions(architecture: str, dataset: str, data_root: Path, turns: int) -> d
         )
         for seed in range(MEMBERS if stacked else 1)
     ]
-    states = [training.start(trial, data, fused=stacked) for trial in trials]
+    states = [training.start(trial, data) for trial in trials]
     steps = STEPS["mlp" if stacked else "cnn"]
     progress: Iterator[None]
     if stacked:
         progress = stack.train(trials, data, states)
-        together = stack.Stack(
-            list(zip(trials, [training.start(t, data, fused=True) for t in trials], strict=True)), data
-        )
+        together = stack.Stack([(trial, training.start(trial, data)) for trial in trials], data)
         validate: Callable[[], object] = lambda: together.accuracies(data.val_images, data.val_labels)  # noqa: E731
     else:
         state = states[0]

@@ -34,7 +34,7 @@ def alone(trial: Trial) -> Result:
 
 
 def together(trials: Sequence[Trial], *, compiled: bool = False) -> list[Result]:
-    states = [training.start(trial, DATA, fused=True) for trial in trials]
+    states = [training.start(trial, DATA) for trial in trials]
     for _ in stack.train(trials, DATA, states, compiled=compiled):
         pass
     return [training.finish(trial, DATA, state) for trial, state in zip(trials, states, strict=True)]
@@ -139,7 +139,7 @@ def test_a_diverged_member_leaves_and_the_others_stay_as_they_are() -> None:
 def test_a_members_checkpoint_holds_the_member_alone() -> None:
     """Its parameters are views into the stack's, and saving a view would save the whole."""
     trials = trials_of("mlp_1", range(8))
-    states = [training.start(trial, DATA, fused=True) for trial in trials]
+    states = [training.start(trial, DATA) for trial in trials]
     next(stack.train(trials, DATA, states))
     for value in training.state_dict(states[0], 0)["model"].values():
         assert value.untyped_storage().nbytes() == value.nbytes

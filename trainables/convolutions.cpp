@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 namespace {
@@ -19,6 +20,7 @@ constexpr int LANES = 16, OUTPUTS = 8, VECTORS = 3; // of a tile: 24 of 32 regis
 constexpr int LANES = 8, OUTPUTS = 4, VECTORS = 3; // 12 of 16
 #endif
 constexpr int GRADIENTS = 4; // output channels whose weights' gradients are summed up at once
+constexpr int BLOCK = LANES * VECTORS; // images that go through a network at once: whole tiles, and what a cache holds
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 
@@ -30,16 +32,26 @@ template <class V> V load(const float *from) {
 
 template <class V> void store(float *to, V value) { std::memcpy(to, &value, sizeof value); }
 
-// Zeros from a cache line's start on, as a load that crosses two of them takes twice as long.
-class Zeros {
-    std::vector<float> all;
-
-  public:
+// Numbers from a cache line's start on, as a load that crosses two of them takes twice as long.
+struct Floats {
+    std::unique_ptr<float[]> all;
     float *start;
-    explicit Zeros(size_t size) : all(size + 16) {
-        start = reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(all.data()) + 63) / 64 * 64);
+    explicit Floats(size_t size) : all(new float[size + 16]) {
+        start = reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(all.get()) + 63) / 64 * 64);
     }
 };
+
+struct Zeros : Floats {
+    explicit Zeros(size_t size) : Floats(size) { std::fill_n(start, size, 0.f); }
+};
+
+// (count, LANES) → (count)
+void add_up(const float *sums, long count, float *to) {
+    for (long k = 0; k < count; k++) {
+        to[k] = 0;
+        for (int l = 0; l < LANES; l++) to[k] += sums[k * LANES + l];
+    }
+}
 
 struct Range {
     int first, end;
@@ -59,13 +71,21 @@ struct Layer {
     }
 };
 
+// Copies numbers; those of a gradient, where the ReLU that followed gave zero, as zero.
+void copy(const float *from, const float *outputs, long count, float *to) {
+    if (!outputs) std::copy_n(from, count, to);
+    else
+        for (long i = 0; i < count; i++) to[i] = outputs[i] <= 0 ? 0 : from[i];
+}
+
 // The input with zeros left and right of each row, and some floats to spare at the end.
-Zeros padded(const Layer &layer, const float *in, long spare) {
+Zeros padded(const Layer &layer, const float *in, const float *outputs, long spare) {
     const long rows = long(layer.channels) * layer.height, width = long(layer.width) * layer.images;
-    Zeros copy(rows * layer.row() + spare);
+    Zeros wider(rows * layer.row() + spare);
     for (long r = 0; r < rows; r++)
-        std::memcpy(copy.start + r * layer.row() + layer.padding * layer.images, in + r * width, width * 4);
-    return copy;
+        copy(in + r * width, outputs ? outputs + r * width : nullptr, width,
+             wider.start + r * layer.row() + layer.padding * layer.images);
+    return wider;
 }
 
 // Some vectors of a row of the output, of OUTPUTS channels of which `count` are there. `in` and `weights` are where the
@@ -74,16 +94,19 @@ template <class V, int P>
 void tile(const Layer &layer, const float *in, const float *weights, const float *bias, Range rows, Range columns,
           bool relu, int count, float *out, long out_channel) {
     constexpr int lanes = sizeof(V) / 4;
+    const int kernel = layer.kernel, next = layer.images;
+    const long row = layer.row(), channel = layer.height * row;
+    in += rows.first * row + long(columns.first) * next;
+    weights += (rows.first * kernel + columns.first) * OUTPUTS;
     V sums[OUTPUTS][P];
 #pragma GCC unroll 8
     for (int o = 0; o < OUTPUTS; o++)
 #pragma GCC unroll 8
         for (int p = 0; p < P; p++) sums[o][p] = V{} + bias[o];
-    for (int c = 0; c < layer.channels; c++)
-        for (int y = rows.first; y < rows.end; y++) {
-            const float *x = in + (long(c) * layer.height + y) * layer.row() + long(columns.first) * layer.images;
-            const float *w = weights + ((c * layer.kernel + y) * layer.kernel + columns.first) * OUTPUTS;
-            for (int k = columns.first; k < columns.end; k++, x += layer.images, w += OUTPUTS) {
+    for (int c = 0; c < layer.channels; c++, in += channel, weights += kernel * kernel * OUTPUTS)
+        for (int y = 0; y < rows.end - rows.first; y++) {
+            const float *x = in + y * row, *w = weights + y * kernel * OUTPUTS;
+            for (int k = columns.first; k < columns.end; k++, x += next, w += OUTPUTS) {
                 V values[P];
 #pragma GCC unroll 8
                 for (int p = 0; p < P; p++) values[p] = load<V>(x + p * lanes);
@@ -93,24 +116,31 @@ void tile(const Layer &layer, const float *in, const float *weights, const float
                     for (int p = 0; p < P; p++) sums[o][p] += values[p] * w[o];
             }
         }
-    for (int o = 0; o < count; o++)
+#pragma GCC unroll 8
+    for (int o = 0; o < OUTPUTS; o++) {
+        if (o == count) return;
 #pragma GCC unroll 8
         for (int p = 0; p < P; p++) {
             V value = sums[o][p];
-            if (relu) value = value < 0 ? V{} : value; // NaN stays NaN
+            if (relu) value = V{} > value ? V{} : value; // NaN stays NaN
             store<V>(out + o * out_channel + p * lanes, value);
         }
+    }
 }
 
-// (outputs, channels, kernel, kernel) → (outputs / OUTPUTS, channels, kernel, kernel, OUTPUTS)
-Zeros packed(const Layer &layer, const float *weights) {
-    Zeros found(size_t(layer.outputs + OUTPUTS - 1) / OUTPUTS * OUTPUTS * layer.window());
-    for (int o = 0; o < layer.outputs; o++)
-        for (int k = 0; k < layer.window(); k++)
-            found.start[(size_t(o / OUTPUTS) * layer.window() + k) * OUTPUTS + o % OUTPUTS] =
-                weights[size_t(o) * layer.window() + k];
-    return found;
-}
+// Weights (outputs, channels, kernel, kernel) as tiles take them, (outputs / OUTPUTS, channels, kernel, kernel, OUTPUTS),
+// and a bias, or none.
+struct Parameters {
+    Zeros weights, bias;
+    Parameters(const Layer &layer, const float *from, const float *bias_from)
+        : weights(size_t(layer.outputs + OUTPUTS) * layer.window()), bias(layer.outputs + OUTPUTS) {
+        for (int o = 0; o < layer.outputs; o++)
+            for (int k = 0; k < layer.window(); k++)
+                weights.start[(size_t(o / OUTPUTS) * layer.window() + k) * OUTPUTS + o % OUTPUTS] =
+                    from[size_t(o) * layer.window() + k];
+        if (bias_from) std::copy_n(bias_from, layer.outputs, bias.start);
+    }
+};
 
 // Adds to `sums` (GRADIENTS, …, T, LANES) what a row of the outputs' gradients gives to T neighbouring weights.
 template <int T>
@@ -136,20 +166,17 @@ void weights_of_row(const float *gradients, long length, const float *in, int im
         }
 }
 
-} // namespace
 
-// out (outputs, out height, out width, images) of in (channels, height, width, images), weights (outputs, channels,
-// kernel, kernel) and bias (outputs), or none; with `relu`, what is negative becomes zero.
-extern "C" void convolve(const float *in, const float *weights, const float *bias, float *out, int channels, int height,
-                         int width, int images, int outputs, int kernel, int padding, int relu) {
-    const Layer layer{channels, height, width, images, outputs, kernel, padding};
-    const Zeros copy = padding ? padded(layer, in, 0) : Zeros(0), blocks = packed(layer, weights);
-    Zeros biases(outputs + OUTPUTS);
-    if (bias) std::copy(bias, bias + outputs, biases.start);
-    if (padding) in = copy.start;
+// out (outputs, out height, out width, images) of in (channels, height, width, images); with `relu`, what is negative
+// becomes zero. If the input is a gradient, `outputs` may be those of the ReLU that it comes to.
+void convolve(const Layer &layer, const float *in, const float *outputs, const Parameters &parameters, bool relu,
+              float *out) {
+    const bool copied = layer.padding || outputs;
+    const Zeros wider = copied ? padded(layer, in, outputs, 0) : Zeros(0);
+    if (copied) in = wider.start;
     const long length = layer.out_row(), out_channel = layer.out_height() * length;
     for (int y = 0; y < layer.out_height(); y++) {
-        const float *row = in + (y - padding) * layer.row();
+        const float *row = in + (y - layer.padding) * layer.row();
         for (long i = 0, next; i < length; i = next) {
             int vectors = int(std::min<long>(VECTORS, (length - i + LANES - 1) / LANES));
             if (i + vectors * LANES > length) { // the row's end: some of it once more, or by and by
@@ -158,41 +185,81 @@ extern "C" void convolve(const float *in, const float *weights, const float *bia
             }
             next = i + (vectors ? vectors * LANES : 1);
             const Range rows = layer.rows(y), columns = layer.columns(i, next - 1);
-            for (int o = 0; o < outputs; o += OUTPUTS) {
+            for (int o = 0; o < layer.outputs; o += OUTPUTS) {
                 const auto compute = vectors == 3   ? tile<Vector, 3>
                                      : vectors == 2 ? tile<Vector, 2>
                                      : vectors == 1 ? tile<Vector, 1>
                                                     : tile<float, 1>;
-                compute(layer, row + i, blocks.start + long(o) * layer.window(), biases.start + o, rows, columns, relu,
-                        std::min(OUTPUTS, outputs - o), out + o * out_channel + y * length + i, out_channel);
+                compute(layer, row + i, parameters.weights.start + long(o) * layer.window(), parameters.bias.start + o,
+                        rows, columns, relu, std::min(OUTPUTS, layer.outputs - o), out + o * out_channel + y * length + i, out_channel);
             }
         }
     }
 }
 
-// The loss's gradient with respect to the weights, from that with respect to the outputs.
-extern "C" void weight_gradient(const float *in, const float *out_gradient, float *gradient, int channels, int height,
-                                int width, int images, int outputs, int kernel, int padding) {
-    const Layer layer{channels, height, width, images, outputs, kernel, padding};
+// NaN if one of them is.
+template <class V> V larger(V one, V other) { return one > other ? one : one != one ? one : other; }
+
+// Of a window of 2×2 pixels whose rows begin at `top` and `bottom`, the largest or the average.
+template <class V> V pooled(const float *top, const float *bottom, int images, bool largest) {
+    const V a = load<V>(top), b = load<V>(top + images), c = load<V>(bottom), d = load<V>(bottom + images);
+    return largest ? larger(larger(a, b), larger(c, d)) : (a + b + c + d) / 4;
+}
+
+// (channels, height, width, images) → (channels, height / 2, width / 2, images)
+void pool(const Layer &layer, const float *in, bool largest, float *out) {
+    const int images = layer.images;
+    for (int c = 0; c < layer.channels; c++)
+        for (int y = 0; y + 1 < layer.height; y += 2)
+            for (int x = 0; x + 1 < layer.width; x += 2, out += images) {
+                const float *top = in + (long(c) * layer.height + y) * layer.row() + long(x) * images;
+                const float *bottom = top + layer.row();
+                int i = 0;
+                for (; i + LANES <= images; i += LANES)
+                    store(out + i, pooled<Vector>(top + i, bottom + i, images, largest));
+                for (; i < images; i++) out[i] = pooled<float>(top + i, bottom + i, images, largest);
+            }
+}
+
+} // namespace
+
+// What convolutions.py calls, with arrays in PyTorch's memory.
+extern "C" {
+
+void layer_outputs(const Layer *layer, const float *in, const float *outputs, const float *weights, const float *bias,
+                   int relu, float *out) {
+    convolve(*layer, in, outputs, Parameters(*layer, weights, bias), relu, out);
+}
+
+// The loss's gradients with respect to weights and bias, from that with respect to the outputs.
+void layer_gradients(const Layer *described, const float *in, const float *outputs, const float *out_gradient,
+                     float *of_weights, float *of_bias) {
+    const Layer &layer = *described;
+    const int kernel = layer.kernel, height = layer.height;
     const long length = layer.out_row(), whole = (length + LANES - 1) / LANES * LANES;
     // The last vector of a row reaches into what follows, times zero. After the last row may be nothing to read.
-    const bool copied = padding || layer.row() < LANES;
-    const long last = copied ? -1 : long(channels) * height - 1;
-    Zeros copy = copied ? padded(layer, in, LANES) : Zeros(layer.row() + LANES);
-    if (copied) in = copy.start;
-    else std::copy_n(in + last * layer.row(), layer.row(), copy.start);
-    Zeros row(size_t(outputs + GRADIENTS) * whole);
+    const bool copied = layer.padding || layer.row() < LANES;
+    const long last = copied ? -1 : long(layer.channels) * height - 1;
+    const Zeros wider = copied ? padded(layer, in, nullptr, LANES) : Zeros(layer.row() + LANES);
+    if (copied) in = wider.start;
+    else std::copy_n(in + last * layer.row(), layer.row(), wider.start);
+    Zeros row(size_t(layer.outputs + GRADIENTS) * whole), biases(layer.outputs * LANES);
     const long output = long(layer.window()) * LANES;
-    Zeros sums(size_t(outputs + GRADIENTS) * output);
+    Zeros sums(size_t(layer.outputs + GRADIENTS) * output);
     for (int y = 0; y < layer.out_height(); y++) {
-        for (int o = 0; o < outputs; o++)
-            std::copy_n(out_gradient + (long(o) * layer.out_height() + y) * length, length, row.start + o * whole);
+        for (int o = 0; o < layer.outputs; o++) {
+            const long from = (long(o) * layer.out_height() + y) * length;
+            copy(out_gradient + from, outputs ? outputs + from : nullptr, length, row.start + o * whole);
+            Vector total = load<Vector>(biases.start + o * LANES);
+            for (long i = 0; i < whole; i += LANES) total += load<Vector>(row.start + o * whole + i);
+            store(biases.start + o * LANES, total);
+        }
         const Range rows = layer.rows(y);
-        for (int o = 0; o < outputs; o += GRADIENTS)
-            for (int c = 0; c < channels; c++)
+        for (int o = 0; o < layer.outputs; o += GRADIENTS)
+            for (int c = 0; c < layer.channels; c++)
                 for (int k = rows.first; k < rows.end; k++) {
-                    const long r = long(c) * height + y - padding + k;
-                    const float *from = r == last ? copy.start : in + r * layer.row();
+                    const long r = long(c) * height + y - layer.padding + k;
+                    const float *from = r == last ? wider.start : in + r * layer.row();
                     float *to = sums.start + o * output + long(c * kernel + k) * kernel * LANES;
                     for (int column = 0, taps; column < kernel; column += taps) {
                         taps = std::min(kernel - column, kernel - column == 5 ? 5 : 4);
@@ -201,13 +268,58 @@ extern "C" void weight_gradient(const float *in, const float *out_gradient, floa
                                          : taps == 3 ? weights_of_row<3>
                                          : taps == 2 ? weights_of_row<2>
                                                      : weights_of_row<1>;
-                        add(row.start + o * whole, whole, from + long(column) * images, images, to + column * LANES,
-                            output);
+                        add(row.start + o * whole, whole, from + long(column) * layer.images, layer.images,
+                            to + column * LANES, output);
                     }
                 }
     }
-    for (long k = 0; k < long(outputs) * layer.window(); k++) {
-        gradient[k] = 0;
-        for (int l = 0; l < LANES; l++) gradient[k] += sums.start[k * LANES + l];
+    add_up(sums.start, long(layer.outputs) * layer.window(), of_weights);
+    add_up(biases.start, layer.outputs, of_bias);
+}
+
+// A layer of a network outside training. A fully connected one is a convolution of single pixels, flattened before.
+struct Step {
+    enum { CONVOLVE, FLATTEN, LARGEST, AVERAGE } kind;
+    int outputs, kernel, padding, relu;
+    const float *weights, *bias;
+};
+
+// Logits (count, classes) of images (count, channels, height, width): some at a time go through all layers.
+void network_logits(const Step *steps, int length, const float *images, int count, int channels, int height, int width,
+                    float *logits) {
+    std::vector<Layer> layers; // what comes into each step, and into none at the end
+    std::vector<Parameters> parameters;
+    Layer layer{channels, height, width, 0, 0, 0, 0};
+    long most = 0;
+    for (const Step *step = steps; step < steps + length; step++) {
+        layer = {layer.channels, layer.height, layer.width, 1, step->outputs, step->kernel, step->padding};
+        layers.push_back(layer);
+        most = std::max(most, long(layer.channels) * layer.height * layer.width);
+        parameters.emplace_back(layer, step->weights, step->bias);
+        switch (step->kind) {
+        case Step::CONVOLVE: layer = {layer.outputs, layer.out_height(), int(layer.out_row()), 1, 0, 0, 0}; break;
+        case Step::FLATTEN: layer = {layer.channels * layer.height * layer.width, 1, 1, 1, 0, 0, 0}; break;
+        default: layer = {layer.channels, layer.height / 2, layer.width / 2, 1, 0, 0, 0};
+        }
+    }
+    const int classes = layer.channels, pixels = channels * height * width;
+    Floats one(std::max(most, long(classes)) * BLOCK), other(std::max(most, long(classes)) * BLOCK);
+    for (int first = 0; first < count; first += BLOCK) {
+        const int some = std::min(BLOCK, count - first);
+        float *in = one.start, *out = other.start;
+        for (int p = 0; p < pixels; p++)
+            for (int i = 0; i < some; i++) in[long(p) * some + i] = images[long(first + i) * pixels + p];
+        for (int s = 0; s < length; s++) {
+            layers[s].images = some;
+            if (steps[s].kind == Step::FLATTEN) continue;
+            if (steps[s].kind == Step::CONVOLVE)
+                convolve(layers[s], in, nullptr, parameters[s], steps[s].relu, out);
+            else pool(layers[s], in, steps[s].kind == Step::LARGEST, out);
+            std::swap(in, out);
+        }
+        for (int i = 0; i < some; i++)
+            for (int c = 0; c < classes; c++) logits[long(first + i) * classes + c] = in[long(c) * some + i];
     }
 }
+
+} // extern "C"

@@ -79,7 +79,7 @@ class Member:
 
     def start(self, tensors: Tensors) -> State:
         """Its state, before its next step."""
-        state = training.start(self.trial, tensors, fused=self.stacked)
+        state = training.start(self.trial, tensors)
         if self.saved is not None:
             training.load_state_dict(state, self.saved)
         state.forward = self.forward(tensors.train_images.device)

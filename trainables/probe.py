@@ -63,12 +63,12 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int, convolutions: st
     unrecorded = [replace(trial, epochs=steps, milestones=(), record_every_steps=steps * 10**6) for trial in trials]
     try:
         tensors = training.tensors(data, device, trials[0].task)
-        states = [training.start(trial, tensors, fused=True) for trial in unrecorded]
+        states = [training.start(trial, tensors) for trial in unrecorded]
         together = step_seconds(stack.train(unrecorded, tensors, states), device)
         state = training.start(unrecorded[0], tensors)
         state.forward = passes(trials[0].architecture, convolutions, device)
         alone = step_seconds(training.train(unrecorded[0], tensors, state), device)
-        images = tensors.test_images[: 2 * training.EVALUATION_BATCH[device.type]]
+        images = tensors.test_images[: 2 * training.EVALUATION_BATCH]
         training.accuracy(state.model, images, tensors.test_labels[: len(images)])
     except torch.OutOfMemoryError:  # a trial will say so itself
         return Probed(0.0, 1.0)

@@ -40,7 +40,7 @@ def train(trials: Sequence[Trial], data: Tensors, states: Sequence[State], *, co
     A member that diverges leaves the stack with that record; the others go on.
 
     Args:
-        states: Made by `training.start` with `fused`, which is faster where there are many.
+        states: Made by `training.start`.
         compiled: Have forward and backward pass compiled, for GPUs, where each operation waits to be launched. That
             takes up to a minute for each kind and size of stack, once. The numbers are the same but for rounding.
     """
