@@ -15,11 +15,11 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, OUTPUTS = 8, VECTORS = 3; // of a tile: 24 of 32 registers hold sums
+constexpr int LANES = 16, OUTPUTS = 8; // 24 of 32 registers hold sums
 #else
-constexpr int LANES = 8, OUTPUTS = 4, VECTORS = 3; // 12 of 16
+constexpr int LANES = 8, OUTPUTS = 4; // 12 of 16
 #endif
-constexpr int GRADIENTS = 4; // output channels whose weights' gradients are summed up at once
+constexpr int VECTORS = 3; // of a tile, or neighbouring weights
 constexpr int BLOCK = LANES * VECTORS; // images that go through a network at once: whole tiles, and what a cache holds
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
@@ -79,12 +79,17 @@ void copy(const float *from, const float *outputs, long count, float *to) {
 }
 
 // The input with zeros left and right of each row, and some floats to spare at the end.
-Zeros padded(const Layer &layer, const float *in, const float *outputs, long spare) {
+Floats padded(const Layer &layer, const float *in, const float *outputs, long spare) {
     const long rows = long(layer.channels) * layer.height, width = long(layer.width) * layer.images;
-    Zeros wider(rows * layer.row() + spare);
-    for (long r = 0; r < rows; r++)
-        copy(in + r * width, outputs ? outputs + r * width : nullptr, width,
-             wider.start + r * layer.row() + layer.padding * layer.images);
+    const long side = long(layer.padding) * layer.images;
+    Floats wider(rows * layer.row() + spare);
+    float *to = wider.start;
+    for (long r = 0; r < rows; r++) {
+        to = std::fill_n(to, side, 0.f);
+        copy(in + r * width, outputs ? outputs + r * width : nullptr, width, to);
+        to = std::fill_n(to + width, side, 0.f);
+    }
+    std::fill_n(to, spare, 0.f);
     return wider;
 }
 
@@ -142,23 +147,23 @@ struct Parameters {
     }
 };
 
-// Adds to `sums` (GRADIENTS, …, T, LANES) what a row of the outputs' gradients gives to T neighbouring weights.
+// Adds to `sums` (OUTPUTS, …, T, LANES) what a row of the outputs' gradients gives to T neighbouring weights.
 template <int T>
 void weights_of_row(const float *gradients, long length, const float *in, int images, float *sums, long output) {
-    Vector totals[GRADIENTS][T]{};
+    Vector totals[OUTPUTS][T]{};
     for (long i = 0; i < length; i += LANES) {
-        Vector gradient[GRADIENTS];
+        Vector gradient[OUTPUTS];
 #pragma GCC unroll 8
-        for (int o = 0; o < GRADIENTS; o++) gradient[o] = load<Vector>(gradients + o * length + i);
+        for (int o = 0; o < OUTPUTS; o++) gradient[o] = load<Vector>(gradients + o * length + i);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             Vector value = load<Vector>(in + i + long(t) * images);
 #pragma GCC unroll 8
-            for (int o = 0; o < GRADIENTS; o++) totals[o][t] += gradient[o] * value;
+            for (int o = 0; o < OUTPUTS; o++) totals[o][t] += gradient[o] * value;
         }
     }
 #pragma GCC unroll 8
-    for (int o = 0; o < GRADIENTS; o++)
+    for (int o = 0; o < OUTPUTS; o++)
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             float *to = sums + o * output + t * LANES;
@@ -172,7 +177,7 @@ void weights_of_row(const float *gradients, long length, const float *in, int im
 void convolve(const Layer &layer, const float *in, const float *outputs, const Parameters &parameters, bool relu,
               float *out) {
     const bool copied = layer.padding || outputs;
-    const Zeros wider = copied ? padded(layer, in, outputs, 0) : Zeros(0);
+    const Floats wider = copied ? padded(layer, in, outputs, 0) : Floats(0);
     if (copied) in = wider.start;
     const long length = layer.out_row(), out_channel = layer.out_height() * length;
     for (int y = 0; y < layer.out_height(); y++) {
@@ -240,12 +245,12 @@ void layer_gradients(const Layer *described, const float *in, const float *outpu
     // The last vector of a row reaches into what follows, times zero. After the last row may be nothing to read.
     const bool copied = layer.padding || layer.row() < LANES;
     const long last = copied ? -1 : long(layer.channels) * height - 1;
-    const Zeros wider = copied ? padded(layer, in, nullptr, LANES) : Zeros(layer.row() + LANES);
+    const Floats wider = copied ? padded(layer, in, nullptr, LANES) : Zeros(layer.row() + LANES);
     if (copied) in = wider.start;
     else std::copy_n(in + last * layer.row(), layer.row(), wider.start);
-    Zeros row(size_t(layer.outputs + GRADIENTS) * whole), biases(layer.outputs * LANES);
+    Zeros row(size_t(layer.outputs + OUTPUTS) * whole), biases(layer.outputs * LANES);
     const long output = long(layer.window()) * LANES;
-    Zeros sums(size_t(layer.outputs + GRADIENTS) * output);
+    Zeros sums(size_t(layer.outputs + OUTPUTS) * output);
     for (int y = 0; y < layer.out_height(); y++) {
         for (int o = 0; o < layer.outputs; o++) {
             const long from = (long(o) * layer.out_height() + y) * length;
@@ -255,17 +260,15 @@ void layer_gradients(const Layer *described, const float *in, const float *outpu
             store(biases.start + o * LANES, total);
         }
         const Range rows = layer.rows(y);
-        for (int o = 0; o < layer.outputs; o += GRADIENTS)
+        for (int o = 0; o < layer.outputs; o += OUTPUTS)
             for (int c = 0; c < layer.channels; c++)
                 for (int k = rows.first; k < rows.end; k++) {
                     const long r = long(c) * height + y - layer.padding + k;
                     const float *from = r == last ? wider.start : in + r * layer.row();
                     float *to = sums.start + o * output + long(c * kernel + k) * kernel * LANES;
                     for (int column = 0, taps; column < kernel; column += taps) {
-                        taps = std::min(kernel - column, kernel - column == 5 ? 5 : 4);
-                        const auto add = taps == 5   ? weights_of_row<5>
-                                         : taps == 4 ? weights_of_row<4>
-                                         : taps == 3 ? weights_of_row<3>
+                        taps = std::min(VECTORS, kernel - column);
+                        const auto add = taps == 3   ? weights_of_row<3>
                                          : taps == 2 ? weights_of_row<2>
                                                      : weights_of_row<1>;
                         add(row.start + o * whole, whole, from + long(column) * layer.images, layer.images,
