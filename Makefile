@@ -28,10 +28,10 @@ quickstart: install ## Install, run part 3 on the bundled digits, and draw its f
 	$(RUN) analysis/part3.py --quick
 
 test: install ## All tests, end-to-end runs included, two at a time
-	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 fast-test: install ## The tests that take under a minute together
-	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
 chaos: install ## Real sweeps with a fault each: is anything lost or doubled? Needs root for the full disks
 	$(RUN) chaos/suite.py

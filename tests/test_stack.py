@@ -18,6 +18,7 @@ from trainables.result import Result
 from trainables.trial import QUANTITIES, Trial
 
 MLPS = ("mlp_1", "mlp_2", "logistic")
+CNNS = [pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name not in MLPS]
 DATA = training.tensors(make_dataset(train=600), "cpu")
 
 
@@ -54,7 +55,7 @@ def trials_of(architecture: str, seeds: Sequence[int], **changes: Any) -> list[T
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*MLPS, *CNNS])
 def test_a_stack_computes_what_single_trials_do(
     architecture: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +80,7 @@ def test_a_stack_computes_what_single_trials_do(
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*MLPS, *CNNS])
 def test_a_stack_follows_single_trials_for_a_hundred_steps(architecture: str, optimizer: str) -> None:
     """To float tolerance, at rates at which rounding grows slowly."""
     trials = [

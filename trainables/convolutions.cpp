@@ -133,8 +133,8 @@ void tile(const Layer &layer, const float *in, const float *weights, const float
     }
 }
 
-// Weights (outputs, channels, kernel, kernel) as tiles take them, (outputs / OUTPUTS, channels, kernel, kernel, OUTPUTS),
-// and a bias, or none.
+// A bias, or none, and weights (outputs, channels, kernel, kernel) as tiles take them: (outputs / OUTPUTS, channels,
+// kernel, kernel, OUTPUTS).
 struct Parameters {
     Zeros weights, bias;
     Parameters(const Layer &layer, const float *from, const float *bias_from)
@@ -171,7 +171,6 @@ void weights_of_row(const float *gradients, long length, const float *in, int im
         }
 }
 
-
 // out (outputs, out height, out width, images) of in (channels, height, width, images); with `relu`, what is negative
 // becomes zero. If the input is a gradient, `outputs` may be those of the ReLU that it comes to.
 void convolve(const Layer &layer, const float *in, const float *outputs, const Parameters &parameters, bool relu,
@@ -184,7 +183,7 @@ void convolve(const Layer &layer, const float *in, const float *outputs, const P
         const float *row = in + (y - layer.padding) * layer.row();
         for (long i = 0, next; i < length; i = next) {
             int vectors = int(std::min<long>(VECTORS, (length - i + LANES - 1) / LANES));
-            if (i + vectors * LANES > length) { // the row's end: some of it once more, or by and by
+            if (i + vectors * LANES > length) { // the row's end: some of it once more, or in smaller parts
                 if (vectors * LANES <= length) i = length - vectors * LANES;
                 else vectors--;
             }
@@ -195,8 +194,10 @@ void convolve(const Layer &layer, const float *in, const float *outputs, const P
                                      : vectors == 2 ? tile<Vector, 2>
                                      : vectors == 1 ? tile<Vector, 1>
                                                     : tile<float, 1>;
-                compute(layer, row + i, parameters.weights.start + long(o) * layer.window(), parameters.bias.start + o,
-                        rows, columns, relu, std::min(OUTPUTS, layer.outputs - o), out + o * out_channel + y * length + i, out_channel);
+                const float *weights = parameters.weights.start + long(o) * layer.window();
+                float *to = out + o * out_channel + y * length + i;
+                compute(layer, row + i, weights, parameters.bias.start + o, rows, columns, relu,
+                        std::min(OUTPUTS, layer.outputs - o), to, out_channel);
             }
         }
     }

@@ -27,8 +27,8 @@ from trainables.architectures import convolves
 from trainables.probe import OWN
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-# Images that go through PyTorch's layers at a time, outside training on the CPU: convolutional networks were fastest with
-# 50 to 100, by a tenth over 250.
+# Images that go through PyTorch's layers at a time, outside training on the CPU: convolutional networks were fastest
+# with 50 to 100, by a tenth over 250.
 AT_ONCE = 96
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-shared", "-fPIC")
 
@@ -82,7 +82,7 @@ def passes(architecture: str, way: str | None, device: torch.device) -> Forward:
 
 
 def by_our_own(model: nn.Sequential, images: Tensor) -> Tensor:
-    """The same but for rounding, with convolutions of our own; outside training by one call for all layers, if it can."""
+    """The same but for rounding, with convolutions of our own; outside training, if it can, by one call for all."""
     if torch.is_grad_enabled():
         return layer_by_layer(model, images)
     found = logits(model, images)
@@ -201,7 +201,7 @@ def logits(model: nn.Sequential, images: Tensor) -> Tensor | None:
                 steps.append(Step(Step.AVERAGE))
             case _:
                 return None
-    found = torch.empty(len(images), model[-1].out_features)
+    found = torch.empty(len(images), steps[-1].outputs)
     loaded().network_logits((Step * len(steps))(*steps), len(steps), pointer(used[0]), *images.shape, pointer(found))
     return found
 
@@ -213,7 +213,10 @@ def side_by_side(images: Tensor) -> Tensor:
 
 def pointer(tensor: Tensor | None) -> int | None:
     """Where a tensor's float32 numbers are."""
-    return None if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return None
+    assert tensor.dtype == torch.float32
+    return tensor.data_ptr()
 
 
 class CompilerError(Exception):
@@ -240,7 +243,7 @@ def loaded() -> ctypes.CDLL:
                 run([*compiler, *OPTIONS, "-o", str(made), str(SOURCE)])
                 made.replace(path)
         library = ctypes.CDLL(str(path))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter: there is no home folder
         raise CompilerError(str(error)) from error
     address, number = ctypes.c_void_p, ctypes.c_int
     library.layer_outputs.argtypes = [*[address] * 5, number, address]

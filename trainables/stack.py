@@ -97,9 +97,13 @@ def forward(network: nn.Sequential, parameters: Mapping[str, Tensor], inputs: Te
                 outputs = outputs.flatten(2)
             case nn.Linear():
                 outputs = Linear.apply(outputs, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"))
-            case _:
+            case nn.Conv2d():
                 own = {key: parameters[f"{name}.{key}"] for key, _ in module.named_parameters()}
                 outputs = vmap(partial(functional_call, module))(own, (outputs,))
+            case nn.MaxPool2d() | nn.AvgPool2d():
+                outputs = module(outputs.flatten(0, 1)).unflatten(0, outputs.shape[:2])
+            case _:  # an activation
+                outputs = module(outputs)
     return outputs
 
 
