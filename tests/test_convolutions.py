@@ -154,6 +154,7 @@ def test_only_convolutions_on_the_cpu_are_ours() -> None:
     assert passes("cnn_3", OWN, torch.device("cuda")) is by_torch
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_they_are_compiled_once_for_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By two at the same time, which do not get in each other's way, then never again."""
