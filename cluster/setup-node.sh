@@ -76,6 +76,7 @@ if [ -z "$address" ]; then
 fi
 
 if $head; then install_package postgresql; fi
+if ! command -v c++ > /dev/null; then install_package g++; fi # for trainables/convolutions.cpp
 if [[ $shared == nfs:* ]]; then
     if $head; then share_folder; fi
     mount_folder

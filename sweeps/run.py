@@ -30,7 +30,9 @@ from sweeps.options import Running, Selection, next_stage
 from sweeps.packs import MOST_TRIALS, Images, packs, parse_pack
 from sweeps.resources import SHARED_GPU, Node, Share, gpu_shares, parse_gpus, share, share_for, this_machine
 from sweeps.sweep import Sweep
+from trainables.architectures import convolves
 from trainables.checkpoints import TrialFolder, writing
+from trainables.probe import OWN
 from trainables.tracking import Recorded, Store, TrackingError, missing_file, patiently, sqlite_file
 from trainables.trial import XOR, BadInputError, Trial
 
@@ -357,6 +359,7 @@ class Trainer:
         def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> dict[str, Ending]:
             packed = packs(trials, names, gpus, images, settings.stacked, at_once, most)
             report_packs(packed, settings.stacked)
+            report_convolutions(packed, settings.convolutions)
             return launch.train(packed, self.data, settings, at_once, self.private, console)
 
         return retried(trials, {trial.id: trial_share.gpus[trial.architecture] for trial in trials}, train)
@@ -508,6 +511,14 @@ def report_packs(packed: Sequence[Pack], stacked: Collection[str]) -> None:
         side_by_side = dict.fromkeys(t.architecture for p in packed for t in p.trials if t.architecture in stacked)
         how = f"; side by side: {', '.join(side_by_side)}" if side_by_side else ""
         say(f"Packs: {trials} trials in {len(packed)}{how}")
+
+
+def report_convolutions(packed: Sequence[Pack], way: str | None) -> None:
+    """Print how convolutions on the CPU are computed, if there are any."""
+    if any(not pack.gpus and convolves(trial.architecture) for pack in packed for trial in pack.trials):
+        how = {None: "by PyTorch", OWN: "by code compiled for this machine"}.get(way, f"by PyTorch, limited to {way}")
+        hint = "" if way == OWN or shutil.which("c++") else "; with a C++ compiler (g++) they may be faster"
+        say(f"Convolutions: {how}{hint}")
 
 
 def report_dry_run(trials: Sequence[Trial], running: Running, address: str | None, tracking_uri: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,13 +24,16 @@ from sweeps.run import (
     installed,
     private_folder,
     provenance,
+    report_convolutions,
     result_table,
     retried,
     run,
     settle,
 )
 from trainables.checkpoints import TrialFolder
+from trainables.probe import OWN
 from trainables.tracking import DRIVER, STORAGE, Store
+from trainables.trainable import Pack
 from trainables.trial import BadInputError, Trial
 
 SELECTION = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",))
@@ -43,6 +47,32 @@ def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path)
     ):
         run(selection, Running(storage=tmp_path))
     assert store.recorded() == {}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "gpus", "way", "compiler", "said"),
+    [
+        ("cnn_3", 0.0, OWN, None, "Convolutions: by code compiled for this machine\n"),
+        ("cnn_3", 0.0, None, "c++", "Convolutions: by PyTorch\n"),
+        ("cnn_3", 0.0, "AVX2", None, "Convolutions: by PyTorch, limited to AVX2; with a C++ compiler (g++) they may"),
+        ("cnn_3", 0.5, OWN, "c++", ""),
+        ("mlp_1", 0.0, OWN, "c++", ""),
+    ],
+)
+def test_how_convolutions_are_computed_is_said(
+    architecture: str,
+    gpus: float,
+    way: str | None,
+    compiler: str | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    report_convolutions([Pack((make_trial(architecture=architecture),), ("a trial",), gpus)], way)
+    output = capsys.readouterr().out
+    assert output.startswith(said)
+    assert bool(output) == bool(said)
 
 
 @pytest.mark.parametrize(
