@@ -21,7 +21,7 @@ import torch
 from trainables import datasets, stack, training
 from trainables.architectures import ARCHITECTURES, Conv, flops, output_shape
 from trainables.convolutions import passes
-from trainables.probe import fastest_for_convolutions, limit
+from trainables.probe import ONEDNN, fastest_for_convolutions, limit
 from trainables.trial import Trial
 
 SIDE = 2048  # of the matrices
@@ -74,7 +74,7 @@ def fractions(architecture: str, dataset: str, data_root: Path, turns: int) -> d
 
     MLPs train in a stack of `MEMBERS`, CNNs one alone, as sweeps do it on a CPU.
     """
-    way = fastest_for_convolutions(1)
+    way = os.environ.get(ONEDNN) or fastest_for_convolutions(1)
     os.environ.update(limit(way))  # as sweeps do
     training.prepare_process(1)
     stacked = architecture.startswith("mlp")

@@ -32,6 +32,7 @@ from sweeps.sweep import Sweep
 from trainables import datasets, trainable
 from trainables.checkpoints import TrialFolder
 from trainables.delivery import Delivery, Target
+from trainables.probe import fastest_for_convolutions
 from trainables.result import Result
 from trainables.tracking import ARTIFACT, MODEL, Store, TrialRun
 from trainables.trial import Trial
@@ -94,7 +95,8 @@ def trial_cost(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epo
         driver=f"{parent}/benchmark",
         tags={},
     )
-    settings = trainable.Settings(target=target, threads=1, checkpoint_seconds=60)
+    way = fastest_for_convolutions(1)
+    settings = trainable.Settings(target=target, threads=1, checkpoint_seconds=60, convolutions=way)
     seconds: dict[str, float] = defaultdict(float)
     with ExitStack() as patches:
         patches.enter_context(mock.patch("ray.tune.report"))

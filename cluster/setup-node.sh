@@ -76,7 +76,9 @@ if [ -z "$address" ]; then
 fi
 
 if $head; then install_package postgresql; fi
-if ! command -v c++ > /dev/null; then install_package g++; fi # for trainables/convolutions.cpp
+if ! command -v c++ > /dev/null; then # which makes convolutions faster, no more
+    install_package g++ || echo "no C++ compiler on $(hostname): convolutions are PyTorch's" >&2
+fi
 if [[ $shared == nfs:* ]]; then
     if $head; then share_folder; fi
     mount_folder

@@ -48,6 +48,7 @@ from trainables.trial import BadInputError, Trial
 MOST_STARTS = 50
 DYING_SECONDS = 10
 T = TypeVar("T")
+U = TypeVar("U")
 LOG_SECONDS = 30  # between two lines of progress, where no terminal shows a bar
 LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, as the launcher writes it
 PACKAGE = Path(__file__).resolve().parent.parent / "trainables"  # all that workers import
@@ -143,7 +144,7 @@ def probed(
     gpus: Mapping[str, float],
     convolutions: str | None,
 ) -> dict[str, Probed]:
-    """What a few steps of each architecture's training take, where it will train.
+    """What a few steps of each architecture's training take, where it will train; nothing where that failed.
 
     Args:
         trials: By architecture, trials that could train side by side.
@@ -156,15 +157,16 @@ def probed(
     answers = [
         task.options(num_gpus=gpus[name]).remote(some, shared, cpus, convolutions) for name, some in trials.items()
     ]
-    return {name: tried(answer, Probed(0.0, None)) for name, answer in zip(trials, answers, strict=True)}
+    found = {name: tried(answer, None) for name, answer in zip(trials, answers, strict=True)}
+    return {name: probed for name, probed in found.items() if probed is not None}
 
 
 def fastest_convolutions(cpus: int) -> str | None:
-    """How convolutions are computed fastest where trials train."""
+    """How convolutions are computed fastest where trials train; None if trying failed."""
     return tried(ray.remote(num_cpus=cpus)(fastest_for_convolutions).remote(cpus), None)
 
 
-def tried(answer: ray.ObjectRef[T], otherwise: T) -> T:
+def tried(answer: ray.ObjectRef[T], otherwise: U) -> T | U:
     """What was found by trying; `otherwise` where that failed: trials will say why, if they fail as well."""
     try:
         return ray.get(answer)

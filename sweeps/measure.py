@@ -7,6 +7,7 @@ are added later the same last bits. Without the file it is measured again.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sweeps.packs import stackable
 from trainables.architectures import convolves
 from trainables.checkpoints import writing
+from trainables.probe import ONEDNN
 from trainables.trial import Trial
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class Measured:
     Attributes:
         stacked: Architectures whose trials train faster side by side.
         memory: By architecture, the part of a GPU's memory that a pack takes up, where that was asked for.
-        convolutions: How they are computed on the CPU (`probe.fastest_for_convolutions`).
+        convolutions: How they are computed on the CPU (`probe.fastest_for_convolutions`); None: it was not tried.
     """
 
     stacked: Collection[str] = ()
@@ -72,16 +74,17 @@ def measure(
     }
     wanted = [name for name in gpus if name in unknown or (most > 1 and keys[name] not in known)]
     shares = {name: 1.0 if name in unknown else gpus[name] for name in wanted}
-    untried = CONVOLUTIONS not in known and any(not gpus[name] and convolves(name) for name in gpus)
-    if untried:
-        known[CONVOLUTIONS] = launch.fastest_convolutions(cpus)
-    convolutions = known.get(CONVOLUTIONS)
+    before = dict(known)
+    convolutions = os.environ.get(ONEDNN) or known.get(CONVOLUTIONS)  # somebody has chosen, or it has been tried
+    if convolutions is None and any(not gpus[name] and convolves(name) for name in gpus):
+        convolutions = launch.fastest_convolutions(cpus)
+        known.update({CONVOLUTIONS: convolutions} if convolutions else {})
     seen = launch.probed({name: packs[name] for name in wanted}, data, cpus, shares, convolutions)
-    known.update((keys[name], seen[name].speedup) for name in wanted)
-    if wanted or untried:
+    known.update((keys[name], probed.speedup) for name, probed in seen.items())
+    if known != before:
         write(path, everything)
     return Measured(
-        stacked=[name for name in gpus if most > 1 and known[keys[name]] > 1],
+        stacked=[name for name in gpus if most > 1 and known.get(keys[name], 0) > 1],
         memory={name: probed.memory for name, probed in seen.items() if probed.memory is not None},
         convolutions=convolutions,
     )

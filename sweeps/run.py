@@ -25,14 +25,14 @@ from rich.table import Table
 
 from sweeps.claim import alive, claimed
 from sweeps.intervals import mean_text
-from sweeps.measure import Measured, measure
+from sweeps.measure import FILE, Measured, measure
 from sweeps.options import Running, Selection, next_stage
 from sweeps.packs import MOST_TRIALS, Images, packs, parse_pack
 from sweeps.resources import SHARED_GPU, Node, Share, gpu_shares, parse_gpus, share, share_for, this_machine
 from sweeps.sweep import Sweep
 from trainables.architectures import convolves
 from trainables.checkpoints import TrialFolder, writing
-from trainables.probe import OWN
+from trainables.probe import OWN, limit
 from trainables.tracking import Recorded, Store, TrackingError, missing_file, patiently, sqlite_file
 from trainables.trial import XOR, BadInputError, Trial
 
@@ -359,7 +359,7 @@ class Trainer:
         def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> dict[str, Ending]:
             packed = packs(trials, names, gpus, images, settings.stacked, at_once, most)
             report_packs(packed, settings.stacked)
-            report_convolutions(packed, settings.convolutions)
+            report_convolutions(packed, settings.stacked, settings.convolutions)
             return launch.train(packed, self.data, settings, at_once, self.private, console)
 
         return retried(trials, {trial.id: trial_share.gpus[trial.architecture] for trial in trials}, train)
@@ -513,12 +513,19 @@ def report_packs(packed: Sequence[Pack], stacked: Collection[str]) -> None:
         say(f"Packs: {trials} trials in {len(packed)}{how}")
 
 
-def report_convolutions(packed: Sequence[Pack], way: str | None) -> None:
-    """Print how convolutions on the CPU are computed, if there are any."""
-    if any(not pack.gpus and convolves(trial.architecture) for pack in packed for trial in pack.trials):
-        how = {None: "by PyTorch", OWN: "by code compiled for this machine"}.get(way, f"by PyTorch, limited to {way}")
-        hint = "" if way == OWN or shutil.which("c++") else "; with a C++ compiler (g++) they may be faster"
-        say(f"Convolutions: {how}{hint}")
+def report_convolutions(packed: Sequence[Pack], stacked: Collection[str], way: str | None) -> None:
+    """Print how convolutions on the CPU are computed, if there are any but in stacks."""
+    alone = {trial.architecture for pack in packed if not pack.gpus for trial in pack.trials} - {*stacked}
+    if not any(convolves(architecture) for architecture in alone):
+        return
+    if way == OWN:
+        say("Convolutions: by code compiled where they are computed")
+    else:
+        how = f", limited to {way}" if limit(way) else ""
+        hint = (
+            "" if shutil.which("c++") else f"; a C++ compiler (g++), and no {FILE} in the storage, may make them faster"
+        )
+        say(f"Convolutions: by PyTorch{how}{hint}")
 
 
 def report_dry_run(trials: Sequence[Trial], running: Running, address: str | None, tracking_uri: str) -> None:

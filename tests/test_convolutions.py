@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from trainables import convolutions, training
 from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOLINGS, build
-from trainables.convolutions import CompilerError, Convolution, by_our_own, by_torch, loaded, passes
+from trainables.convolutions import CompilerError, Convolution, by_our_own, by_torch, loaded, logits, passes
 from trainables.probe import OWN
 
 CPU = torch.device("cpu")
@@ -103,8 +103,10 @@ def test_a_network_of_our_own_convolutions_agrees_with_pytorchs(
         assert one.grad is not None
         assert other.grad is not None
         torch.testing.assert_close(one.grad, other.grad.float(), rtol=1e-3, atol=1e-5)
+    many = torch.randn(101, 3, 31, 32)  # some blocks, and a part of one
     with torch.inference_mode():
-        torch.testing.assert_close(by_our_own(model, images), actual, rtol=1e-4, atol=1e-5)
+        assert (logits(model, many) is None) == (activation != "relu")
+        torch.testing.assert_close(by_our_own(model, many), exact(many.double()).float(), rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler
@@ -176,8 +178,22 @@ def test_they_are_compiled_once_for_all_processes(monkeypatch: pytest.MonkeyPatc
     assert not [command for command in commands if "-o" in command]
 
 
+@pytest.mark.slow
+@needs_compiler
+def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", "from trainables.convolutions import loaded; loaded().layer_outputs"]
+    subprocess.run(command, env=environment, check=True)
+    [library] = tmp_path.glob("neural-sweeps/*")
+    whole = library.read_bytes()
+    library.write_bytes(whole[:1000])
+    subprocess.run(command, env=environment, check=True)
+    assert len(library.read_bytes()) == len(whole)
+
+
 @pytest.mark.parametrize(
-    ("compiler", "reason"), [("no-such-compiler", "No such file"), ("false", "false failed"), ("", "No such file")]
+    ("compiler", "reason"),
+    [("no-such-compiler", "No such file"), ("false", "false failed"), ("", "No such file"), ('"', "closing quotation")],
 )
 def test_without_a_compiler_it_is_said_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, reason: str

@@ -2,21 +2,29 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_dataset, make_trial
+from conftest import make_dataset, make_trial, needs_compiler
 
 from sweeps import launch
 from sweeps.measure import FILE, Measured, measure, processor
 from trainables import probe as module
-from trainables.probe import ONEDNN, OWN, Probed, fastest_for_convolutions, probe
+from trainables.probe import ONEDNN, OWN, THEIRS, Probed, fastest_for_convolutions, probe
 from trainables.trial import Trial
 
 TRIALS = [make_trial(architecture=name, batch_size=size) for name in ("mlp_1", "cnn_3") for size in (10, 20)]
+
+
+@pytest.fixture(autouse=True)
+def nobody_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ONEDNN, raising=False)
 
 
 @pytest.fixture
@@ -86,11 +94,11 @@ def test_a_probe_trains_side_by_side_and_alone() -> None:
 
 
 def test_convolutions_are_computed_as_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(ONEDNN, raising=False)
-    took = {None: 1.0, "AVX2": 0.5, OWN: 0.4}
+    took = {THEIRS: 1.0, "AVX2": 0.5, OWN: 0.4}
 
     def run(command: Sequence[str], *, env: Mapping[str, str], **_: Any) -> Any:
-        return type("Answer", (), {"stdout": str(took[OWN if OWN in command else env.get(ONEDNN)])})
+        assert env.get(ONEDNN) == ("AVX2" if command[-1] == "AVX2" else None)
+        return type("Answer", (), {"stdout": str(took[command[-1]])})
 
     monkeypatch.setattr(module.subprocess, "run", run)
     monkeypatch.setattr(module.Path, "read_text", lambda self: "flags : avx2 avx512f")
@@ -98,17 +106,52 @@ def test_convolutions_are_computed_as_is_fastest(monkeypatch: pytest.MonkeyPatch
     took[OWN] = math.inf  # no compiler
     assert fastest_for_convolutions(1) == "AVX2"
     took["AVX2"] = 0.99
-    assert fastest_for_convolutions(1) is None
+    assert fastest_for_convolutions(1) == THEIRS
     monkeypatch.setattr(module.Path, "read_text", lambda self: "flags : avx2")
     took["AVX2"] = 0.5
-    assert fastest_for_convolutions(1) is None
-    monkeypatch.setenv(ONEDNN, "SSE41")
-    assert fastest_for_convolutions(1) == "SSE41"
+    assert fastest_for_convolutions(1) == THEIRS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler", ["c++", "false"])
-def test_all_ways_are_really_timed(monkeypatch: pytest.MonkeyPatch, compiler: str) -> None:
-    monkeypatch.delenv(ONEDNN, raising=False)
-    monkeypatch.setenv("CXX", compiler)
-    assert fastest_for_convolutions(1) in ((None, "AVX2", OWN) if compiler == "c++" else (None, "AVX2"))
+def test_all_ways_are_really_timed() -> None:
+    assert fastest_for_convolutions(1) in (THEIRS, "AVX2", OWN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compiler", "way", "finite"),
+    [
+        pytest.param("c++", OWN, True, marks=needs_compiler),
+        ("false", OWN, False),
+        ("false", THEIRS, True),
+    ],
+)
+def test_what_cannot_be_compiled_takes_for_ever(compiler: str, way: str, finite: bool) -> None:
+    command = [sys.executable, module.__file__, "1", way]
+    environment = {**os.environ, "CXX": compiler, "PYTHONPATH": str(Path(module.__file__).parent.parent)}
+    seconds = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert math.isfinite(float(seconds)) == finite
+
+
+def test_what_somebody_has_chosen_is_taken_and_not_kept(
+    tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ONEDNN, "ALL")
+    assert measured(tmp_path, most=1).convolutions == "ALL"
+    assert asked == []
+    assert not (tmp_path / FILE).exists()
+    monkeypatch.delenv(ONEDNN)
+    assert measured(tmp_path, most=1).convolutions == OWN
+    monkeypatch.setenv(ONEDNN, "ALL")
+    assert measured(tmp_path, most=1).convolutions == "ALL"
+    assert asked == ["convolutions"]
+
+
+def test_what_could_not_be_tried_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+    monkeypatch.setattr(launch, "probed", lambda *_: tries.append("stacks") or {})
+    monkeypatch.setattr(launch, "fastest_convolutions", lambda cpus: tries.append("convolutions"))
+    for _ in range(2):
+        assert measured(tmp_path) == Measured()
+    assert tries == ["convolutions", "stacks"] * 2
+    assert not (tmp_path / FILE).exists()

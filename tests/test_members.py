@@ -16,7 +16,7 @@ from trainables.checkpoints import StorageError, TrialFolder
 from trainables.convolutions import CompilerError
 from trainables.delivery import Delivery, Target
 from trainables.members import STARTS, run
-from trainables.probe import OWN
+from trainables.probe import OWN, THEIRS
 from trainables.tracking import DRIVER, STORAGE, Store, TrackingError, TrialRun
 from trainables.trainable import Pack, Settings
 from trainables.trial import Trial
@@ -124,7 +124,7 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
     assert steps == list(range(52))  # 13 steps an epoch: resumed from checkpoints, none taken twice
 
     run, actual = result_of(store)
-    assert store.tags(run.run_id).get("convolutions") == way
+    assert store.tags(run.run_id)["convolutions"] == (way or THEIRS)
     for name, curve in expected.curves.items():
         assert curve.tobytes() == actual.curves[name].tobytes()
         history = store.client.get_metric_history(run.run_id, name)
@@ -143,7 +143,42 @@ def test_a_machine_without_a_compiler_trains_with_pytorchs_convolutions(
     ending = train(dataclasses.replace(settings, convolutions=OWN), monkeypatch)
     assert ending["notes"] == ["it trained with PyTorch's convolutions, as there are no others here: no compiler"]
     run, _ = result_of(store)
-    assert "convolutions" not in store.tags(run.run_id)
+    assert store.tags(run.run_id)["convolutions"] == THEIRS
+
+
+@needs_compiler
+def test_a_trial_goes_on_with_the_convolutions_that_it_began_with(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the sweep says meanwhile, unless it cannot; what changed is recorded."""
+    ours, theirs = (dataclasses.replace(settings, convolutions=way) for way in (OWN, THEIRS))
+    for seed, begun, continued in ((0, ours, theirs), (1, theirs, ours)):
+        with pytest.raises(KilledError):
+            train(begun, monkeypatch, die_at_epoch=2, seed=seed)
+        train(continued, monkeypatch, seed=seed)
+        run, _ = result_of(store, seed)
+        assert store.tags(run.run_id)["convolutions"] == begun.convolutions
+    with pytest.raises(KilledError):
+        train(ours, monkeypatch, die_at_epoch=2, seed=2)
+
+    def passes(*_: Any) -> Any:
+        raise CompilerError("no compiler")
+
+    monkeypatch.setattr(module, "passes", passes)
+    train(ours, monkeypatch, seed=2)
+    run, _ = result_of(store, seed=2)
+    assert store.tags(run.run_id)["convolutions"] == f"{OWN} then {THEIRS}"
+
+
+@pytest.mark.parametrize("architecture", ["cnn_3", "mlp_1"])
+def test_stacks_and_fully_connected_networks_have_no_convolutions_of_ours(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    trial = make_trial(architecture=architecture, epochs=1)
+    changed = dataclasses.replace(settings, convolutions=OWN, stacked=["cnn_3"])
+    train_pack(changed, monkeypatch, [trial])
+    tags = store.tags(store.recorded()[trial.id][0].run_id)
+    assert tags.get("convolutions") == (THEIRS if architecture == "cnn_3" else None)
 
 
 def test_a_finished_trial_is_not_trained_again(

@@ -31,7 +31,7 @@ from sweeps.run import (
     settle,
 )
 from trainables.checkpoints import TrialFolder
-from trainables.probe import OWN
+from trainables.probe import OWN, THEIRS
 from trainables.tracking import DRIVER, STORAGE, Store
 from trainables.trainable import Pack
 from trainables.trial import BadInputError, Trial
@@ -52,10 +52,17 @@ def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path)
 @pytest.mark.parametrize(
     ("architecture", "gpus", "way", "compiler", "said"),
     [
-        ("cnn_3", 0.0, OWN, None, "Convolutions: by code compiled for this machine\n"),
-        ("cnn_3", 0.0, None, "c++", "Convolutions: by PyTorch\n"),
-        ("cnn_3", 0.0, "AVX2", None, "Convolutions: by PyTorch, limited to AVX2; with a C++ compiler (g++) they may"),
+        ("cnn_3", 0.0, OWN, None, "Convolutions: by code compiled where they are computed\n"),
+        ("cnn_3", 0.0, THEIRS, "c++", "Convolutions: by PyTorch\n"),
+        (
+            "cnn_3",
+            0.0,
+            "AVX2",
+            None,
+            "Convolutions: by PyTorch, limited to AVX2; a C++ compiler (g++), and no measured",
+        ),
         ("cnn_3", 0.5, OWN, "c++", ""),
+        ("cnn_4", 0.0, OWN, "c++", ""),  # in a stack
         ("mlp_1", 0.0, OWN, "c++", ""),
     ],
 )
@@ -69,7 +76,7 @@ def test_how_convolutions_are_computed_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: compiler)
-    report_convolutions([Pack((make_trial(architecture=architecture),), ("a trial",), gpus)], way)
+    report_convolutions([Pack((make_trial(architecture=architecture),), ("a trial",), gpus)], ["cnn_4"], way)
     output = capsys.readouterr().out
     assert output.startswith(said)
     assert bool(output) == bool(said)

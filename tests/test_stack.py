@@ -142,7 +142,9 @@ def test_a_members_checkpoint_holds_the_member_alone() -> None:
     trials = trials_of("mlp_1", range(8))
     states = [training.start(trial, DATA) for trial in trials]
     next(stack.train(trials, DATA, states))
-    for value in training.state_dict(states[0], 0)["model"].values():
+    saved = training.state_dict(states[0], 1)
+    assert saved["curves"].nbytes > 0
+    for value in (saved["curves"], *saved["model"].values()):
         assert value.untyped_storage().nbytes() == value.nbytes
 
 

@@ -244,6 +244,7 @@ def test_a_trial_that_diverges_ends_at_that_record(data: training.Tensors) -> No
     assert not run(make_trial(), data).diverged
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
 def test_tensors_are_made_of_memory_that_was_freed() -> None:
     script = """

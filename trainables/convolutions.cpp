@@ -20,7 +20,7 @@ constexpr int LANES = 16, OUTPUTS = 8; // 24 of 32 registers hold sums
 constexpr int LANES = 8, OUTPUTS = 4; // 12 of 16
 #endif
 constexpr int VECTORS = 3; // of a tile, or neighbouring weights
-constexpr int BLOCK = LANES * VECTORS; // images that go through a network at once: whole tiles, and what a cache holds
+constexpr int BLOCK = LANES * VECTORS; // images that go through a network at once: a pixel of them is a tile
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 

@@ -13,7 +13,8 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def module_by_module(model: nn.Sequential, images: Tensor) -> Tensor:
         match module:
             case nn.ReLU() if outputs is not images:
                 outputs = functional.relu_(outputs)
-            case nn.MaxPool2d():
+            case nn.MaxPool2d(kernel_size=2, stride=2, padding=0):
                 outputs = largest_of_windows(outputs)
             case _:
                 outputs = module(outputs)
@@ -99,8 +100,9 @@ def layer_by_layer(model: nn.Sequential, images: Tensor) -> Tensor:
     outputs = images.transpose(0, 1)
     for before, module, after in zip([None, *modules], modules, [*modules[1:], None], strict=False):
         match module:
-            case nn.Conv2d(padding=(padding, _)):
-                outputs = Convolution.apply(outputs, module.weight, module.bias, padding, isinstance(after, nn.ReLU))
+            case nn.Conv2d():
+                relu = isinstance(after, nn.ReLU)
+                outputs = Convolution.apply(outputs, module.weight, module.bias, padding_of(module), relu)
             case nn.ReLU() if isinstance(before, nn.Conv2d):
                 pass  # the convolution has done it
             case nn.Flatten():
@@ -132,7 +134,7 @@ class Convolution(Function):
             turned = weight.flip(2, 3).transpose(0, 1)
             of_images = convolve(gradient, outputs, turned, None, weight.shape[2] - 1 - ctx.padding, relu=False)
         of_weight, of_bias = torch.empty(weight.shape), torch.empty(len(weight))
-        layer = Layer(len(images), *images.shape[2:], images.shape[1], *weight.shape[::3], ctx.padding)
+        layer = Sizes(len(images), *images.shape[2:], images.shape[1], *weight.shape[::3], ctx.padding)
         found = map(pointer, (images, outputs, gradient, of_weight, of_bias))
         loaded().layer_gradients(ctypes.byref(layer), *found)
         return of_images, of_weight, of_bias, None, None
@@ -151,15 +153,24 @@ def convolve(
     shrink = weight.shape[2] - 1 - 2 * padding
     size = len(weight), n, height - shrink, width - shrink
     convolved = torch.empty(size, memory_format=torch.channels_last)
-    layer = Layer(channels, height, width, n, *weight.shape[::3], padding)
+    layer = Sizes(channels, height, width, n, *weight.shape[::3], padding)
     loaded().layer_outputs(
         ctypes.byref(layer), *map(pointer, (images, outputs, weight, bias)), int(relu), pointer(convolved)
     )
     return convolved
 
 
-class Layer(ctypes.Structure):
-    """A convolution and what comes into it, as `convolutions.cpp` has it."""
+def padding_of(convolution: nn.Conv2d) -> int:
+    """Its padding; our own code computes square convolutions with stride 1 and less padding than the kernel's size."""
+    kernel, padding = convolution.kernel_size, convolution.padding
+    assert isinstance(padding, tuple)
+    assert kernel[0] == kernel[1] > padding[0] == padding[1]
+    assert (convolution.stride, convolution.dilation, convolution.groups) == ((1, 1), (1, 1), 1)
+    return padding[0]
+
+
+class Sizes(ctypes.Structure):
+    """Of a convolution and what comes into it: the struct Layer of `convolutions.cpp`."""
 
     _fields_ = [
         (name, ctypes.c_int) for name in ("channels", "height", "width", "images", "outputs", "kernel", "padding")
@@ -167,7 +178,7 @@ class Layer(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """A layer of a network, as `convolutions.cpp` has it."""
+    """A layer of a network: the struct Step of `convolutions.cpp`."""
 
     CONVOLVE, FLATTEN, LARGEST, AVERAGE = range(4)
     _fields_ = [
@@ -181,23 +192,24 @@ def logits(model: nn.Sequential, images: Tensor) -> Tensor | None:
     steps: list[Step] = []
     used = [images.contiguous()]  # kept until the call is over
 
-    def convolve(module: nn.Conv2d | nn.Linear, outputs: int, kernel: int, padding: int) -> Step:
+    def step(module: nn.Conv2d | nn.Linear, kernel: int, padding: int) -> Step:
         used.append(module.weight.contiguous())
-        return Step(Step.CONVOLVE, outputs, kernel, padding, 0, pointer(used[-1]), pointer(module.bias))
+        sizes = len(module.weight), kernel, padding
+        return Step(Step.CONVOLVE, *sizes, 0, pointer(used[-1]), pointer(module.bias))
 
     for module in model:
         match module:
-            case nn.Conv2d(kernel_size=(kernel, _), padding=(int(padding), _)):
-                steps.append(convolve(module, module.out_channels, kernel, padding))
+            case nn.Conv2d():
+                steps.append(step(module, module.kernel_size[0], padding_of(module)))
             case nn.Linear():
-                steps.append(convolve(module, module.out_features, 1, 0))
+                steps.append(step(module, 1, 0))
             case nn.ReLU() if steps and steps[-1].kind == Step.CONVOLVE:
                 steps[-1].relu = 1
             case nn.Flatten():
                 steps.append(Step(Step.FLATTEN))
-            case nn.MaxPool2d():
+            case nn.MaxPool2d(kernel_size=2, stride=2, padding=0):
                 steps.append(Step(Step.LARGEST))
-            case nn.AvgPool2d():
+            case nn.AvgPool2d(kernel_size=2, stride=2, padding=0):
                 steps.append(Step(Step.AVERAGE))
             case _:
                 return None
@@ -230,26 +242,34 @@ def loaded() -> ctypes.CDLL:
     Raises:
         CompilerError: There is no compiler, or it fails.
     """
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
     try:
+        compiler = [*shlex.split(os.environ.get("CXX", "c++")), *OPTIONS]
         # What the compiler defines names its version and the instructions that the processor has.
-        defined = run([*compiler, *OPTIONS, "-dM", "-E", "-x", "c++", os.devnull])
+        defined = run([*compiler, "-dM", "-E", "-x", "c++", os.devnull])
         name = hashlib.sha256(f"{SOURCE.read_text()}{OPTIONS}{defined}".encode()).hexdigest()[:16]
         path = cache_folder() / f"convolutions-{name}.so"
-        if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                made = Path(folder) / path.name
-                run([*compiler, *OPTIONS, "-o", str(made), str(SOURCE)])
-                made.replace(path)
-        library = ctypes.CDLL(str(path))
-    except (OSError, RuntimeError) as error:  # the latter: there is no home folder
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # it is not there, or damaged
+            path.unlink(missing_ok=True)
+            build(compiler, path)
+            library = ctypes.CDLL(str(path))
+    except (OSError, ValueError, RuntimeError) as error:  # no compiler; a command line that is none; no home folder
         raise CompilerError(str(error)) from error
     address, number = ctypes.c_void_p, ctypes.c_int
     library.layer_outputs.argtypes = [*[address] * 5, number, address]
     library.layer_gradients.argtypes = [address] * 6
     library.network_logits.argtypes = [address, number, address, *[number] * 4, address]
     return library
+
+
+def build(compiler: Sequence[str], path: Path) -> None:
+    """Compile into `path`, unless another process is first: what that has loaded must stay, on NFS as well."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, suppress(FileExistsError):
+        made = Path(folder) / path.name
+        run([*compiler, "-o", str(made), str(SOURCE)])
+        path.hardlink_to(made)
 
 
 def cache_folder() -> Path:

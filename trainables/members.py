@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from trainables import stack, training, xor
+from trainables.architectures import convolves
 from trainables.checkpoints import StorageError, TrialFolder, check_storage
 from trainables.convolutions import CompilerError, Forward, by_our_own, by_torch, passes
 from trainables.datasets import Dataset
 from trainables.delivery import Delivery, to_keep
-from trainables.probe import ONEDNN, OWN, limit
+from trainables.probe import ONEDNN, OWN, THEIRS, limit
 from trainables.trainable import Pack, Settings
 from trainables.training import State, Tensors
 from trainables.trial import XOR, BadInputError, Trial
@@ -82,13 +83,15 @@ class Member:
         state = training.start(self.trial, tensors)
         if self.saved is not None:
             training.load_state_dict(state, self.saved)
-        state.forward = self.forward(tensors.train_images.device)
+        if not self.stacked:
+            state.forward = self.forward(tensors.train_images.device)
         return state
 
     def forward(self, device: torch.device) -> Forward:
-        """How its network's passes are computed."""
+        """How its network's passes are computed: as it has begun, or as the sweep says."""
+        begun = self.saved.get("convolutions") if self.saved else None
         try:
-            return passes(self.trial.architecture, self.settings.convolutions, device)
+            return passes(self.trial.architecture, begun.split()[-1] if begun else self.settings.convolutions, device)
         except CompilerError as error:  # another kind of machine than where it was tried
             self.folder.note(f"it trained with PyTorch's convolutions, as there are no others here: {error}")
             return by_torch
@@ -97,12 +100,19 @@ class Member:
         """Of training, those before its last checkpoint included."""
         return float(self.saved["seconds"] if self.saved else 0) + more
 
-    @property
-    def threads(self) -> str:
-        """Of its training, with their changes."""
-        now = str(self.settings.threads)
-        before = self.saved["threads"] if self.saved else now
+    def since(self, what: str, now: str) -> str:
+        """What last bits depend on, as it is now and with what its checkpoint says of before: "1 then 2"."""
+        before: str = (self.saved or {}).get(what, now)
         return before if before.split()[-1] == now else f"{before} then {now}"
+
+    def circumstances(self, state: State) -> dict[str, str]:
+        """What the last bits of its result depend on, with changes."""
+        found = {"threads": self.since("threads", str(self.settings.threads))}
+        if state.curves.device.type == "cpu" and convolves(self.trial.architecture):
+            theirs = limit(self.settings.convolutions).get(ONEDNN, THEIRS)
+            now = OWN if state.forward is by_our_own else theirs
+            found["convolutions"] = self.since("convolutions", now)
+        return found
 
     def save(self, state: State, images: int, seconds: float) -> None:
         """Write a checkpoint, then send the points that it covers.
@@ -113,7 +123,7 @@ class Member:
         steps = training.record_steps(self.trial, images)
         records = int(np.searchsorted(steps, state.step, side="right"))
         content = training.state_dict(state, records)
-        more = {"seconds": self.seconds(seconds), "threads": self.threads, "stacked": self.stacked}
+        more = {"seconds": self.seconds(seconds), "stacked": self.stacked, **self.circumstances(state)}
         try:
             self.folder.write(state.step, {**content, **more})
         except StorageError as error:
@@ -124,13 +134,11 @@ class Member:
     def keep(self, state: State, tensors: Tensors, seconds: float, members: int) -> None:
         """Keep the result of training in the folder."""
         device = tensors.train_images.device
-        way = OWN if state.forward is by_our_own else limit(self.settings.convolutions).get(ONEDNN)
         tags = {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            "threads": self.threads,
+            **self.circumstances(state),
             "training_seconds": f"{self.seconds(seconds):.3f}",
             **({"stacked_trials": str(members)} if self.stacked else {}),  # which shared these seconds
-            **({"convolutions": way} if way else {}),
         }
         result = training.finish(self.trial, tensors, state)
         self.folder.write_result(to_keep(result, state.step, tags, training.weights(state)))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,7 @@ MOST_TURNS = 100
 ENOUGH_TRIALS = 4
 TRY_SECONDS = 0.2
 OWN = "own"  # convolutions of `trainables/convolutions.cpp`
+THEIRS = "PyTorch"  # as they come
 ONEDNN = "ONEDNN_MAX_CPU_ISA"  # environment variable of the library that computes torch's convolutions on the CPU
 WORTH = 0.95  # of the time: less is noise
 
@@ -50,10 +52,11 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int, convolutions: st
 
     On a GPU in a process of its own, and with a GPU of its own: the memory that others use there would be counted.
     """
+    os.environ.update(limit(convolutions))  # which torch, imported from here on, reads once
     import torch
 
     from trainables import stack, training
-    from trainables.convolutions import passes
+    from trainables.convolutions import CompilerError, passes
 
     training.prepare_process(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,10 +69,12 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int, convolutions: st
         states = [training.start(trial, tensors) for trial in unrecorded]
         together = step_seconds(stack.train(unrecorded, tensors, states), device)
         state = training.start(unrecorded[0], tensors)
-        state.forward = passes(trials[0].architecture, convolutions, device)
+        with suppress(CompilerError):  # on another kind of machine
+            state.forward = passes(trials[0].architecture, convolutions, device)
         alone = step_seconds(training.train(unrecorded[0], tensors, state), device)
-        images = tensors.test_images[: 2 * training.EVALUATION_BATCH]
-        training.accuracy(state.model, images, tensors.test_labels[: len(images)])
+        if device.type == "cuda":  # whose memory this takes as well
+            images = tensors.test_images[: 2 * training.EVALUATION_BATCH]
+            training.accuracy(state.model, images, tensors.test_labels[: len(images)])
     except torch.OutOfMemoryError:  # a trial will say so itself
         return Probed(0.0, 1.0)
     if device.type == "cpu":
@@ -78,36 +83,34 @@ def probe(trials: Sequence[Trial], data: Dataset, threads: int, convolutions: st
     return Probed(len(trials) * alone / together, 1 - free_bytes / total_bytes)
 
 
-def fastest_for_convolutions(threads: int) -> str | None:
+def fastest_for_convolutions(threads: int) -> str:
     """How convolutions are computed fastest on this machine.
 
     Returns:
-        `OWN`: by our own code; None: as PyTorch does it; else the instruction set that oneDNN is to be limited to. With
-        AVX-512 it computes channels in blocks of 16, so that layers of 8 channels waste half of the work, and some
-        processors do such an instruction in two halves anyway.
+        `OWN`, `THEIRS`, or the instruction set that PyTorch's (oneDNN) are to be limited to. With AVX-512 they compute
+        channels in blocks of 16, so that layers of 8 channels waste half of the work, and some processors do such an
+        instruction in two halves anyway.
     """
-    if ONEDNN in os.environ:  # somebody has chosen
-        return os.environ[ONEDNN]
 
-    def seconds(way: str | None) -> float:
+    def seconds(way: str) -> float:
         # In a process of its own: oneDNN looks once.
-        command = [sys.executable, str(Path(__file__)), str(threads), *([OWN] if way == OWN else [])]
+        command = [sys.executable, str(Path(__file__)), str(threads), way]
         environment = {**os.environ, **limit(way), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
     flags = Path("/proc/cpuinfo")  # Linux's
     wide = flags.exists() and "avx512f" in flags.read_text()
-    took = {way: seconds(way) for way in (None, OWN, *(["AVX2"] if wide else []))}
+    took = {way: seconds(way) for way in (THEIRS, OWN, *(["AVX2"] if wide else []))}
     fastest = min(took, key=lambda way: took[way])
-    return fastest if took[fastest] < WORTH * took[None] else None
+    return fastest if took[fastest] < WORTH * took[THEIRS] else THEIRS
 
 
 def limit(way: str | None) -> dict[str, str]:
     """The environment that convolutions computed in this way need when torch is imported."""
-    return {} if way in (None, OWN) else {ONEDNN: str(way)}
+    return {} if way in (None, OWN, THEIRS) else {ONEDNN: str(way)}
 
 
-def convolution_seconds(threads: int, way: str | None) -> float:
+def convolution_seconds(threads: int, way: str) -> float:
     """Of a step of each convolutional architecture of the reports' main part, with its part of a record.
 
     Infinite where there is no compiler for convolutions of our own.
@@ -159,4 +162,4 @@ def step_seconds(steps: Iterator[None], device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    print(convolution_seconds(int(sys.argv[1]), OWN if OWN in sys.argv else None))
+    print(convolution_seconds(int(sys.argv[1]), sys.argv[2]))

@@ -31,7 +31,7 @@ class Settings:
         threads: Of a pack's process.
         checkpoint_seconds: Of training between two checkpoints at most.
         stacked: Architectures whose trials train side by side (`trainables/stack.py`), be it one alone.
-        convolutions: How they are computed on the CPU (`probe.fastest_for_convolutions`).
+        convolutions: How they are computed on the CPU (`probe.fastest_for_convolutions`); None: it was not tried.
         compiled: Steps of a stack are compiled.
     """
 
