@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def probed(
         packs: Mapping[str, Sequence[Trial]], data: object, cpus: int, gpus: Mapping[str, float], way: str | None
     ) -> Any:
-        assert way == (None if any(gpus.values()) else OWN)
+        assert not packs or way == (None if any(gpus.values()) else OWN)
         found.extend((name, len(pack), pack[0].batch_size, gpus[name]) for name, pack in packs.items())
         return {name: Probed(3.0 if name == "mlp_1" else 0.8, 0.1 if gpus[name] else None) for name in packs}
 
@@ -152,6 +152,6 @@ def test_what_could_not_be_tried_is_tried_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(launch, "probed", lambda *_: tries.append("stacks") or {})
     monkeypatch.setattr(launch, "fastest_convolutions", lambda cpus: tries.append("convolutions"))
     for _ in range(2):
-        assert measured(tmp_path) == Measured()
+        assert measured(tmp_path) == Measured(stacked=[], convolutions=None)
     assert tries == ["convolutions", "stacks"] * 2
     assert not (tmp_path / FILE).exists()

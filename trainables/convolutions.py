@@ -250,7 +250,7 @@ def loaded() -> ctypes.CDLL:
         path = cache_folder() / f"convolutions-{name}.so"
         try:
             library = ctypes.CDLL(str(path))
-        except OSError:  # it is not there, or damaged
+        except OSError:  # it is not there, or none
             path.unlink(missing_ok=True)
             build(compiler, path)
             library = ctypes.CDLL(str(path))
@@ -269,6 +269,8 @@ def build(compiler: Sequence[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, suppress(FileExistsError):
         made = Path(folder) / path.name
         run([*compiler, "-o", str(made), str(SOURCE)])
+        with made.open("rb") as file:  # half a library would end the process that loads it
+            os.fsync(file.fileno())
         path.hardlink_to(made)
 
 
