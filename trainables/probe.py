@@ -95,9 +95,10 @@ def fastest_for_convolutions(threads: int) -> str:
     def seconds(way: str) -> float:
         # In a process of its own: oneDNN looks once.
         command = [sys.executable, str(Path(__file__)), str(threads), way]
-        environment = {**os.environ, **limit(way), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        environment = {**inherited, **limit(way), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
+    inherited = {name: value for name, value in os.environ.items() if name != ONEDNN}
     flags = Path("/proc/cpuinfo")  # Linux's
     wide = flags.exists() and "avx512f" in flags.read_text()
     took = {way: seconds(way) for way in (THEIRS, OWN, *(["AVX2"] if wide else []))}
