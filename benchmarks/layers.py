@@ -1,6 +1,6 @@
 """Our convolutions beside PyTorch's, a layer of the reports' networks at a time, as parts of the peak of one thread.
 
-The peak is that of a product of large matrices, as in `peak.py`. `--limit AVX2` has PyTorch's limited to that.
+The peak is that of a product of large matrices, as in `peak.py`. `--limit-to AVX2` has PyTorch's limited to that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.peak import seconds, sgemm
 from sweeps.options import MAIN_ARCHITECTURES
 from trainables import training
 from trainables.architectures import ARCHITECTURES, Conv, output_shape
-from trainables.convolutions import Convolution
+from trainables.convolutions import Convolution, side_by_side
 from trainables.probe import limit
 
 SHAPE = (1, 28, 28)
@@ -48,7 +48,6 @@ def measure(layer: Conv, shape: tuple[int, ...], turns: int) -> list[float]:
     images = torch.randn(BATCH, *shape).to(memory_format=torch.channels_last)
     weight = torch.randn(layer.filters, channels, layer.kernel, layer.kernel)
     bias = torch.zeros(layer.filters)
-    side_by_side = images.transpose(0, 1).contiguous(memory_format=torch.channels_last)
     operations = 2 * layer.kernel**2 * channels * BATCH * torch.Size(output_shape(layer, shape)).numel()
 
     def theirs(inputs: Tensor, weight: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ def measure(layer: Conv, shape: tuple[int, ...], turns: int) -> list[float]:
     found = []
     for computed, inputs, weights in (
         (theirs, images, weight.to(memory_format=torch.channels_last)),
-        (ours, side_by_side, weight),
+        (ours, side_by_side(images.transpose(0, 1)), weight),
     ):
         forward = fastest(lambda: computed(inputs, weights), turns)  # noqa: B023
         leaves = [inputs.clone().requires_grad_(shape != SHAPE), weights.clone().requires_grad_()]
