@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from sweeps.intervals import mean_interval
+from sweeps.intervals import compute_mean_interval
 
-SMALLEST_SAMPLE_FOR_INTERVALS = 5
+MIN_RUNS_FOR_INTERVALS = 5
 GALLERY_COLUMNS = 10
-RECORDS_SHOWN = 25  # a running mean leaves about this many independent points of a noisy curve
+POINTS_SHOWN = 25  # a running mean leaves about this many independent points of a noisy curve
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Band:
     meaning: str
 
 
-def window(records: int) -> int:
+def choose_window(records: int) -> int:
     """How many records a figure's running mean takes."""
-    return max(1, records // RECORDS_SHOWN)
+    return max(1, records // POINTS_SHOWN)
 
 
-def band(trials: xr.Dataset, quantity: str, *, sample: bool = True) -> Band:
+def compute_band(trials: xr.Dataset, quantity: str, *, sample: bool = True) -> Band:
     """Mean curve of a quantity over trials, as running means along `step`; those that diverged stand beside it.
 
     Running means are centred, shorter at the ends, and for figures only: exports stay as recorded.
@@ -83,30 +83,30 @@ def band(trials: xr.Dataset, quantity: str, *, sample: bool = True) -> Band:
         sample: Whether the trials differ by chance alone, as seeds do; if not, an interval would mean nothing.
     """
     [over] = map(str, trials.diverged.dims)
-    smooth = running_mean(trials[quantity]).transpose(over, "step").to_numpy()
+    smooth = compute_running_mean(trials[quantity]).transpose(over, "step").to_numpy()
     runs, diverged = smooth[~trials.diverged.values], smooth[trials.diverged.values]
     n, records = runs.shape
     mean = runs.mean(axis=0) if n else np.full(records, np.nan)
-    if sample and n >= SMALLEST_SAMPLE_FOR_INTERVALS:
-        interval = mean_interval(runs)
+    if sample and n >= MIN_RUNS_FOR_INTERVALS:
+        interval = compute_mean_interval(runs)
         low, high = (np.where(np.isnan(mean), np.nan, bound) for bound in (interval.low, interval.high))
         meaning = f"bands: 95 % CI of the mean (Student's t, n = {n} {over}s)"
     else:
         low = high = np.full(records, np.nan)
         meaning = f"thin lines: the {n} {over}s" if n > 1 else f"a single {over}"
-    if window(records) > 1:
-        meaning += f", all as running means of {window(records)} records"
+    if choose_window(records) > 1:
+        meaning += f", all as running means of {choose_window(records)} records"
     return Band(trials["step"].to_numpy(), mean, low, high, runs, diverged, meaning if n else "")
 
 
-def running_mean(curves: xr.DataArray) -> xr.DataArray:
+def compute_running_mean(curves: xr.DataArray) -> xr.DataArray:
     """Centred means of `window` records along `step`; NaN where a curve itself is not finite."""
     present = curves.where(np.isfinite(curves))
-    smooth = present.rolling(step=window(curves.sizes["step"]), center=True, min_periods=1).mean()
+    smooth = present.rolling(step=choose_window(curves.sizes["step"]), center=True, min_periods=1).mean()
     return smooth.where(present.notnull())
 
 
-def caption(bands: Sequence[Band]) -> str:
+def describe_bands(bands: Sequence[Band]) -> str:
     """What the curves of a figure are, said once for each kind of band in it."""
     meanings = dict.fromkeys(curve.meaning for curve in bands if curve.meaning)
     text = f"Mean curves; {'; '.join(meanings)}." if meanings else "No mean curves, as all trials diverged."
@@ -138,9 +138,9 @@ def draw_band(axes: Axes, curve: Band, style: Style, *, dashed: bool = False) ->
 def draw_point(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], style: Style) -> None:
     """Draw means of `x` and `y`, each `(seeds,)`, with 95 % intervals if seeds are enough, and every seed as a dot."""
     axes.plot(x, y, linestyle="", marker=".", color=style.color, alpha=0.5, markersize=5, zorder=2)
-    intervals = [mean_interval(values) for values in (x, y)]
+    intervals = [compute_mean_interval(values) for values in (x, y)]
     mean_x, mean_y = (float(interval.mean) for interval in intervals)
-    if intervals[0].n >= SMALLEST_SAMPLE_FOR_INTERVALS:
+    if intervals[0].n >= MIN_RUNS_FOR_INTERVALS:
         half_x, half_y = (float(interval.high - interval.mean) for interval in intervals)
         axes.errorbar(mean_x, mean_y, xerr=half_x, yerr=half_y, color=style.color, linewidth=1)
     axes.plot(
@@ -155,18 +155,18 @@ def draw_point(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], style
     )
 
 
-def legend_handle(name: str, style: Style) -> Line2D:
+def make_legend_handle(name: str, style: Style) -> Line2D:
     """A legend entry: line and marker."""
     return Line2D([], [], color=style.color, marker=style.marker, label=name)
 
 
-def label(axes: Axes, x: str, y: str, title: str) -> None:
+def label_axes(axes: Axes, x: str, y: str, title: str) -> None:
     """Name both axes and the panel, with a light grid."""
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.3)
 
 
-def limit_to(axes: Axes, curves: Sequence[Band]) -> None:
+def limit_y_range(axes: Axes, curves: Sequence[Band]) -> None:
     """Let means, not wide bands or diverging runs, decide the y range; without any mean it stays as it is."""
     values = np.concatenate([np.zeros(0), *(curve.mean for curve in curves)])
     log = axes.get_yscale() == "log"
@@ -179,7 +179,7 @@ def limit_to(axes: Axes, curves: Sequence[Band]) -> None:
     axes.set_ylim(*(10**limits if log else limits))
 
 
-def tiles(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+def reshape_to_tiles(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """First-layer weights as images: `(tiles, height, width)`.
 
     The rows of an MLP `(features, inputs)` are reshaped to the square image, one tile a channel; filters of a CNN
@@ -193,7 +193,7 @@ def tiles(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     return weights.reshape(-1, side, side)
 
 
-def tile_figure(images: NDArray[np.float32], title: str, columns: int = 8) -> Figure:
+def draw_tiles(images: NDArray[np.float32], title: str, columns: int = 8) -> Figure:
     """Images `(tiles, height, width)` as a grid of grey tiles on one scale, symmetric around zero."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
@@ -209,12 +209,12 @@ def tile_figure(images: NDArray[np.float32], title: str, columns: int = 8) -> Fi
     return figure
 
 
-def bottom_caption(figure: Figure, text: str) -> None:
+def add_caption(figure: Figure, text: str) -> None:
     """A figure's caption, below everything else."""
     figure.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=9)
 
 
-def gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str, Sequence[str]], title: str) -> Figure:
+def draw_gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str, Sequence[str]], title: str) -> Figure:
     """A row a name, a tile an image.
 
     Args:
@@ -237,7 +237,7 @@ def gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str, Seq
     return figure
 
 
-def accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -> Band:
+def draw_accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -> Band:
     """Training (solid) and test (dashed) accuracy on the whole sets by epoch, from runs along `seed`."""
     test = None
     for quantity, style, dashed in (
@@ -245,15 +245,15 @@ def accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -> Ban
         ("test_set_accuracy", PALETTE[1], True),
     ):
         recorded = runs.dropna("step", how="all", subset=[quantity])  # all epochs, fewer if all seeds diverged
-        test = band(recorded.assign_coords(step=np.arange(1, recorded.sizes["step"] + 1)), quantity)
+        test = compute_band(recorded.assign_coords(step=np.arange(1, recorded.sizes["step"] + 1)), quantity)
         draw_band(axes, test, style, dashed=dashed)
     assert test is not None
-    label(axes, "epoch", "accuracy (%)", title)
+    label_axes(axes, "epoch", "accuracy (%)", title)
     axes.set_xticks(range(1, epochs + 1))
     return test
 
 
-def accuracy_legend(figure: Figure) -> None:
+def add_accuracy_legend(figure: Figure) -> None:
     """The legend of accuracy panels."""
     handles = [
         Line2D([], [], color=PALETTE[0].color, marker=PALETTE[0].marker, label="training set"),

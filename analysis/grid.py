@@ -11,17 +11,17 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.output import Drawing, Output, main
-from analysis.results import Loaded, completed
+from analysis.output import DrawOptions, Output, main
+from analysis.results import SweepResults, select_completed
 from sweeps.grid import Grid
-from sweeps.intervals import mean_interval
-from trainables.trial import BadInputError, check_choice
+from sweeps.intervals import compute_mean_interval
+from trainables.errors import BadInputError, check_choice
 
 AXES = ("architecture", "activation", "learning_rate", "batch_size", "pooling", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridDrawing(Drawing):
+class GridDrawOptions(DrawOptions):
     """Where the figures go, and along which axes they are drawn."""
 
     quantity: str = "val_accuracy"
@@ -43,16 +43,16 @@ class GridDrawing(Drawing):
                 raise BadInputError(f"{option} name the axis '{pair[0]}' twice; name two of {', '.join(AXES)}")
 
 
-def draw(selection: Grid, stages: Sequence[Loaded], output: Output, drawing: GridDrawing) -> None:
+def draw(selection: Grid, stages: Sequence[SweepResults], output: Output, drawing: GridDrawOptions) -> None:
     """Write the curves, the heat map and the table."""
     drawing.check()
     [loaded] = stages
-    output.figure(curves(loaded.data, drawing, selection.dataset), "curves", loaded, pdf=True)
-    output.figure(heat_map(loaded.data, drawing, selection.dataset), "heat_map", loaded, pdf=True)
-    output.table(table(loaded), "table")
+    output.figure(draw_curves(loaded.data, drawing, selection.dataset), "curves", loaded, pdf=True)
+    output.figure(draw_heat_map(loaded.data, drawing, selection.dataset), "heat_map", loaded, pdf=True)
+    output.table(make_table(loaded), "table")
 
 
-def runs_at(data: xr.Dataset, values: Mapping[str, Any]) -> xr.Dataset:
+def select_runs(data: xr.Dataset, values: Mapping[str, Any]) -> xr.Dataset:
     """The distinct finished trials at these values of some axes, along `run`.
 
     A network without pooling fills the cells of every pooling with one trial, which counts once.
@@ -63,37 +63,37 @@ def runs_at(data: xr.Dataset, values: Mapping[str, Any]) -> xr.Dataset:
     return stacked.isel(run=np.sort(first[ids != ""]))
 
 
-def curves(data: xr.Dataset, drawing: GridDrawing, dataset: str) -> Figure:
+def draw_curves(data: xr.Dataset, drawing: GridDrawOptions, dataset: str) -> Figure:
     """A panel a value of one axis, a mean curve a value of another, over all else."""
     facets, lines = data[drawing.facet].values, data[drawing.by].values
     figure = Figure(figsize=(4.6 * len(facets) + 0.5, 4.8), layout="constrained")
     bands = []
     others = [axis for axis in AXES if axis not in (drawing.by, drawing.facet, "seed")]
     only_seeds = all(data.sizes[axis] == 1 for axis in others)
-    styles = {value: style_of(value, place) for place, value in enumerate(lines)}
+    styles = {value: choose_style(value, place) for place, value in enumerate(lines)}
     for axes, facet in zip(figure.subplots(1, len(facets), squeeze=False, sharey=True)[0], facets, strict=True):
         for value, style in styles.items():
-            runs = runs_at(data, {drawing.by: value, drawing.facet: facet})
+            runs = select_runs(data, {drawing.by: value, drawing.facet: facet})
             recorded = runs.dropna("step", how="all", subset=[drawing.quantity])
             if recorded.sizes["run"] and recorded.sizes["step"]:
-                bands.append(figures.band(recorded, drawing.quantity, sample=only_seeds))
+                bands.append(figures.compute_band(recorded, drawing.quantity, sample=only_seeds))
                 figures.draw_band(axes, bands[-1], style)
-        figures.label(axes, "optimiser step", drawing.quantity.replace("_", " "), f"{drawing.facet} = {facet}")
+        figures.label_axes(axes, "optimiser step", drawing.quantity.replace("_", " "), f"{drawing.facet} = {facet}")
     if any(len(band.diverged) for band in bands):
-        figures.limit_to(axes, bands)  # one for all panels, which share the y axis
-    handles = [figures.legend_handle(str(value), style) for value, style in styles.items()]
+        figures.limit_y_range(axes, bands)  # one for all panels, which share the y axis
+    handles = [figures.make_legend_handle(str(value), style) for value, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(8, len(handles)))
     ends = "Means end where the shortest run does." if data.sizes["batch_size"] > 1 else ""
-    figures.bottom_caption(figure, f"{dataset}, over all other axes. {figures.caption(bands)} {ends}")
+    figures.add_caption(figure, f"{dataset}, over all other axes. {figures.describe_bands(bands)} {ends}")
     return figure
 
 
-def style_of(value: Any, place: int) -> figures.Style:
+def choose_style(value: Any, place: int) -> figures.Style:
     """An architecture's own style, or the next of the palette."""
     return figures.STYLES.get(str(value), figures.PALETTE[place % len(figures.PALETTE)])
 
 
-def heat_map(data: xr.Dataset, drawing: GridDrawing, dataset: str) -> Figure:
+def draw_heat_map(data: xr.Dataset, drawing: GridDrawOptions, dataset: str) -> Figure:
     """Mean test accuracy over two axes, with the numbers of seeds, trials and diverged trials in every cell."""
     rows, columns = (data[axis].values for axis in drawing.heat_map)
     means = np.full((len(rows), len(columns)), np.nan)
@@ -101,8 +101,8 @@ def heat_map(data: xr.Dataset, drawing: GridDrawing, dataset: str) -> Figure:
     axes = figure.subplots()
     for (i, row), (j, column) in ((r, c) for r in enumerate(rows) for c in enumerate(columns)):
         at = dict(zip(drawing.heat_map, (row, column), strict=True))
-        if text := cell_text(data, at):
-            means[i, j] = completed(runs_at(data, at)).test_accuracy.mean()
+        if text := format_heat_map_cell(data, at):
+            means[i, j] = select_completed(select_runs(data, at)).test_accuracy.mean()
             box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "boxstyle": "round,pad=0.2"}
             axes.text(j, i, text, ha="center", va="center", fontsize=8, bbox=box)
     shown = axes.imshow(means, cmap="cividis", aspect="auto")
@@ -114,13 +114,13 @@ def heat_map(data: xr.Dataset, drawing: GridDrawing, dataset: str) -> Figure:
     return figure
 
 
-def cell_text(data: xr.Dataset, at: Mapping[str, Any]) -> str:
+def format_heat_map_cell(data: xr.Dataset, at: Mapping[str, Any]) -> str:
     """A heat map's cell in words: the mean test accuracy, over how many, and what it leaves out; empty for none."""
-    runs = runs_at(data, at)
-    kept, lines = completed(runs), []
+    runs = select_runs(data, at)
+    kept, lines = select_completed(runs), []
     if kept.sizes["run"]:
         of_seeds = [at["seed"]] if "seed" in at else data.seed.values
-        seeds = sum(completed(runs_at(data, {**at, "seed": seed})).sizes["run"] > 0 for seed in of_seeds)
+        seeds = sum(select_completed(select_runs(data, {**at, "seed": seed})).sizes["run"] > 0 for seed in of_seeds)
         trials = f", {kept.sizes['run']} trials" if kept.sizes["run"] > seeds else ""
         lines = [f"{float(kept.test_accuracy.mean()):.1f}", f"{seeds} seed{'s' if seeds > 1 else ''}{trials}"]
     if diverged := int(runs.diverged.sum()):
@@ -128,7 +128,7 @@ def cell_text(data: xr.Dataset, at: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def table(loaded: Loaded) -> list[dict[str, Any]]:
+def make_table(loaded: SweepResults) -> list[dict[str, Any]]:
     """A line a distinct setting, over seeds, the best mean test accuracy first."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for trial in loaded.sweep.trials():
@@ -137,7 +137,7 @@ def table(loaded: Loaded) -> list[dict[str, Any]]:
             groups.setdefault(settings, []).append(result.test_accuracy)
     rows = []
     for settings, accuracies in groups.items():
-        interval = mean_interval(accuracies)  # which leaves out NaN, the test accuracy of a trial that diverged
+        interval = compute_mean_interval(accuracies)  # which leaves out NaN, the test accuracy of a trial that diverged
         row: dict[str, Any] = dict(zip(AXES, settings, strict=False))
         row |= {"seeds": int(interval.n), "diverged": len(accuracies) - int(interval.n)}
         row |= {"test_mean": float(interval.mean)}
@@ -146,4 +146,4 @@ def table(loaded: Loaded) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(Grid, draw, __doc__, GridDrawing)
+    main(Grid, draw, __doc__, GridDrawOptions)

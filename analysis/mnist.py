@@ -7,45 +7,45 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.misclassified import draw_gallery
-from analysis.output import GalleryDrawing, Output, main, mean_cell
-from analysis.results import Loaded, best_run, by_epoch, completed, finished
+from analysis.misclassified import draw_misclassified
+from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
+from analysis.results import SweepResults, find_best_run, list_accuracies_by_epoch, select_completed, select_finished
 from sweeps.mnist import Mnist
 
 
-def draw(selection: Mnist, stages: Sequence[Loaded], output: Output, drawing: GalleryDrawing) -> None:
+def draw(selection: Mnist, stages: Sequence[SweepResults], output: Output, drawing: GalleryDrawOptions) -> None:
     """Write the panels, the galleries, the export and the table."""
     [loaded] = stages
     settings = [str(setting) for setting in loaded.data.setting.values]
     figure = Figure(figsize=(3.2 * len(settings), 4.4), layout="constrained")
     bands, trials, rows = [], [], []
     for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
-        runs = finished(loaded.data, setting=setting)
+        runs = select_finished(loaded.data, setting=setting)
         if runs.sizes["seed"] == 0:
             continue
-        bands.append(figures.accuracy_panel(axes, runs, selection.epochs, setting))
+        bands.append(figures.draw_accuracy_panel(axes, runs, selection.epochs, setting))
         for seed in runs.seed.values:
             one = runs.sel(seed=seed)
             trial = loaded.trial(str(one.trial_id.item()))
             head = {"task": trial.task or "digits", "learning_rate": trial.learning_rate, "seed": int(seed)}
-            trials.append({**head, **by_epoch(one)})
-        kept = completed(runs)
+            trials.append({**head, **list_accuracies_by_epoch(one)})
+        kept = select_completed(runs)
         row = {"setting": setting, "seeds": kept.sizes["seed"], "diverged": int(runs.diverged.sum())}
-        rows.append({**row, "test": mean_cell(kept.test_accuracy.values)})
-    figures.accuracy_legend(figure)
-    figures.bottom_caption(figure, f"{selection.dataset}, logistic regression. {figures.caption(bands)}")
+        rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values)})
+    figures.add_accuracy_legend(figure)
+    figures.add_caption(figure, f"{selection.dataset}, logistic regression. {figures.describe_bands(bands)}")
     output.figure(figure, "mnist", loaded, pdf=True)
     output.json({"trials": trials}, "mnist")
     output.table(rows, "table")
     for task in ("digits", "even_odd"):
-        best = best_run(loaded.data.sel(setting=[name for name in settings if name.startswith(task)]))
+        best = find_best_run(loaded.data.sel(setting=[name for name in settings if name.startswith(task)]))
         if best is None:
             print(f"No gallery of {task}: none of its trials has trained to the end.")
             continue
         title = f"{selection.dataset}, {best.setting.item()}, seed {int(best.seed)} (best test accuracy)"
-        gallery = draw_gallery(loaded, str(best.trial_id.item()), drawing.data_root, title)
+        gallery = draw_misclassified(loaded, str(best.trial_id.item()), drawing.data_root, title)
         output.figure(gallery, f"misclassified_{task}", loaded)
 
 
 if __name__ == "__main__":
-    main(Mnist, draw, __doc__, GalleryDrawing)
+    main(Mnist, draw, __doc__, GalleryDrawOptions)

@@ -17,19 +17,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.results import Loaded, any_finished, load
-from sweeps.intervals import mean_text
-from sweeps.options import Selection, default_data_root, exit_status, next_stage, parse
-from trainables.tracking import Store, missing_file
-from trainables.trial import BadInputError
+from analysis.results import SweepResults, has_any_finished, load_results
+from sweeps.cli import next_stage, parse, run_to_exit_status
+from sweeps.experiment import SweepOptions, get_default_data_root
+from sweeps.intervals import format_mean
+from trainables.errors import BadInputError
+from trainables.persistence.connection import get_missing_file
+from trainables.persistence.store import Store
 
-NAMED_AT_MOST = 3  # diverged trials named in a note
-NOTE_LETTERS = 14  # that fit in an inch of a figure's width, at size 8
+MAX_TRIALS_NAMED = 3  # diverged trials named in a note
+NOTE_CHARACTERS_PER_INCH = 14  # that fit in an inch of a figure's width, at size 8
 NOTHING = "–"  # in a table, where there is no value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class DrawOptions:
     """Where the figures go."""
 
     out: Path | None = None
@@ -39,15 +41,15 @@ class Drawing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalleryDrawing(Drawing):
+class GalleryDrawOptions(DrawOptions):
     """Where the figures go, and where test images come from."""
 
-    data_root: Path = field(default_factory=default_data_root)
+    data_root: Path = field(default_factory=get_default_data_root)
     """Folder of the data sets; what is missing is downloaded into it."""
 
 
-S = TypeVar("S", bound=Selection)
-D = TypeVar("D", bound=Drawing)
+S = TypeVar("S", bound=SweepOptions)
+D = TypeVar("D", bound=DrawOptions)
 
 
 @dataclass
@@ -72,10 +74,12 @@ class Output:
         self.written.append(path)
         return path
 
-    def figure(self, figure: Figure, name: str, *stages: Loaded, pdf: bool = False) -> None:
+    def figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
         """Save `name`.png, and `name`.pdf if asked; below it stands which trials of its stages it leaves out."""
         lines = [
-            line for note in notes(stages) for line in textwrap.wrap(note, int(NOTE_LETTERS * figure.get_figwidth()))
+            line
+            for note in list_omissions(stages)
+            for line in textwrap.wrap(note, int(NOTE_CHARACTERS_PER_INCH * figure.get_figwidth()))
         ]
         if lines:
             figure.text(0.005, 0, "\n".join(lines), color="red", fontsize=8, va="top")
@@ -86,7 +90,7 @@ class Output:
 
     def json(self, content: Any, name: str) -> None:
         """Save as JSON; a number that is not finite becomes null, as the format has no other."""
-        self.path(f"{name}.json").write_text(json.dumps(finite(content), allow_nan=False) + "\n")
+        self.path(f"{name}.json").write_text(json.dumps(replace_non_finite(content), allow_nan=False) + "\n")
 
     def table(self, rows: Sequence[dict[str, Any]], name: str) -> None:
         """Save rows of equal keys as `name`.csv (exact) and `name`.md (numbers rounded to two decimals)."""
@@ -94,56 +98,56 @@ class Output:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        self.path(f"{name}.md").write_text(markdown(rows))
+        self.path(f"{name}.md").write_text(format_markdown(rows))
 
 
-def notes(stages: Sequence[Loaded]) -> list[str]:
+def list_omissions(stages: Sequence[SweepResults]) -> list[str]:
     """What the means over these stages' trials leave out, a sentence for each reason; none if they leave out none."""
     missing = sum(len(stage.missing) for stage in stages)
     diverged = [name for stage in stages for name in stage.diverged]
     return [
         *([f"incomplete: {missing} trials missing"] if missing else []),
-        *([diverged_note(diverged)] if diverged else []),
+        *([describe_diverged(diverged)] if diverged else []),
     ]
 
 
-def diverged_note(names: Sequence[str]) -> str:
+def describe_diverged(names: Sequence[str]) -> str:
     """How many trials diverged, and which, as far as they are few."""
-    named = "; ".join([*names[:NAMED_AT_MOST], *(["…"] if len(names) > NAMED_AT_MOST else [])])
+    named = "; ".join([*names[:MAX_TRIALS_NAMED], *(["…"] if len(names) > MAX_TRIALS_NAMED else [])])
     return f"{len(names)} {'trial' if len(names) == 1 else 'trials'} diverged, not in the means: {named}"
 
 
-def finite(content: Any) -> Any:
+def replace_non_finite(content: Any) -> Any:
     """The same lists and dicts with None in the place of NaN and infinities."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, list):
-        return [finite(value) for value in content]
+        return [replace_non_finite(value) for value in content]
     if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
+        return {key: replace_non_finite(value) for key, value in content.items()}
     return content
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def format_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of equal keys as a Markdown table."""
     lines = [[*rows[0]], ["---"] * len(rows[0])]
-    lines += [[cell(value) for value in row.values()] for row in rows]
+    lines += [[format_cell(value) for value in row.values()] for row in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
     """A value in a Markdown table."""
     if isinstance(value, float):
         return NOTHING if math.isnan(value) else f"{value:.2f}"
     return str(value)
 
 
-def mean_cell(values: NDArray[np.floating]) -> str:
+def format_mean_cell(values: NDArray[np.floating]) -> str:
     """Mean with the half width of its 95 % interval, of values `(trials,)`, as far as there are enough."""
-    return mean_text(values) if len(values) else NOTHING
+    return format_mean(values) if len(values) else NOTHING
 
 
-def browse(tracking_uri: str) -> str:
+def describe_store(tracking_uri: str) -> str:
     """How to see the store in a browser, without repeating a database's password."""
     if tracking_uri.startswith("http"):
         return tracking_uri
@@ -153,41 +157,43 @@ def browse(tracking_uri: str) -> str:
 
 def main(
     selection: type[S],
-    draw: Callable[[S, Sequence[Loaded], Output, D], None],
+    draw: Callable[[S, Sequence[SweepResults], Output, D], None],
     description: str | None,
-    options: type[D] = Drawing,  # type: ignore[assignment]
+    options: type[D] = DrawOptions,  # type: ignore[assignment]
 ) -> None:
     """An analysis script: parse the command line, load the trials of every stage, draw, print the files."""
 
     def script() -> int:
         chosen, drawing = parse(selection, options, description)
         output = Output(drawing.out or Path("figures") / chosen.experiment)
-        if file := missing_file(chosen.tracking_uri):  # opening it would make it
+        if file := get_missing_file(chosen.tracking_uri):  # opening it would make it
             raise BadInputError(
                 f"there are no trials yet in {file}; train them with: {chosen.command('sweeps')}, or say with "
                 "MLFLOW_TRACKING_URI where they are"
             )
         store = Store(chosen.tracking_uri)
-        stages: list[Loaded] = []
-        sweeps = chosen.stages(store.reader())
+        stages: list[SweepResults] = []
+        sweeps = chosen.stages(store.make_reader())
         while True:
             sweep, early = next_stage(sweeps)
             if sweep is None:
                 break
-            if stages and drawing.allow_missing and not any_finished(sweep, store):
+            if stages and drawing.allow_missing and not has_any_finished(sweep, store):
                 early = f"Drawn without {len(sweep.trials())} trials of a later stage, none of which is finished."
                 break
-            stages.append(load(sweep, store, fill=chosen.command("sweeps"), allow_missing=drawing.allow_missing))
+            stages.append(
+                load_results(sweep, store, fill=chosen.command("sweeps"), allow_missing=drawing.allow_missing)
+            )
         with output.writing():
             draw(chosen, stages, output, drawing)
         print("\n".join(str(path) for path in output.written))
         if missing := sum(len(stage.missing) for stage in stages):
             print(f"Drawn without {missing} missing trials. Train them with: {chosen.command('sweeps')}")
         if diverged := [name for stage in stages for name in stage.diverged]:
-            print(diverged_note(diverged))
+            print(describe_diverged(diverged))
         if early:
             print(early)
-        print(f"Every trial's curves: {browse(chosen.tracking_uri)}")
+        print(f"Every trial's curves: {describe_store(chosen.tracking_uri)}")
         return 0
 
-    sys.exit(exit_status(script))
+    sys.exit(run_to_exit_status(script))

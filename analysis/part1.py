@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.output import Output
-from sweeps.options import exit_status
-from trainables.architectures import ARCHITECTURES, Conv, Linear, build, output_shape
-from trainables.trial import BadInputError, check_positive
+from sweeps.cli import run_to_exit_status
+from trainables.architectures import ARCHITECTURES, CLASSES, build, count_parameters
+from trainables.errors import BadInputError, check_positive
 
-CLASSES = 10
-MOST_INPUTS = 10_000_000  # numbers in an image; the networks are built, so they must fit in memory
+MAX_INPUTS = 10_000_000  # numbers in an image; the networks are built, so they must fit in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,40 +33,7 @@ class Part1:
     """Folder for part1.csv and part1.md."""
 
 
-@dataclass(frozen=True)
-class Count:
-    """Weights and biases of a network, and the sum that gives them."""
-
-    weights: int
-    biases: int
-    formula: str
-
-
-def closed_form(architecture: str, input_shape: tuple[int, int, int]) -> Count:
-    """Count by the closed formulas, without building the network.
-
-    A fully connected layer with H outputs on D inputs has D·H weights and H biases, a convolution with C filters of
-    H×W on C' channels H·W·C·C' weights and C biases.
-    """
-    weights = biases = 0
-    terms = []
-    shape: tuple[int, ...] = input_shape
-    for layer in (*ARCHITECTURES[architecture], Linear(CLASSES)):
-        match layer:
-            case Conv(kernel=kernel, filters=filters):
-                weights += kernel * kernel * filters * shape[0]
-                biases += filters
-                terms.append(f"({kernel}·{kernel}·{filters}·{shape[0]} + {filters})")
-            case Linear(features=features, bias=bias):
-                inputs = shape[0] if len(shape) == 1 else shape[0] * shape[1] * shape[2]
-                weights += inputs * features
-                biases += features * bias
-                terms.append(f"({inputs}·{features} + {features})" if bias else f"{inputs}·{features}")
-        shape = output_shape(layer, shape)
-    return Count(weights, biases, " + ".join(terms))
-
-
-def built(architecture: str, input_shape: tuple[int, int, int]) -> tuple[int, int]:
+def count_built_parameters(architecture: str, input_shape: tuple[int, int, int]) -> tuple[int, int]:
     """Weights and biases of the network as it is trained."""
     parameters = list(build(architecture, input_shape, classes=CLASSES).named_parameters())
     weights = sum(p.numel() for name, p in parameters if name.endswith("weight"))
@@ -83,7 +49,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def count(options: Part1) -> int:
+def main(options: Part1) -> int:
     """Print and write the table; the exit status."""
     check_positive("--batch-size", options.batch_size, whole=True)
     check_positive("--epochs", options.epochs, whole=True)
@@ -97,13 +63,13 @@ def count(options: Part1) -> int:
     for text in options.inputs:
         for architecture in ARCHITECTURES:
             shape = parse_shape(text)
-            if math.prod(shape) > MOST_INPUTS:
-                raise BadInputError(f"input {text} has over {MOST_INPUTS:,} numbers; give a smaller one")
+            if math.prod(shape) > MAX_INPUTS:
+                raise BadInputError(f"input {text} has over {MAX_INPUTS:,} numbers; give a smaller one")
             try:
-                as_built = sum(built(architecture, shape))
+                as_built = sum(count_built_parameters(architecture, shape))
             except ValueError as error:
                 raise BadInputError(f"input {text} does not fit: {error}") from None
-            counted = closed_form(architecture, shape)
+            counted = count_parameters(architecture, shape)
             total = counted.weights + counted.biases
             rows.append(
                 {
@@ -132,4 +98,4 @@ def count(options: Part1) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: count(tyro.cli(Part1, description=__doc__))))
+    sys.exit(run_to_exit_status(lambda: main(tyro.cli(Part1, description=__doc__))))

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis.output import Output
-from sweeps.options import exit_status
-from trainables.trial import BadInputError, check_positive
+from sweeps.cli import run_to_exit_status
+from trainables.errors import BadInputError, check_positive
 
-MOST_COLUMNS = 100  # of tiles in the figure
+MAX_COLUMNS = 100  # of tiles in the figure
 
 
 def convolve(images: NDArray[Any], kernels: NDArray[Any]) -> NDArray[Any]:
@@ -64,7 +64,7 @@ def check_shapes(images: NDArray[Any], kernels: NDArray[Any]) -> None:
         )
 
 
-def default_images(count: int = 5) -> NDArray[np.float64]:
+def load_default_images(count: int = 5) -> NDArray[np.float64]:
     """Digits 0 to 4, enlarged: `(5, 1, 32, 32)`."""
     from sklearn.datasets import load_digits
 
@@ -72,7 +72,7 @@ def default_images(count: int = 5) -> NDArray[np.float64]:
     return np.asarray(images.repeat(4, axis=2).repeat(4, axis=3), np.float64)
 
 
-def default_kernels() -> NDArray[np.float64]:
+def make_default_kernels() -> NDArray[np.float64]:
     """Edges in eight directions: `(8, 1, 4, 4)`."""
     place = np.arange(4) - 1.5
     angles = np.arange(8) * np.pi / 4
@@ -80,7 +80,7 @@ def default_kernels() -> NDArray[np.float64]:
     return np.stack(ramps)[:, None]
 
 
-def read(path: Path, name: str) -> NDArray[Any]:
+def read_array(path: Path, name: str) -> NDArray[Any]:
     """An array from a `.npy` file, without pickle."""
     try:
         with path.open("rb") as file:
@@ -92,7 +92,7 @@ def read(path: Path, name: str) -> NDArray[Any]:
     return array
 
 
-def grid(outputs: NDArray[Any]) -> Figure:
+def draw_grid(outputs: NDArray[Any]) -> Figure:
     """Outputs `(batch, out_channels, rows, columns)` as grey tiles: a row an image, a column a kernel."""
     batch, channels = outputs.shape[:2]
     figure = Figure(figsize=(1.1 * channels + 0.6, 1.1 * batch + 0.6), layout="constrained")
@@ -121,14 +121,14 @@ class Part2:
 def main(options: Part2) -> int:
     """Convolve, draw, save; the exit status."""
     check_positive("--show", options.show, whole=True)
-    images = default_images() if options.images is None else read(options.images, "input")
-    kernels = default_kernels() if options.kernels is None else read(options.kernels, "kernel")
+    images = load_default_images() if options.images is None else read_array(options.images, "input")
+    kernels = make_default_kernels() if options.kernels is None else read_array(options.kernels, "kernel")
     outputs = convolve(images, kernels)
-    if len(kernels) > MOST_COLUMNS:
-        raise BadInputError(f"{len(kernels)} kernels do not fit in a figure; give {MOST_COLUMNS} at most")
+    if len(kernels) > MAX_COLUMNS:
+        raise BadInputError(f"{len(kernels)} kernels do not fit in a figure; give {MAX_COLUMNS} at most")
     output = Output(options.out)
     with output.writing():
-        output.figure(grid(outputs[: options.show]), "part2")
+        output.figure(draw_grid(outputs[: options.show]), "part2")
         np.save(output.path("part2.npy"), outputs, allow_pickle=False)
     print("\n".join(str(path) for path in output.written))
     print(f"input {images.shape}, kernel {kernels.shape} → output {outputs.shape}")
@@ -136,4 +136,4 @@ def main(options: Part2) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: main(tyro.cli(Part2, description=__doc__))))
+    sys.exit(run_to_exit_status(lambda: main(tyro.cli(Part2, description=__doc__))))

@@ -12,23 +12,30 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from analysis import figures
-from analysis.output import Drawing, Output, main
-from analysis.results import Loaded, best_run, completed, diverged_seeds, finished, mean_curve
-from sweeps.intervals import mean_interval
+from analysis.output import DrawOptions, Output, main
+from analysis.results import (
+    SweepResults,
+    compute_mean_curve,
+    find_best_run,
+    list_diverged_seeds,
+    select_completed,
+    select_finished,
+)
+from sweeps.intervals import compute_mean_interval
 from sweeps.part3 import Part3
 
 
-def draw(selection: Part3, stages: Sequence[Loaded], output: Output, drawing: Drawing) -> None:
+def draw(selection: Part3, stages: Sequence[SweepResults], output: Output, drawing: DrawOptions) -> None:
     """Write the comparison, the weights, the exports and the table."""
     [loaded] = stages
     per_epoch = loaded.data.sizes["step"] / selection.epochs
     last_epoch = slice(-max(1, round(per_epoch)), None)
-    output.figure(comparison(loaded.data, last_epoch, selection.dataset), "part3", loaded, pdf=True)
+    output.figure(draw_comparison(loaded.data, last_epoch, selection.dataset), "part3", loaded, pdf=True)
     rows = []
-    for architecture in present(loaded.data):
-        runs = finished(loaded.data, architecture=architecture)
+    for architecture in list_finished_architectures(loaded.data):
+        runs = select_finished(loaded.data, architecture=architecture)
         weights = None
-        if (best := best_run(runs)) is None:
+        if (best := find_best_run(runs)) is None:
             print(f"All trials of {architecture} diverged: there is no best run whose weights could be drawn.")
         else:
             weights = loaded.results[str(best.trial_id.item())].first_layer
@@ -36,36 +43,38 @@ def draw(selection: Part3, stages: Sequence[Loaded], output: Output, drawing: Dr
                 f"{architecture}, first layer of the best run "
                 f"(seed {int(best.seed)}, test accuracy {float(best.test_accuracy):.2f} %)"
             )
-            output.figure(figures.tile_figure(figures.tiles(weights), title), f"weights_{architecture}", loaded)
-        output.json(export(architecture, runs, weights), f"part3_{architecture}")
-        rows.append(row(architecture, runs, last_epoch))
+            output.figure(
+                figures.draw_tiles(figures.reshape_to_tiles(weights), title), f"weights_{architecture}", loaded
+            )
+        output.json(make_export(architecture, runs, weights), f"part3_{architecture}")
+        rows.append(make_row(architecture, runs, last_epoch))
     output.table(rows, "table")
 
 
-def export(architecture: str, runs: xr.Dataset, weights: NDArray[np.floating] | None) -> dict[str, Any]:
+def make_export(architecture: str, runs: xr.Dataset, weights: NDArray[np.floating] | None) -> dict[str, Any]:
     """The report's format: means over the seeds that did not diverge, which are named if there are any others."""
-    kept = completed(runs)
+    kept = select_completed(runs)
     return {
         "name": architecture,
-        "loss_curve": mean_curve(kept.train_loss),
-        "train_acc_curve": mean_curve(kept.train_accuracy),
-        "val_acc_curve": mean_curve(kept.val_accuracy),
+        "loss_curve": compute_mean_curve(kept.train_loss),
+        "train_acc_curve": compute_mean_curve(kept.train_accuracy),
+        "val_acc_curve": compute_mean_curve(kept.val_accuracy),
         "test_acc": float(runs.test_accuracy.max()),
         "weights": None if weights is None else weights.tolist(),
-        **({"diverged_seeds": diverged_seeds(runs)} if runs.diverged.any() else {}),
+        **({"diverged_seeds": list_diverged_seeds(runs)} if runs.diverged.any() else {}),
     }
 
 
-def present(data: xr.Dataset) -> list[str]:
+def list_finished_architectures(data: xr.Dataset) -> list[str]:
     """The architectures of which at least one trial is finished."""
     return [str(name) for name in data.architecture.values if (data.trial_id.sel(architecture=name) != "").any()]
 
 
-def row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str, str | int | float]:
+def make_row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str, str | int | float]:
     """One architecture's line of the table. Only `best_test` is selected on test data, as the report asks."""
-    kept = completed(runs)
-    test = mean_interval(kept.test_accuracy.values)
-    validation = mean_interval(kept.val_accuracy.isel(step=last_epoch).mean("step").values)
+    kept = select_completed(runs)
+    test = compute_mean_interval(kept.test_accuracy.values)
+    validation = compute_mean_interval(kept.val_accuracy.isel(step=last_epoch).mean("step").values)
     return {
         "architecture": architecture,
         "seeds": int(test.n),
@@ -79,33 +88,39 @@ def row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str, str
     }
 
 
-def comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
+def draw_comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
     """The 2×2 comparison of all architectures."""
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     (loss_axes, accuracy_axes), (point_axes, path_axes) = figure.subplots(2, 2)
     losses, accuracies = [], []
-    for architecture in present(data):
+    for architecture in list_finished_architectures(data):
         style = figures.STYLES[architecture]
-        runs = finished(data, architecture=architecture)
+        runs = select_finished(data, architecture=architecture)
         loss, train, validation = (
-            figures.band(runs, quantity) for quantity in ("train_loss", "train_accuracy", "val_accuracy")
+            figures.compute_band(runs, quantity) for quantity in ("train_loss", "train_accuracy", "val_accuracy")
         )
         figures.draw_band(loss_axes, loss, style)
         figures.draw_band(accuracy_axes, train, style)
         figures.draw_band(accuracy_axes, validation, style, dashed=True)
         path_axes.plot(train.mean, validation.mean, color=style.color, linewidth=1.2)
         path_axes.plot(train.mean[-1], validation.mean[-1], marker=style.marker, color=style.color, markeredgecolor="k")
-        kept = completed(runs)
+        kept = select_completed(runs)
         final_train = kept.train_accuracy.isel(step=last_epoch).mean("step").values
         figures.draw_point(point_axes, final_train, kept.test_accuracy.values, style)
         losses.append(loss)
         accuracies += [train, validation]
-    figures.limit_to(loss_axes, losses)
-    figures.limit_to(accuracy_axes, accuracies)
-    figures.label(loss_axes, "optimiser step", "training loss (cross-entropy)", "Training loss")
-    figures.label(accuracy_axes, "optimiser step", "accuracy (%)", "Accuracy: training (solid), validation (dashed)")
-    figures.label(point_axes, "training accuracy, mean of the last epoch (%)", "test accuracy (%)", "Test accuracy")
-    figures.label(path_axes, "training accuracy (%)", "validation accuracy (%)", "Validation against training accuracy")
+    figures.limit_y_range(loss_axes, losses)
+    figures.limit_y_range(accuracy_axes, accuracies)
+    figures.label_axes(loss_axes, "optimiser step", "training loss (cross-entropy)", "Training loss")
+    figures.label_axes(
+        accuracy_axes, "optimiser step", "accuracy (%)", "Accuracy: training (solid), validation (dashed)"
+    )
+    figures.label_axes(
+        point_axes, "training accuracy, mean of the last epoch (%)", "test accuracy (%)", "Test accuracy"
+    )
+    figures.label_axes(
+        path_axes, "training accuracy (%)", "validation accuracy (%)", "Validation against training accuracy"
+    )
     accuracy_axes.legend(
         handles=[
             Line2D([], [], color="grey", label="training"),
@@ -113,10 +128,10 @@ def comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
         ],
         loc="lower right",
     )
-    handles = [figures.legend_handle(name, figures.STYLES[name]) for name in present(data)]
+    handles = [figures.make_legend_handle(name, figures.STYLES[name]) for name in list_finished_architectures(data)]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    caption = figures.caption(losses)
-    figures.bottom_caption(figure, f"{dataset}. {caption} Small dots are single seeds.")
+    caption = figures.describe_bands(losses)
+    figures.add_caption(figure, f"{dataset}. {caption} Small dots are single seeds.")
     return figure
 
 

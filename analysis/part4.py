@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import figures
-from analysis.output import NOTHING, Drawing, Output, main
-from analysis.results import Loaded, completed, diverged_seeds, finished, mean_curve
+from analysis.output import NOTHING, DrawOptions, Output, main
+from analysis.results import SweepResults, compute_mean_curve, list_diverged_seeds, select_completed, select_finished
 from sweeps.part4 import Part4
 
 ACTIVATIONS = ("relu", "sigmoid")
 
 
-def draw(selection: Part4, stages: Sequence[Loaded], output: Output, drawing: Drawing) -> None:
+def draw(selection: Part4, stages: Sequence[SweepResults], output: Output, drawing: DrawOptions) -> None:
     """Write the two panels, the exports and the table of gradients."""
     [loaded] = stages
     figure = Figure(figsize=(12, 5.4), layout="constrained")
@@ -26,58 +26,60 @@ def draw(selection: Part4, stages: Sequence[Loaded], output: Output, drawing: Dr
     bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
     rows = []
     for architecture in selection.architectures:
-        runs = {name: finished(loaded.data, architecture=architecture, activation=name) for name in ACTIVATIONS}
+        runs = {name: select_finished(loaded.data, architecture=architecture, activation=name) for name in ACTIVATIONS}
         for activation, found in runs.items():
             for quantity, axes in panels.items():
                 if found.sizes["seed"]:
-                    bands[quantity].append(figures.band(found, quantity))
+                    bands[quantity].append(figures.compute_band(found, quantity))
                     style = figures.STYLES[architecture]
                     figures.draw_band(axes, bands[quantity][-1], style, dashed=activation == "sigmoid")
         if all(found.sizes["seed"] for found in runs.values()):
-            output.json(export(architecture, runs), f"part4_{architecture}")
-            rows.append(row(architecture, runs))
+            output.json(make_export(architecture, runs), f"part4_{architecture}")
+            rows.append(make_row(architecture, runs))
     panels["gradient_norm"].set_yscale("log")
     for quantity, axes in panels.items():
-        figures.limit_to(axes, bands[quantity])
-    figures.label(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
-    figures.label(panels["gradient_norm"], "optimiser step", "gradient norm, first layer", "Gradient magnitude")
-    handles = [figures.legend_handle(name, figures.STYLES[name]) for name in selection.architectures]
+        figures.limit_y_range(axes, bands[quantity])
+    figures.label_axes(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
+    figures.label_axes(panels["gradient_norm"], "optimiser step", "gradient norm, first layer", "Gradient magnitude")
+    handles = [figures.make_legend_handle(name, figures.STYLES[name]) for name in selection.architectures]
     lines = [Line2D([], [], color="grey", label="relu"), Line2D([], [], color="grey", ls="--", label="sigmoid")]
     figure.legend(handles=handles + lines, loc="outside upper center", ncols=len(handles) + 2)
-    figures.bottom_caption(figure, f"{selection.dataset}. {figures.caption(bands['train_loss'])}")
+    figures.add_caption(figure, f"{selection.dataset}. {figures.describe_bands(bands['train_loss'])}")
     output.figure(figure, "part4", loaded, pdf=True)
     if rows:
         output.table(rows, "table")
 
 
-def export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """The report's format, from an architecture's trials by activation; the seeds that diverged if there are any."""
-    kept = {activation: completed(found) for activation, found in runs.items()}
-    diverged = {activation: seeds for activation, found in runs.items() if (seeds := diverged_seeds(found))}
+    kept = {activation: select_completed(found) for activation, found in runs.items()}
+    diverged = {activation: seeds for activation, found in runs.items() if (seeds := list_diverged_seeds(found))}
     return {
         "name": architecture,
-        "relu_loss_curve": mean_curve(kept["relu"].train_loss),
-        "sigmoid_loss_curve": mean_curve(kept["sigmoid"].train_loss),
-        "relu_grad_curve": mean_curve(kept["relu"].gradient_norm),
-        "sigmoid_grad_curve": mean_curve(kept["sigmoid"].gradient_norm),
+        "relu_loss_curve": compute_mean_curve(kept["relu"].train_loss),
+        "sigmoid_loss_curve": compute_mean_curve(kept["sigmoid"].train_loss),
+        "relu_grad_curve": compute_mean_curve(kept["relu"].gradient_norm),
+        "sigmoid_grad_curve": compute_mean_curve(kept["sigmoid"].gradient_norm),
         **({"diverged_seeds": diverged} if diverged else {}),
     }
 
 
-def row(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+def make_row(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """One architecture's line of the table: medians over the steps of its mean gradient norms, and their ratio."""
-    curves = {activation: mean_curve(completed(found).gradient_norm) for activation, found in runs.items()}
+    curves = {
+        activation: compute_mean_curve(select_completed(found).gradient_norm) for activation, found in runs.items()
+    }
     medians = {activation: float(np.median(curve)) if curve else np.nan for activation, curve in curves.items()}
     ratio = medians["relu"] / medians["sigmoid"] if medians["sigmoid"] else np.inf
     return {
         "architecture": architecture,
         "diverged": sum(int(found.diverged.sum()) for found in runs.values()),
-        **{f"{activation}_median_gradient": digits(median) for activation, median in medians.items()},
-        "relu_over_sigmoid": digits(ratio),
+        **{f"{activation}_median_gradient": format_digits(median) for activation, median in medians.items()},
+        "relu_over_sigmoid": format_digits(ratio),
     }
 
 
-def digits(value: float) -> str:
+def format_digits(value: float) -> str:
     """Three significant digits, a dash for NaN."""
     return NOTHING if np.isnan(value) else f"{value:.3g}"
 

@@ -11,16 +11,24 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.output import NOTHING, Drawing, Output, diverged_note, main, mean_cell
-from analysis.results import Loaded, any_finished, completed, diverged_seeds, finished, load, mean_curve
+from analysis.output import NOTHING, DrawOptions, Output, describe_diverged, format_mean_cell, main
+from analysis.results import (
+    SweepResults,
+    compute_mean_curve,
+    has_any_finished,
+    list_diverged_seeds,
+    load_results,
+    select_completed,
+    select_finished,
+)
 from sweeps.part3 import Part3
-from sweeps.part5 import RATES, Part5
+from sweeps.part5 import LEARNING_RATES, Part5
 
 EXPORT_NAMES = {0.1: "1", 0.01: "01", 0.001: "001"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part5Drawing(Drawing):
+class Part5DrawOptions(DrawOptions):
     """Where the figures go, and what scheduled SGD is compared with."""
 
     adam_epochs: int | None = None
@@ -31,47 +39,47 @@ class Part5Drawing(Drawing):
     """Validation accuracies (%) for which the table gives the epochs until they are reached."""
 
 
-def draw(selection: Part5, stages: Sequence[Loaded], output: Output, drawing: Part5Drawing) -> None:
+def draw(selection: Part5, stages: Sequence[SweepResults], output: Output, drawing: Part5DrawOptions) -> None:
     """Write the constant rates, the schedule, the export and the comparison with Adam."""
     constant, *scheduled = stages
     output.figure(draw_constant(selection, constant), "part5", constant, pdf=True)
-    runs = {EXPORT_NAMES[rate]: finished(constant.data, learning_rate=rate) for rate in RATES}
-    output.json(export(selection.architecture, runs), f"part5_{selection.architecture}")
+    runs = {EXPORT_NAMES[rate]: select_finished(constant.data, learning_rate=rate) for rate in LEARNING_RATES}
+    output.json(make_export(selection.architecture, runs), f"part5_{selection.architecture}")
     compared: dict[str, tuple[xr.Dataset, int]] = {}
     if scheduled:
         output.figure(draw_schedule(selection, scheduled), "schedule", *scheduled, pdf=True)
         for stage in scheduled:
             [name] = stage.data.schedule.values
-            compared[f"SGD {name}"] = (finished(stage.data, schedule=name), selection.schedule_epochs)
-    adam = part3_selection(selection, drawing)
-    if any_finished(adam.sweep(), constant.store):
-        loaded = load(adam.sweep(), constant.store, fill=adam.command("sweeps"), allow_missing=True)
-        found = finished(loaded.data, architecture=selection.architecture)
+            compared[f"SGD {name}"] = (select_finished(stage.data, schedule=name), selection.schedule_epochs)
+    adam = make_part3_options(selection, drawing)
+    if has_any_finished(adam.sweep(), constant.store):
+        loaded = load_results(adam.sweep(), constant.store, fill=adam.command("sweeps"), allow_missing=True)
+        found = select_finished(loaded.data, architecture=selection.architecture)
         compared[f"Adam {adam.learning_rate:g}"] = (found, adam.epochs)
         if loaded.missing:
             print(f"Part 3 has {len(loaded.missing)} trials less to compare with; train: {adam.command('sweeps')}")
         if loaded.diverged:
-            print(f"Of part 3, {diverged_note(loaded.diverged)}")
+            print(f"Of part 3, {describe_diverged(loaded.diverged)}")
     else:
         print(f"No trials of part 3 to compare with; train them with: {adam.command('sweeps')}")
     if compared:
-        rows = [row(name, runs, epochs, drawing.targets) for name, (runs, epochs) in compared.items()]
+        rows = [make_row(name, runs, epochs, drawing.targets) for name, (runs, epochs) in compared.items()]
         output.table(rows, "table")
 
 
-def export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """The report's format, from the trials by rate as it spells them; the seeds that diverged if there are any."""
-    kept = {rate: completed(found) for rate, found in runs.items()}
-    diverged = {rate: seeds for rate, found in runs.items() if (seeds := diverged_seeds(found))}
+    kept = {rate: select_completed(found) for rate, found in runs.items()}
+    diverged = {rate: seeds for rate, found in runs.items() if (seeds := list_diverged_seeds(found))}
     return {
         "name": architecture,
-        **{f"loss_curve_{rate}": mean_curve(found.train_loss) for rate, found in kept.items()},
-        **{f"val_acc_curve_{rate}": mean_curve(found.val_accuracy) for rate, found in kept.items()},
+        **{f"loss_curve_{rate}": compute_mean_curve(found.train_loss) for rate, found in kept.items()},
+        **{f"val_acc_curve_{rate}": compute_mean_curve(found.val_accuracy) for rate, found in kept.items()},
         **({"diverged_seeds": diverged} if diverged else {}),
     }
 
 
-def part3_selection(selection: Part5, drawing: Part5Drawing) -> Part3:
+def make_part3_options(selection: Part5, drawing: Part5DrawOptions) -> Part3:
     """Part 3's options for the same architecture, data set, batch size, seeds and store."""
     usual = Part3(**Part3.quick_defaults, quick=True) if selection.quick else Part3()
     return Part3(
@@ -86,67 +94,67 @@ def part3_selection(selection: Part5, drawing: Part5Drawing) -> Part3:
     )
 
 
-def draw_constant(selection: Part5, loaded: Loaded) -> Figure:
+def draw_constant(selection: Part5, loaded: SweepResults) -> Figure:
     """Two panels, one colour a rate."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     panels = dict(zip(("train_loss", "val_accuracy"), figure.subplots(1, 2), strict=True))
     bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
-    styles = dict(zip(RATES, figures.PALETTE, strict=False))
+    styles = dict(zip(LEARNING_RATES, figures.PALETTE, strict=False))
     for rate, style in styles.items():
-        runs = finished(loaded.data, learning_rate=rate)
+        runs = select_finished(loaded.data, learning_rate=rate)
         if runs.sizes["seed"]:
             for quantity, axes in panels.items():
-                bands[quantity].append(figures.band(runs, quantity))
+                bands[quantity].append(figures.compute_band(runs, quantity))
                 figures.draw_band(axes, bands[quantity][-1], style)
-    figures.label(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
-    figures.label(panels["val_accuracy"], "optimiser step", "validation accuracy (%)", "Validation accuracy")
-    figures.limit_to(panels["train_loss"], bands["train_loss"])
-    handles = [figures.legend_handle(f"rate {rate}", style) for rate, style in styles.items()]
+    figures.label_axes(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
+    figures.label_axes(panels["val_accuracy"], "optimiser step", "validation accuracy (%)", "Validation accuracy")
+    figures.limit_y_range(panels["train_loss"], bands["train_loss"])
+    handles = [figures.make_legend_handle(f"rate {rate}", style) for rate, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    text = f"{selection.dataset}, {selection.architecture}, SGD. {figures.caption(bands['train_loss'])}"
-    figures.bottom_caption(figure, text)
+    text = f"{selection.dataset}, {selection.architecture}, SGD. {figures.describe_bands(bands['train_loss'])}"
+    figures.add_caption(figure, text)
     return figure
 
 
-def draw_schedule(selection: Part5, stages: Sequence[Loaded]) -> Figure:
+def draw_schedule(selection: Part5, stages: Sequence[SweepResults]) -> Figure:
     """Validation curves of the scheduled runs, with the switches marked."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots()
     bands, handles = [], []
     for stage, style in zip(stages, figures.PALETTE, strict=False):
         [name] = stage.data.schedule.values
-        bands.append(figures.band(finished(stage.data, schedule=name), "val_accuracy"))
+        bands.append(figures.compute_band(select_finished(stage.data, schedule=name), "val_accuracy"))
         figures.draw_band(axes, bands[-1], style)
-        handles.append(figures.legend_handle(str(name), style))
+        handles.append(figures.make_legend_handle(str(name), style))
         for step, _ in stage.sweep.trials()[0].milestones:
             axes.axvline(step, color=style.color, linestyle=":", linewidth=1)
-    figures.label(axes, "optimiser step", "validation accuracy (%)", "Scheduled learning rates (switches dotted)")
+    figures.label_axes(axes, "optimiser step", "validation accuracy (%)", "Scheduled learning rates (switches dotted)")
     axes.legend(handles=handles, loc="lower right")
-    figures.bottom_caption(figure, f"{selection.dataset}, {selection.architecture}. {figures.caption(bands)}")
+    figures.add_caption(figure, f"{selection.dataset}, {selection.architecture}. {figures.describe_bands(bands)}")
     return figure
 
 
-def row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float]) -> dict[str, Any]:
+def make_row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float]) -> dict[str, Any]:
     """Test accuracy, and the epochs after which the mean validation curve first reaches each target."""
-    kept = completed(runs)
+    kept = select_completed(runs)
     return {
         "optimiser": name,
         "seeds": kept.sizes["seed"],
         "diverged": int(runs.diverged.sum()),
         "epochs": epochs,
-        "test_accuracy": mean_cell(kept.test_accuracy.values),
-        **{f"epochs_to_{target:g}": epochs_to(target, kept, epochs) for target in targets},
+        "test_accuracy": format_mean_cell(kept.test_accuracy.values),
+        **{f"epochs_to_{target:g}": format_epochs_to(target, kept, epochs) for target in targets},
     }
 
 
-def epochs_to(target: float, runs: xr.Dataset, epochs: int) -> str:
+def format_epochs_to(target: float, runs: xr.Dataset, epochs: int) -> str:
     """Epochs until the mean validation accuracy of complete runs of `epochs` epochs first reaches a target (%)."""
     present = runs.dropna("step", how="all", subset=["val_accuracy"])
-    above = np.flatnonzero(np.array(mean_curve(present.val_accuracy)) >= target)
+    above = np.flatnonzero(np.array(compute_mean_curve(present.val_accuracy)) >= target)
     if runs.sizes["seed"] == 0:
         return NOTHING
     return f"{float(present.step[above[0]] / present.step[-1]) * epochs:.2f}" if len(above) else "never"
 
 
 if __name__ == "__main__":
-    main(Part5, draw, __doc__, Part5Drawing)
+    main(Part5, draw, __doc__, Part5DrawOptions)

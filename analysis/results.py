@@ -11,18 +11,20 @@ import xarray as xr
 
 from sweeps.sweep import Sweep
 from trainables.architectures import build
+from trainables.errors import BadInputError
+from trainables.persistence.store import Store, StoredRun
+from trainables.persistence.trial_run import MODEL_ARTIFACT
 from trainables.result import Result
-from trainables.tracking import MODEL, Recorded, Store
-from trainables.trial import BadInputError, Trial
+from trainables.trial import Trial
 
 if TYPE_CHECKING:
     from torch import nn
 
-NAMED_AT_MOST = 12  # missing trials listed in a message
+MAX_TRIALS_NAMED = 12  # missing trials listed in a message
 
 
 @dataclass(frozen=True)
-class Loaded:
+class SweepResults:
     """A sweep's results.
 
     Attributes:
@@ -41,7 +43,7 @@ class Loaded:
     missing: Sequence[str]
     sweep: Sweep
     store: Store
-    runs: Mapping[str, Recorded]
+    runs: Mapping[str, StoredRun]
 
     @property
     def diverged(self) -> list[str]:
@@ -61,12 +63,12 @@ class Loaded:
         network = build(
             trial.architecture, input_shape, classes=classes, activation=trial.activation, pooling=trial.pooling
         )
-        with self.store.artifact(self.runs[trial_id], MODEL) as path:
+        with self.store.open_artifact(self.runs[trial_id], MODEL_ARTIFACT) as path:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         return network.eval()
 
 
-def load(sweep: Sweep, store: Store, *, fill: str, allow_missing: bool = False) -> Loaded:
+def load_results(sweep: Sweep, store: Store, *, fill: str, allow_missing: bool = False) -> SweepResults:
     """Load the sweep's trials, all of them or, if allowed, those that are finished.
 
     Args:
@@ -75,8 +77,8 @@ def load(sweep: Sweep, store: Store, *, fill: str, allow_missing: bool = False) 
     Raises:
         BadInputError: A trial is missing, has two finished runs, or has an artifact that cannot be read.
     """
-    recorded = store.recorded()
-    found: dict[str, Recorded] = {}
+    recorded = store.find_runs()
+    found: dict[str, StoredRun] = {}
     missing: list[str] = []
     labels = sweep.labels()
     for trial in sweep.trials():
@@ -91,20 +93,20 @@ def load(sweep: Sweep, store: Store, *, fill: str, allow_missing: bool = False) 
         else:
             missing.append(labels[trial.id])
     if not found or (missing and not allow_missing):
-        raise BadInputError(gap(len(sweep.trials()), missing, fill, allow_missing))
-    results = {trial_id: store.read(run) for trial_id, run in found.items()}
-    return Loaded(to_dataset(sweep, results), results, missing, sweep, store, found)
+        raise BadInputError(describe_missing(len(sweep.trials()), missing, fill, allow_missing))
+    results = {trial_id: store.read_result(run) for trial_id, run in found.items()}
+    return SweepResults(arrange_on_axes(sweep, results), results, missing, sweep, store, found)
 
 
-def gap(trials: int, missing: Sequence[str], fill: str, allow_missing: bool) -> str:
+def describe_missing(trials: int, missing: Sequence[str], fill: str, allow_missing: bool) -> str:
     """One sentence that names the missing trials and how to get them."""
-    more = f" and {len(missing) - NAMED_AT_MOST} more" if len(missing) > NAMED_AT_MOST else ""
+    more = f" and {len(missing) - MAX_TRIALS_NAMED} more" if len(missing) > MAX_TRIALS_NAMED else ""
     hint = "" if allow_missing else ", or draw what is there with --allow-missing"
-    names = "; ".join(missing[:NAMED_AT_MOST])
+    names = "; ".join(missing[:MAX_TRIALS_NAMED])
     return f"{len(missing)} of {trials} trials are not finished ({names}{more}); train them with: {fill}{hint}"
 
 
-def to_dataset(sweep: Sweep, results: Mapping[str, Result]) -> xr.Dataset:
+def arrange_on_axes(sweep: Sweep, results: Mapping[str, Result]) -> xr.Dataset:
     """Arrange results on the sweep's axes, on the union of their steps: NaN where a trial has no record."""
     dims = list(sweep.axes)
     shape = tuple(len(values) for values in sweep.axes.values())
@@ -115,7 +117,7 @@ def to_dataset(sweep: Sweep, results: Mapping[str, Result]) -> xr.Dataset:
     diverged = np.full(shape, False)
     ids = np.full(shape, "", dtype="<U16")
     for index, (_, trial) in zip(np.ndindex(shape), sweep.cells(), strict=True):
-        check_trial(trial, results.get(trial.id))
+        check_curves(trial, results.get(trial.id))
         if (result := results.get(trial.id)) is not None:
             ids[index] = trial.id
             test_accuracy[index] = result.test_accuracy
@@ -134,7 +136,7 @@ def to_dataset(sweep: Sweep, results: Mapping[str, Result]) -> xr.Dataset:
     )
 
 
-def check_trial(trial: Trial, result: Result | None) -> None:
+def check_curves(trial: Trial, result: Result | None) -> None:
     """Raise `BadInputError` if an artifact does not hold what its trial records."""
     if result is None:
         return
@@ -146,7 +148,7 @@ def check_trial(trial: Trial, result: Result | None) -> None:
         )
 
 
-def finished(data: xr.Dataset, **values: Any) -> xr.Dataset:
+def select_finished(data: xr.Dataset, **values: Any) -> xr.Dataset:
     """The finished trials at these values of all axes but the seed, along `seed`: none of them is missing.
 
     Those that diverged are among them. `completed` leaves them out, which every mean must do.
@@ -155,35 +157,35 @@ def finished(data: xr.Dataset, **values: Any) -> xr.Dataset:
     return runs.isel(seed=(runs.trial_id != "").values)
 
 
-def completed(runs: xr.Dataset) -> xr.Dataset:
+def select_completed(runs: xr.Dataset) -> xr.Dataset:
     """Those of finished trials, along one dimension, that trained to the end: none of them diverged."""
     return runs.isel({runs.diverged.dims[0]: ~runs.diverged.values})
 
 
-def diverged_seeds(runs: xr.Dataset) -> list[int]:
+def list_diverged_seeds(runs: xr.Dataset) -> list[int]:
     """The seeds of the trials along `seed` that diverged."""
     return [int(seed) for seed in runs.seed.values[runs.diverged.values]]
 
 
-def best_run(data: xr.Dataset) -> xr.Dataset | None:
+def find_best_run(data: xr.Dataset) -> xr.Dataset | None:
     """The trial with the highest test accuracy; None where all trials are missing or diverged."""
     if not data.test_accuracy.notnull().any():
         return None
     return data.isel(data.test_accuracy.argmax(...))
 
 
-def mean_curve(curves: xr.DataArray) -> list[float]:
+def compute_mean_curve(curves: xr.DataArray) -> list[float]:
     """The mean over seeds, NaN where a value is not finite; empty where no seed is there."""
     return curves.mean("seed", skipna=False).values.tolist() if curves.sizes["seed"] else []
 
 
-def any_finished(sweep: Sweep, store: Store) -> bool:
+def has_any_finished(sweep: Sweep, store: Store) -> bool:
     """Whether the store has at least one of the sweep's trials."""
-    recorded = store.recorded()
+    recorded = store.find_runs()
     return any(run.finished for trial in sweep.trials() for run in recorded.get(trial.id, []))
 
 
-def by_epoch(run: xr.Dataset) -> dict[str, Any]:
+def list_accuracies_by_epoch(run: xr.Dataset) -> dict[str, Any]:
     """A run's accuracies on the whole sets after every epoch, in the exports' format; one that diverged says so."""
     return {
         "train_accuracy": run.train_set_accuracy.dropna("step").values.tolist(),

@@ -12,51 +12,51 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis import figures
-from analysis.output import Drawing, Output, main
-from analysis.results import Loaded
-from sweeps.intervals import mean_interval
+from analysis.output import DrawOptions, Output, main
+from analysis.results import SweepResults
+from sweeps.intervals import compute_mean_interval
 from sweeps.xor import REPORT_SEED, Xor
-from trainables.xor import POINTS, TARGETS, loss, noisy_points, predict
+from trainables.xor import POINTS, TARGETS, compute_loss, make_noisy_points, predict
 
-SMALLEST_SAMPLE = 6  # for a 95 % interval of a median between order statistics: 1 - 2 / 2^6 > 0.95
+MIN_SEEDS_FOR_INTERVALS = 6  # for a 95 % interval of a median between order statistics: 1 - 2 / 2^6 > 0.95
 
 
-def draw(selection: Xor, stages: Sequence[Loaded], output: Output, drawing: Drawing) -> None:
+def draw(selection: Xor, stages: Sequence[SweepResults], output: Output, drawing: DrawOptions) -> None:
     """Write points, loss curves, decision surfaces, the answer over seeds, and the export."""
     [loaded] = stages
     rows = [
-        evaluate(int(seed), float(sigma), loaded.results[str(trial_id)].first_layer.astype(np.float64))
+        evaluate_trial(int(seed), float(sigma), loaded.results[str(trial_id)].first_layer.astype(np.float64))
         for seed, by_sigma in zip(loaded.data.seed.values, loaded.data.trial_id.values, strict=True)
         for sigma, trial_id in zip(loaded.data.noise_sigma.values, by_sigma, strict=True)
         if trial_id
     ]
     report = [row for row in rows if row["seed"] == REPORT_SEED]
-    output.json({"report": [without_seed(row) for row in report], "seeds": rows}, "xor")
-    output.figure(surfaces(loaded, report), "surfaces", loaded)
-    output.figure(loss_curves(loaded.data), "loss", loaded)
-    output.figure(by_sigma(rows, selection), "xor", loaded, pdf=True)
-    output.table(table(rows, selection), "table")
+    output.json({"report": [remove_seed(row) for row in report], "seeds": rows}, "xor")
+    output.figure(draw_surfaces(loaded, report), "surfaces", loaded)
+    output.figure(draw_loss_curves(loaded.data), "loss", loaded)
+    output.figure(draw_losses_by_sigma(rows, selection), "xor", loaded, pdf=True)
+    output.table(make_table(rows, selection), "table")
 
 
-def evaluate(seed: int, sigma: float, weights: NDArray[np.float64]) -> dict[str, Any]:
+def evaluate_trial(seed: int, sigma: float, weights: NDArray[np.float64]) -> dict[str, Any]:
     """Losses and predictions of a trained network on the clean and on its own noisy points."""
-    clean, noisy = predict(weights, POINTS), predict(weights, noisy_points(seed, sigma))
+    clean, noisy = predict(weights, POINTS), predict(weights, make_noisy_points(seed, sigma))
     return {
         "sigma": sigma,
-        "clean_loss": loss(clean),
-        "noisy_loss": loss(noisy),
+        "clean_loss": compute_loss(clean),
+        "noisy_loss": compute_loss(noisy),
         "clean_predictions": clean.tolist(),
         "noisy_predictions": noisy.tolist(),
         "seed": seed,
     }
 
 
-def without_seed(row: dict[str, Any]) -> dict[str, Any]:
+def remove_seed(row: dict[str, Any]) -> dict[str, Any]:
     """The report's own format."""
     return {name: value for name, value in row.items() if name != "seed"}
 
 
-def surfaces(loaded: Loaded, report: Sequence[dict[str, Any]]) -> Figure:
+def draw_surfaces(loaded: SweepResults, report: Sequence[dict[str, Any]]) -> Figure:
     """For the report's seed: the decision surface of every σ, with the clean (top) and the noisy points (bottom)."""
     figure = Figure(figsize=(3 * max(1, len(report)) + 0.8, 6.4), layout="constrained")
     grid = figure.subplots(2, max(1, len(report)), squeeze=False)
@@ -66,7 +66,7 @@ def surfaces(loaded: Loaded, report: Sequence[dict[str, Any]]) -> Figure:
         weights = loaded.results[trial_id].first_layer.astype(np.float64)
         for axes, points, name in (
             (grid[0, column], POINTS, "clean points"),
-            (grid[1, column], noisy_points(REPORT_SEED, sigma), "noisy points"),
+            (grid[1, column], make_noisy_points(REPORT_SEED, sigma), "noisy points"),
         ):
             shown = draw_surface(axes, weights, points)
             axes.set_title(f"σ = {sigma:g}, {name}, loss {row[f'{name.split()[0]}_loss']:.4g}", fontsize=9)
@@ -88,7 +88,7 @@ def draw_surface(axes: Axes, weights: NDArray[np.float64], points: NDArray[np.fl
     return shown
 
 
-def loss_curves(data: xr.Dataset) -> Figure:
+def draw_loss_curves(data: xr.Dataset) -> Figure:
     """Loss on the training points by epoch: the report's seed bold, the others thin."""
     sigmas = data.noise_sigma.values
     figure = Figure(figsize=(3.2 * len(sigmas), 3.6), layout="constrained")
@@ -98,45 +98,47 @@ def loss_curves(data: xr.Dataset) -> Figure:
         axes.plot(epochs, runs.drop_sel(seed=REPORT_SEED).values.T, color="grey", linewidth=0.5, alpha=0.6)
         axes.plot(epochs, runs.sel(seed=REPORT_SEED), color=figures.PALETTE[0].color, linewidth=1.8)
         axes.set_yscale("log")
-        figures.label(axes, "epoch", "summed loss, training points", f"σ = {sigma:g}")
-    figures.bottom_caption(figure, f"Bold: the report's seed {REPORT_SEED}. Thin: the other seeds.")
+        figures.label_axes(axes, "epoch", "summed loss, training points", f"σ = {sigma:g}")
+    figures.add_caption(figure, f"Bold: the report's seed {REPORT_SEED}. Thin: the other seeds.")
     return figure
 
 
-def by_sigma(rows: Sequence[dict[str, Any]], selection: Xor) -> Figure:
+def draw_losses_by_sigma(rows: Sequence[dict[str, Any]], selection: Xor) -> Figure:
     """Loss by σ over the seeds, on both kinds of points: medians with intervals, and every seed as a dot."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     jitter = np.random.default_rng(0)
     for axes, kind in zip(figure.subplots(1, 2), ("clean", "noisy"), strict=True):
         for place, sigma in enumerate(selection.sigmas):
-            losses = sample(rows, sigma, f"{kind}_loss")
+            losses = select_sample(rows, sigma, f"{kind}_loss")
             if len(losses) == 0:
                 continue
             x = place + jitter.uniform(-0.12, 0.12, len(losses))
             axes.plot(x, losses, linestyle="", marker=".", color="grey", alpha=0.7)
-            low, median, high = median_interval(losses)
+            low, median, high = compute_median_interval(losses)
             error = [[median - low], [high - median]]
             axes.errorbar(place + 0.25, median, yerr=error, marker="D", color=figures.PALETTE[1].color, capsize=3)
         axes.set_xticks(range(len(selection.sigmas)), [f"{sigma:g}" for sigma in selection.sigmas])
         axes.set_yscale("log")
-        figures.label(axes, "noise σ", "summed loss", f"Loss on the {kind} points")
-    n = min(len(sample(rows, sigma, "clean_loss")) for sigma in selection.sigmas)
-    text = f"Grey: {n} or more seeds. Diamonds: median with {interval_name(n)}."
-    figures.bottom_caption(figure, text + " The log of zero counts as 9,999.")
+        figures.label_axes(axes, "noise σ", "summed loss", f"Loss on the {kind} points")
+    n = min(len(select_sample(rows, sigma, "clean_loss")) for sigma in selection.sigmas)
+    text = f"Grey: {n} or more seeds. Diamonds: median with {describe_interval(n)}."
+    figures.add_caption(figure, text + " The log of zero counts as 9,999.")
     return figure
 
 
-def sample(rows: Sequence[dict[str, Any]], sigma: float, name: str) -> NDArray[np.float64]:
+def select_sample(rows: Sequence[dict[str, Any]], sigma: float, name: str) -> NDArray[np.float64]:
     """A quantity over the sweep's own seeds; the report's seed, chosen by the report, is not one of them."""
     return np.array([row[name] for row in rows if row["sigma"] == sigma and row["seed"] != REPORT_SEED])
 
 
-def interval_name(n: int) -> str:
+def describe_interval(n: int) -> str:
     """What `median_interval` gives for n values."""
-    return "its 95 % interval (order statistics)" if n >= SMALLEST_SAMPLE else "the range, as 95 % needs six seeds"
+    return (
+        "its 95 % interval (order statistics)" if n >= MIN_SEEDS_FOR_INTERVALS else "the range, as 95 % needs six seeds"
+    )
 
 
-def median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float, float]:
+def compute_median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float, float]:
     """Median with an interval between order statistics, valid for any distribution; `values` `(n,)`.
 
     The losses are heavy-tailed (a log of zero counts as 9,999), so a mean would say little. The interval's coverage is
@@ -150,22 +152,24 @@ def median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tu
     return float(ordered[rank - 1]), float(np.median(ordered)), float(ordered[n - rank])
 
 
-def table(rows: Sequence[dict[str, Any]], selection: Xor) -> list[dict[str, Any]]:
+def make_table(rows: Sequence[dict[str, Any]], selection: Xor) -> list[dict[str, Any]]:
     """Medians by σ, and the mean rank correlation of loss and σ within seeds with its interval: does the loss grow?"""
     result: list[dict[str, Any]] = []
     for sigma in selection.sigmas:
-        n = len(sample(rows, sigma, "clean_loss"))
+        n = len(select_sample(rows, sigma, "clean_loss"))
         line: dict[str, Any] = {"sigma": f"{sigma:g}", "seeds": n}
         for kind in ("clean", "noisy"):
-            low, median, high = median_interval(sample(rows, sigma, f"{kind}_loss")) if n else (np.nan,) * 3
+            low, median, high = (
+                compute_median_interval(select_sample(rows, sigma, f"{kind}_loss")) if n else (np.nan,) * 3
+            )
             line[f"{kind}_median"] = f"{median:.4g}"
-            line[f"{kind}_ci95"] = f"{low:.4g} to {high:.4g}" if n >= SMALLEST_SAMPLE else "needs six seeds"
+            line[f"{kind}_ci95"] = f"{low:.4g} to {high:.4g}" if n >= MIN_SEEDS_FOR_INTERVALS else "needs six seeds"
         result.append(line)
     if len(selection.sigmas) > 1:
-        n = len(correlations(rows, selection, "clean_loss"))
+        n = len(compute_correlations(rows, selection, "clean_loss"))
         trend: dict[str, Any] = {"sigma": "Spearman's ρ(loss, σ), mean over seeds", "seeds": n}
         for kind in ("clean", "noisy"):
-            interval = mean_interval(correlations(rows, selection, f"{kind}_loss"))
+            interval = compute_mean_interval(compute_correlations(rows, selection, f"{kind}_loss"))
             trend[f"{kind}_median"] = f"{float(interval.mean):.2f}"
             low, high = max(float(interval.low), -1.0), min(float(interval.high), 1.0)
             trend[f"{kind}_ci95"] = f"{low:.2f} to {high:.2f}"
@@ -173,7 +177,7 @@ def table(rows: Sequence[dict[str, Any]], selection: Xor) -> list[dict[str, Any]
     return result
 
 
-def correlations(rows: Sequence[dict[str, Any]], selection: Xor, name: str) -> list[float]:
+def compute_correlations(rows: Sequence[dict[str, Any]], selection: Xor, name: str) -> list[float]:
     """Rank correlation of a loss with σ, one a seed."""
     from scipy.stats import rankdata
 

@@ -51,9 +51,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import peak
-from sweeps.options import MAIN_ARCHITECTURES, exit_status
+from sweeps.cli import run_to_exit_status
+from sweeps.experiment import MAIN_ARCHITECTURES
 from trainables import datasets
-from trainables.trial import BadInputError, check_choice, check_positive
+from trainables.errors import BadInputError, check_choice, check_positive
 
 ROOT = Path(__file__).resolve().parent.parent
 PART3 = ROOT / "sweeps" / "part3.py"
@@ -224,7 +225,7 @@ def kind(architecture: str) -> str:
 
 def speed(options: Options) -> Measures:
     """Part (a): our sweep, the scripts, and the tutorial's sweep, in turns."""
-    data = datasets.load(options.dataset, options.data_root)
+    data = datasets.load_dataset(options.dataset, options.data_root)
     found: Measures = defaultdict(dict)
     with folder() as shared:
         arrays = shared / "data.npz"
@@ -493,4 +494,4 @@ def main(options: Options) -> int:
 
 if __name__ == "__main__":
     options = tyro.cli(Options, description=__doc__)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(run_to_exit_status(lambda: main(options)))

@@ -12,8 +12,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from sweeps.options import exit_status
-from trainables.trial import BadInputError
+from sweeps.cli import run_to_exit_status
+from trainables.errors import BadInputError
 
 # What should be the same for the comparison to mean something.
 SAME = ("processor", "cores")
@@ -69,4 +69,4 @@ def main(options: Options) -> int:
 
 if __name__ == "__main__":
     options = tyro.cli(Options, description=__doc__)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(run_to_exit_status(lambda: main(options)))

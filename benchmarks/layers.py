@@ -15,11 +15,11 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.peak import seconds, sgemm
-from sweeps.options import MAIN_ARCHITECTURES
+from sweeps.experiment import MAIN_ARCHITECTURES
 from trainables import training
-from trainables.architectures import ARCHITECTURES, Conv, output_shape
-from trainables.convolutions import Convolution, side_by_side
-from trainables.probe import limit
+from trainables.accelerated.backends import get_environment
+from trainables.accelerated.convolutions import Convolution, put_images_innermost
+from trainables.architectures import ARCHITECTURES, Conv, compute_output_shape
 
 SHAPE = (1, 28, 28)
 BATCH = 50
@@ -34,7 +34,7 @@ def layers() -> Iterator[tuple[Conv, tuple[int, ...]]]:
             if isinstance(layer, Conv) and (layer, shape) not in seen:
                 seen.add((layer, shape))
                 yield layer, shape
-            shape = output_shape(layer, shape)
+            shape = compute_output_shape(layer, shape)
 
 
 def fastest(call: Callable[[], object], turns: int) -> float:
@@ -48,7 +48,7 @@ def measure(layer: Conv, shape: tuple[int, ...], turns: int) -> list[float]:
     images = torch.randn(BATCH, *shape).to(memory_format=torch.channels_last)
     weight = torch.randn(layer.filters, channels, layer.kernel, layer.kernel)
     bias = torch.zeros(layer.filters)
-    operations = 2 * layer.kernel**2 * channels * BATCH * torch.Size(output_shape(layer, shape)).numel()
+    operations = 2 * layer.kernel**2 * channels * BATCH * torch.Size(compute_output_shape(layer, shape)).numel()
 
     def theirs(inputs: Tensor, weight: Tensor) -> Tensor:
         return torch.conv2d(inputs, weight, bias)
@@ -60,7 +60,7 @@ def measure(layer: Conv, shape: tuple[int, ...], turns: int) -> list[float]:
     found = []
     for computed, inputs, weights in (
         (theirs, images, weight.to(memory_format=torch.channels_last)),
-        (ours, side_by_side(images.transpose(0, 1)), weight),
+        (ours, put_images_innermost(images.transpose(0, 1)), weight),
     ):
         forward = fastest(lambda: computed(inputs, weights), turns)  # noqa: B023
         leaves = [inputs.clone().requires_grad_(shape != SHAPE), weights.clone().requires_grad_()]
@@ -79,7 +79,7 @@ def main(turns: int = 30, limit_to: str | None = None) -> None:
         turns: Of each, of which the fastest counts.
         limit_to: An instruction set for PyTorch's convolutions, such as AVX2.
     """
-    os.environ.update(limit(limit_to))
+    os.environ.update(get_environment(limit_to))
     training.prepare_process(1)
     peak = sgemm(1)
     table = Table(title=f"Parts of the peak, {peak / 1e9:.0f} GFLOP/s; batches of {BATCH}, one thread")

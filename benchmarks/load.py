@@ -41,14 +41,18 @@ from rich.table import Table
 
 from chaos.lab import Server
 from cluster.verify import lost_and_doubled
-from sweeps.options import stop_on_signals
+from sweeps.driver.provenance import collect_provenance
+from sweeps.driver.signals import stop_on_signals
 from sweeps.part3 import Part3
-from sweeps.run import provenance
-from trainables import datasets, members, trainable, training
-from trainables.checkpoints import TrialFolder
-from trainables.delivery import Delivery, Target
-from trainables.tracking import TRIAL_ID, Store, TrackingError, TrialRun
+from trainables import datasets, training
+from trainables.errors import TrackingError
+from trainables.persistence.connection import TRIAL_ID_TAG
+from trainables.persistence.delivery import Delivery, SweepContext
+from trainables.persistence.store import Store
+from trainables.persistence.trial_folder import TrialFolder
+from trainables.persistence.trial_run import TrialRun
 from trainables.trial import Trial
+from trainables.worker import pack, trainable, worker
 
 POSTGRES = Path("/usr/lib/postgresql")  # Debian's, with a folder a version
 TEST_IMAGES = 250  # of each writer: testing is arithmetic too
@@ -222,8 +226,8 @@ def watched(seconds: dict[str, list[float]], failures: list[str]) -> Iterator[No
             failures.append(delivery.failure)
 
     logging_batches, attempting = MlflowClient.log_batch, Delivery.attempt
-    store = ((Delivery, "open"), (TrialRun, "write"), (Delivery, "result"))
-    disk = ((TrialFolder, "write"), (TrialFolder, "write_result"))
+    store = ((Delivery, "open_run"), (TrialRun, "send_records"), (Delivery, "deliver_result"))
+    disk = ((TrialFolder, "write_checkpoint"), (TrialFolder, "write_result"))
     with ExitStack() as stack:
         for name, methods in (("store", store), ("disk", disk)):
             for owner, method in methods:
@@ -254,7 +258,7 @@ def blank(images: int, shape: tuple[int, int, int]) -> datasets.Dataset:
 
 
 def write(
-    trial: Trial, images: int, shape: tuple[int, int, int], settings: trainable.Settings, clock: Clock, start: float
+    trial: Trial, images: int, shape: tuple[int, int, int], settings: pack.WorkerSettings, clock: Clock, start: float
 ) -> Written:
     """Be a writer, from `start` (`time.monotonic`) on."""
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -267,10 +271,12 @@ def write(
     cpu = time.process_time()
     with ExitStack() as stack:
         stack.enter_context(mock.patch("ray.tune.report"))
-        stack.enter_context(mock.patch.object(members, "time", clock))
+        stack.enter_context(mock.patch.object(worker, "time", clock))
         stack.enter_context(mock.patch.object(training, "train", partial(unlearned, clock)))
         stack.enter_context(watched(seconds, failures))
-        trainable.trainable({"pack": trainable.Pack((trial,), ("trial",), 0).to_json()}, data=data, settings=settings)
+        trainable.train_pack_in_tune(
+            {"pack": pack.Pack((trial,), ("trial",), 0).to_json()}, data=data, settings=settings
+        )
     return Written(
         requests=seconds["request"],
         waited=sum(seconds["store"]),
@@ -296,17 +302,17 @@ def load(
 ) -> dict[str, Any]:
     """Let all trials be written at once; what was seen."""
     store = Store(server.uri)
-    experiment_id, parent = store.parent("load", data.name)
-    target = Target(
+    experiment_id, parent = store.ensure_parent("load", data.name)
+    context = SweepContext(
         tracking_uri=server.uri,
         experiment_id=experiment_id,
         parent_run_id=parent,
         storage=folder,
         storage_name="here",
         driver=f"{parent}/benchmark",
-        tags=provenance(),
+        tags=collect_provenance(),
     )
-    settings = trainable.Settings(target=target, threads=1, checkpoint_seconds=60)
+    settings = pack.WorkerSettings(context=context, threads=1, checkpoint_seconds=60)
     folder.mkdir(exist_ok=True)
     assert server.process is not None
     parts = {"server": server.process.pid, "database": database.pid}
@@ -323,11 +329,13 @@ def load(
         written: list[Written] = pending.get()
     cpu = {name: cpu_seconds(pid) - before[name] for name, pid in parts.items()}
     idle_cores = (psutil.cpu_times().idle - busy.idle) / (time.monotonic() - began)
-    recorded = store.recorded()
-    counts = [lost_and_doubled(store, run, store.read(run)) for trial in trials for run in recorded[trial.id]]
+    recorded = store.find_runs()
+    counts = [lost_and_doubled(store, run, store.read_result(run)) for trial in trials for run in recorded[trial.id]]
     seconds = max(one.ended for one in written) - start
     requests = [request for one in written for request in one.requests]
-    points = sum(len(training.record_steps(trial, len(data.train_labels))) * len(trial.quantities) for trial in trials)
+    points = sum(
+        len(training.list_record_steps(trial, len(data.train_labels))) * len(trial.quantities) for trial in trials
+    )
     return {
         "points": points,
         "seconds": seconds,
@@ -352,7 +360,7 @@ def load(
 def fill(uri: str, template: str, trial_ids: Sequence[str]) -> None:
     """Put copies of a finished run straight into the database, one a trial id, without its curves."""
     fresh = "jsonb_build_object('run_uuid', md5(id))"
-    named = f"{fresh} || CASE WHEN source.key = '{TRIAL_ID}' THEN jsonb_build_object('value', id) ELSE '{{}}' END"
+    named = f"{fresh} || CASE WHEN source.key = '{TRIAL_ID_TAG}' THEN jsonb_build_object('value', id) ELSE '{{}}' END"
     engine = sqlalchemy.create_engine(uri)
     with engine.begin() as connection:
         for table, changes in (("runs", fresh), ("tags", named), ("params", fresh), ("latest_metrics", fresh)):
@@ -368,8 +376,8 @@ def fill(uri: str, template: str, trial_ids: Sequence[str]) -> None:
 
 def questions(store: Store, trial: Trial) -> dict[str, float | str]:
     """Seconds that a driver's and a trial's questions to the store take; why it has no answer where it has none."""
-    find = store.reader()
-    actions: dict[str, Callable[[], object]] = {"all_runs": store.recorded, "run_of_a_trial": lambda: find(trial)}
+    find = store.make_reader()
+    actions: dict[str, Callable[[], object]] = {"all_runs": store.find_runs, "run_of_a_trial": lambda: find(trial)}
     answers: dict[str, float | str] = {}
     for name, action in actions.items():
         started = time.perf_counter()
@@ -384,7 +392,7 @@ def questions(store: Store, trial: Trial) -> dict[str, float | str]:
 
 def step_seconds(trial: Trial, data: datasets.Dataset) -> float:
     """CPU seconds of a step of real training, validation included: what it takes with a core of its own."""
-    tensors = training.tensors(data, "cpu")
+    tensors = training.to_tensors(data, "cpu")
     state = training.start(trial, tensors)
     started = time.process_time()
     for _ in training.train(trial, tensors, state):
@@ -457,7 +465,7 @@ def measure(
 def full_store(options: Options, server: Server) -> dict[int, dict[str, float | str]]:
     """How long a driver's and a trial's questions take, by the number of runs in the store."""
     store = Store(server.uri)
-    recorded = store.recorded()
+    recorded = store.find_runs()
     [template] = next(iter(recorded.values()))
     [trial] = new_trials(options, "mlp_1", range(99_999, 100_000))
     found = {len(recorded): questions(store, trial)}
@@ -472,7 +480,7 @@ def main(options: Options) -> None:
     """Measure, print, save."""
     stop_on_signals()  # so that the database and the server end with this process
     torch.set_num_threads(1)
-    data = datasets.load(options.dataset, options.data_root)
+    data = datasets.load_dataset(options.dataset, options.data_root)
     names = {*options.architectures, *options.paced}
     speeds = {name: step_seconds(new_trials(options, name, range(1))[0], data) for name in sorted(names)}
     console.print({name: f"{1000 * speed:.2f} ms a step of training" for name, speed in speeds.items()})

@@ -67,10 +67,10 @@ def ray_megabytes() -> dict[str, float]:
 
 def simulate(count: int, options: Options) -> dict[str, Any]:
     """Run so many trials; what the driver needed. Called in a process of its own."""
-    from sweeps import launch  # the first to import Ray, whose settings it makes
-    from sweeps.resources import Node
-    from trainables.delivery import Target
-    from trainables.trainable import Pack, Settings
+    from sweeps.driver import cluster, launch, progress  # the first to import Ray, whose settings it makes
+    from sweeps.driver.resources import Node
+    from trainables.persistence.delivery import SweepContext
+    from trainables.worker.pack import Pack, WorkerSettings
 
     reports, seconds = options.reports, options.seconds
 
@@ -85,7 +85,7 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
 
     ends: list[float] = []
 
-    class Bar(launch.Bar):
+    class Bar(progress.ProgressBar):
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             super().on_trial_complete(iteration, trials, trial, **info)
             ends.append(time.monotonic())
@@ -97,7 +97,7 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
     planned = time.monotonic() - began
     with tempfile.TemporaryDirectory(prefix="nt-") as name:  # short, as socket paths must be
         folder = Path(name) / "ray"
-        target = Target(
+        context = SweepContext(
             tracking_uri="",
             experiment_id="",
             parent_run_id="",
@@ -106,20 +106,20 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
             driver="",
             tags={},
         )
-        settings = Settings(target=target, threads=1, checkpoint_seconds=60)
-        launch.connect(None, Node(options.at_once, 0), folder)
+        settings = WorkerSettings(context=context, threads=1, checkpoint_seconds=60)
+        cluster.start_or_join(None, Node(options.at_once, 0), folder)
         before = peak_megabytes()
         limit = threading.Timer(60 * options.limit_minutes, os.kill, (os.getpid(), signal.SIGINT))
         limit.start()
         began, cpu = time.monotonic(), time.process_time()
         try:
             with mock.patch.object(launch, "trainable", nothing), mock.patch.object(launch, "Bar", Bar):
-                endings = launch.train(packs, None, settings, options.at_once, folder, Console(quiet=True))
+                endings = launch.train_packs(packs, None, settings, options.at_once, folder, Console(quiet=True))
             took, cpu = time.monotonic() - began, time.process_time() - cpu
             memory = ray_megabytes()
         finally:
             limit.cancel()
-            launch.disconnect(folder)
+            cluster.disconnect(folder)
     tenth = max(1, len(ends) // 10)
     return {
         "trials": count,

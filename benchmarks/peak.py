@@ -18,10 +18,12 @@ from pathlib import Path
 
 import torch
 
-from trainables import datasets, stack, training
-from trainables.architectures import ARCHITECTURES, Conv, flops, output_shape
-from trainables.convolutions import passes
-from trainables.probe import ONEDNN, fastest_for_convolutions, limit
+from trainables import datasets, training
+from trainables.accelerated import stack
+from trainables.accelerated.backends import ONEDNN_VARIABLE, get_environment
+from trainables.accelerated.convolutions import choose_forward
+from trainables.accelerated.probe import find_fastest_backend
+from trainables.architectures import ARCHITECTURES, Conv, compute_output_shape, count_flops
 from trainables.trial import Trial
 
 SIDE = 2048  # of the matrices
@@ -51,9 +53,9 @@ def seconds(call: Callable[[], object]) -> float:
 def training_flops(architecture: str, shape: tuple[int, int, int]) -> int:
     """Floating-point operations that training takes an image."""
     first = ARCHITECTURES[architecture][0]
-    after = output_shape(first, shape)
+    after = compute_output_shape(first, shape)
     window = first.kernel**2 * shape[0] if isinstance(first, Conv) else math.prod(shape)
-    return 3 * flops(architecture, shape) - 2 * window * math.prod(after)
+    return 3 * count_flops(architecture, shape) - 2 * window * math.prod(after)
 
 
 def fraction(work: Callable[[], object], operations: int, turns: int) -> float:
@@ -74,11 +76,11 @@ def fractions(architecture: str, dataset: str, data_root: Path, turns: int) -> d
 
     MLPs train in a stack of `MEMBERS`, CNNs one alone, as sweeps do it on a CPU.
     """
-    way = os.environ.get(ONEDNN) or fastest_for_convolutions(1)
-    os.environ.update(limit(way))  # as sweeps do
+    way = os.environ.get(ONEDNN_VARIABLE) or find_fastest_backend(1)
+    os.environ.update(get_environment(way))  # as sweeps do
     training.prepare_process(1)
     stacked = architecture.startswith("mlp")
-    data = training.tensors(datasets.load(dataset, data_root), "cpu")
+    data = training.to_tensors(datasets.load_dataset(dataset, data_root), "cpu")
     trials = [
         Trial(
             dataset=dataset,
@@ -94,16 +96,16 @@ def fractions(architecture: str, dataset: str, data_root: Path, turns: int) -> d
     steps = STEPS["mlp" if stacked else "cnn"]
     progress: Iterator[None]
     if stacked:
-        progress = stack.train(trials, data, states)
+        progress = stack.train_stack(trials, data, states)
         together = stack.Stack([(trial, training.start(trial, data)) for trial in trials], data)
         validate: Callable[[], object] = lambda: together.accuracies(data.val_images, data.val_labels)  # noqa: E731
     else:
         state = states[0]
-        state.forward = passes(architecture, way, torch.device("cpu"))
+        state.forward = choose_forward(architecture, way, torch.device("cpu"))
         progress = training.train(trials[0], data, state)
-        validate = lambda: training.accuracy(state.model, data.val_images, data.val_labels, state.forward)  # noqa: E731
+        validate = lambda: training.compute_accuracy(state.model, data.val_images, data.val_labels, state.forward)  # noqa: E731
     trained = steps * trials[0].batch_size * len(trials) * training_flops(architecture, data.input_shape)
-    validated = len(data.val_images) * len(trials) * flops(architecture, data.input_shape)
+    validated = len(data.val_images) * len(trials) * count_flops(architecture, data.input_shape)
     return {
         "training": fraction(lambda: list(islice(progress, steps)), trained, turns),
         "validation": fraction(validate, validated, turns),

@@ -29,23 +29,25 @@ from rich.table import Table
 from chaos.lab import Server
 from sweeps.part3 import Part3
 from sweeps.sweep import Sweep
-from trainables import datasets, trainable
-from trainables.checkpoints import TrialFolder
-from trainables.delivery import Delivery, Target
-from trainables.probe import fastest_for_convolutions
+from trainables import datasets
+from trainables.accelerated.probe import find_fastest_backend
+from trainables.persistence.delivery import Delivery, SweepContext
+from trainables.persistence.store import Store
+from trainables.persistence.trial_folder import TrialFolder
+from trainables.persistence.trial_run import MODEL_ARTIFACT, RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
-from trainables.tracking import ARTIFACT, MODEL, Store, TrialRun
 from trainables.trial import Trial
+from trainables.worker import pack, trainable
 
 ROOT = Path(__file__).resolve().parent.parent
 # What is timed, and whether it is taken to grow with the epochs. Sending the result (artifacts, last points) is: that
 # is the worse for us, as only the points do.
 TIMED: dict[str, tuple[Any, str, bool]] = {
-    "find the run": (Delivery, "open", False),
-    "checkpoints": (TrialFolder, "write", True),
-    "points": (TrialRun, "write", True),
+    "find the run": (Delivery, "open_run", False),
+    "checkpoints": (TrialFolder, "write_checkpoint", True),
+    "points": (TrialRun, "send_records", True),
     "keep the result": (TrialFolder, "write_result", False),
-    "send the result": (Delivery, "result", True),
+    "send the result": (Delivery, "deliver_result", True),
 }
 console = Console()
 
@@ -85,8 +87,8 @@ def timed(seconds: dict[str, float], name: str, original: Callable[..., Any]) ->
 def trial_cost(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epochs: int) -> dict[str, float]:
     """Seconds of a trial of `epochs` epochs, by what they go to, projected from `trial`."""
     store = Store(uri)
-    experiment_id, parent = store.parent("safety", trial.dataset)
-    target = Target(
+    experiment_id, parent = store.ensure_parent("safety", trial.dataset)
+    context = SweepContext(
         tracking_uri=uri,
         experiment_id=experiment_id,
         parent_run_id=parent,
@@ -95,15 +97,17 @@ def trial_cost(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epo
         driver=f"{parent}/benchmark",
         tags={},
     )
-    way = fastest_for_convolutions(1)
-    settings = trainable.Settings(target=target, threads=1, checkpoint_seconds=60, convolutions=way)
+    way = find_fastest_backend(1)
+    settings = pack.WorkerSettings(context=context, threads=1, checkpoint_seconds=60, convolutions=way)
     seconds: dict[str, float] = defaultdict(float)
     with ExitStack() as patches:
         patches.enter_context(mock.patch("ray.tune.report"))
         for name, (owner, method, _) in TIMED.items():
             patches.enter_context(mock.patch.object(owner, method, timed(seconds, name, getattr(owner, method))))
         started = time.perf_counter()
-        trainable.trainable({"pack": trainable.Pack((trial,), ("trial",), 0).to_json()}, data=data, settings=settings)
+        trainable.train_pack_in_tune(
+            {"pack": pack.Pack((trial,), ("trial",), 0).to_json()}, data=data, settings=settings
+        )
         total = time.perf_counter() - started
     growth = epochs / trial.epochs
     safety = {name: seconds[name] for name in TIMED}
@@ -113,13 +117,13 @@ def trial_cost(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epo
 
 def fill(store: Store, sweep: Sweep) -> None:
     """Put finished trials straight into the store."""
-    experiment_id, parent = store.parent(sweep.name, "digits")
+    experiment_id, parent = store.ensure_parent(sweep.name, "digits")
     result = Result(np.array([10]), {name: np.ones(1, np.float32) for name in ("train_loss",)}, 90.0, np.zeros((1, 1)))
     with tempfile.TemporaryDirectory() as name:
-        result.save(Path(name) / ARTIFACT)
-        torch.save({}, Path(name) / MODEL)
+        result.save(Path(name) / RESULT_ARTIFACT)
+        torch.save({}, Path(name) / MODEL_ARTIFACT)
         for trial in sweep.trials():
-            run = store.open(trial, sweep.labels()[trial.id], experiment_id, parent, {}, run_id=None)
+            run = store.open_run(trial, sweep.labels()[trial.id], experiment_id, parent, {}, run_id=None)
             run.finish(result, 10, {}, Path(name))
 
 
@@ -141,7 +145,7 @@ def rerun_seconds(uri: str, seeds: int, folder: Path) -> float:
 def main(options: Options) -> None:
     """Measure, print, save."""
     torch.set_num_threads(1)
-    data = datasets.load(options.dataset, options.data_root)
+    data = datasets.load_dataset(options.dataset, options.data_root)
     costs: dict[str, dict[str, dict[str, float]]] = {}
     reruns: dict[str, float] = {}
     table = Table(title=f"Seconds of a trial of {options.epochs} epochs ({options.dataset}, projected), 1 thread")

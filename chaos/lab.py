@@ -18,10 +18,11 @@ import numpy as np
 import psutil
 
 from cluster.verify import lost_and_doubled
-from sweeps.measure import FILE
-from sweeps.run import private_folder
+from sweeps.driver.autotune import CACHE_FILE
+from sweeps.driver.cluster import get_private_folder
+from trainables.persistence.store import Store
+from trainables.persistence.trial_run import MODEL_ARTIFACT
 from trainables.result import Result
-from trainables.tracking import MODEL, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "--dataset digits --seeds 1 --architectures mlp_1 cnn_3 --epochs 2 --batch-size 10 --checkpoint-seconds 0.5"
@@ -126,10 +127,10 @@ class Lab:
 
     def start(self, storage: Path | None = None, /, **chaos: str) -> Run:
         """Start the sweep, slowed down; `chaos` are variables of `inject/sitecustomize.py` without their prefix."""
-        known, place = self.folder.parent / FILE, storage or self.storage
-        if known.exists() and not (place / FILE).exists():  # else noise might choose other last bits
+        known, place = self.folder.parent / CACHE_FILE, storage or self.storage
+        if known.exists() and not (place / CACHE_FILE).exists():  # else noise might choose other last bits
             place.mkdir(parents=True, exist_ok=True)
-            shutil.copy(known, place / FILE)
+            shutil.copy(known, place / CACHE_FILE)
         variables = {f"CHAOS_{name}": value for name, value in chaos.items()}
         log = self.folder / f"run_{len(self.runs)}.log"
         words = [*WORDS.split(), "--tracking-uri", self.uri, "--storage", str(storage or self.storage), *self.words]
@@ -180,7 +181,7 @@ class Lab:
         for disk in self.disks:
             subprocess.run(["umount", "--lazy", disk], check=False)
         for storage in (self.storage, self.folder / "elsewhere"):
-            shutil.rmtree(private_folder(storage), ignore_errors=True)
+            shutil.rmtree(get_private_folder(storage), ignore_errors=True)
         if "RAY_TMPDIR" in self.variables:
             shutil.rmtree(self.variables["RAY_TMPDIR"], ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -209,14 +210,14 @@ class Lab:
         for script in self.runs:
             check("Traceback" not in script.output(), script.output())
         store = Store(self.uri)
-        recorded = store.recorded()
+        recorded = store.find_runs()
         check(set(recorded) == set(self.reference), f"trials {set(recorded)}, not {set(self.reference)}")
         lost = doubled = 0
         for trial_id, (expected, model) in self.reference.items():
             check(len(recorded[trial_id]) == 1, f"{trial_id} has {len(recorded[trial_id])} runs")
             [run] = recorded[trial_id]
             check(run.finished, f"{run.name} is {run.status}")
-            actual = store.read(run)
+            actual = store.read_result(run)
             same = {name: curve.tobytes() for name, curve in expected.curves.items()}
             check(
                 {name: curve.tobytes() for name, curve in actual.curves.items()} == same, f"{run.name}: curves differ"
@@ -224,7 +225,7 @@ class Lab:
             check(np.array_equal(actual.first_layer, expected.first_layer), f"{run.name}: the first layers differ")
             accuracies = [m.value for m in store.client.get_metric_history(run.run_id, "test_accuracy")]
             check([actual.test_accuracy] == accuracies == [expected.test_accuracy], f"{run.name}: {accuracies}")
-            with store.artifact(run, MODEL) as path:
+            with store.open_artifact(run, MODEL_ARTIFACT) as path:
                 check(model_bytes(path) == model, f"{run.name}: weights differ")
             run_lost, run_doubled = lost_and_doubled(store, run, expected)
             lost += run_lost
@@ -240,9 +241,9 @@ class Lab:
         # torch makes the folder of its compiler's cache when it is imported
         left = [path for path in (self.folder / "tmp").rglob("*") if not path.name.startswith("torchinductor_")]
         left += trials.rglob("*") if trials.exists() else ()
-        left += [path for path in self.storage.iterdir() if path.name not in ("trials", "sweep.lock", FILE)]
+        left += [path for path in self.storage.iterdir() if path.name not in ("trials", "sweep.lock", CACHE_FILE)]
         base = Path(self.variables.get("RAY_TMPDIR", "/tmp"))
-        private = [base / private_folder(storage).name for storage in (self.storage, self.folder / "elsewhere")]
+        private = [base / get_private_folder(storage).name for storage in (self.storage, self.folder / "elsewhere")]
         left += [folder for folder in private if folder.exists()]
         check(not left, f"left behind: {', '.join(map(str, left[:5]))}")
 
@@ -261,11 +262,11 @@ def undisturbed(folder: Path, words: Sequence[str] = ()) -> Reference:
     lab.start(STEP_SECONDS="0").ends_with(0)
     store = Store(lab.database)
     found = {}
-    for trial_id, [run] in store.recorded().items():
-        with store.artifact(run, MODEL) as path:
-            found[trial_id] = (store.read(run), model_bytes(path))
+    for trial_id, [run] in store.find_runs().items():
+        with store.open_artifact(run, MODEL_ARTIFACT) as path:
+            found[trial_id] = (store.read_result(run), model_bytes(path))
     lab.check_leftovers()
-    shutil.copy(lab.storage / FILE, folder.parent / FILE)
+    shutil.copy(lab.storage / CACHE_FILE, folder.parent / CACHE_FILE)
     lab.close()
     return found
 

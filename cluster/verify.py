@@ -6,12 +6,12 @@ import json
 import sys
 from collections import Counter
 
-from sweeps.options import default_tracking_uri
+from sweeps.experiment import get_default_tracking_uri
+from trainables.persistence.store import Store, StoredRun
 from trainables.result import Result
-from trainables.tracking import Recorded, Store
 
 
-def lost_and_doubled(store: Store, run: Recorded, result: Result) -> tuple[int, int]:
+def lost_and_doubled(store: Store, run: StoredRun, result: Result) -> tuple[int, int]:
     """How many points of a result the run has not, and how many it has more often than once or with another value."""
     lost = doubled = 0
     for name, curve in result.curves.items():
@@ -24,11 +24,11 @@ def lost_and_doubled(store: Store, run: Recorded, result: Result) -> tuple[int, 
 
 def main() -> int:
     """Hold the points of each finished run against its result; 1 if any are lost or doubled, or a run still runs."""
-    store = Store(default_tracking_uri())
-    runs = [run for found in store.recorded().values() for run in found]
+    store = Store(get_default_tracking_uri())
+    runs = [run for found in store.find_runs().values() for run in found]
     points = lost = doubled = 0
     for run in (run for run in runs if run.finished):
-        result = store.read(run)
+        result = store.read_result(run)
         points += len(result.steps) * len(result.curves)
         run_lost, run_doubled = lost_and_doubled(store, run, result)
         lost += run_lost

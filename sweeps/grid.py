@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sweeps.options import MAIN_ARCHITECTURES, ImageSelection, main
+from sweeps.cli import main
+from sweeps.experiment import MAIN_ARCHITECTURES, ImageSweepOptions
 from sweeps.sweep import Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid(ImageSelection):
+class Grid(ImageSweepOptions):
     """Which trials: every combination of the values of the axes."""
 
     experiment = "grid"

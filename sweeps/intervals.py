@@ -17,7 +17,7 @@ class Interval(NamedTuple):
     n: NDArray[np.int64]
 
 
-def mean_interval(values: ArrayLike, axis: int = 0, confidence: float = 0.95) -> Interval:
+def compute_mean_interval(values: ArrayLike, axis: int = 0, confidence: float = 0.95) -> Interval:
     """Mean over `axis` with Student's t interval: exact for normal values however few, unlike a bootstrap.
 
     NaN values are left out, and `n` counts what is left: `(seeds, …)` → four arrays `(…)`.
@@ -35,7 +35,7 @@ def mean_interval(values: ArrayLike, axis: int = 0, confidence: float = 0.95) ->
     return Interval(mean, mean - half, mean + half, n)
 
 
-def mean_text(values: ArrayLike) -> str:
+def format_mean(values: ArrayLike) -> str:
     """`mean ± half width` of the 95 % interval with two decimals; the mean alone where one value allows no interval."""
-    mean, _, high, n = mean_interval(values)
+    mean, _, high, n = compute_mean_interval(values)
     return f"{mean:.2f} ± {high - mean:.2f}" if n > 1 else f"{mean:.2f}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sweeps.options import ImageSelection, main
+from sweeps.cli import main
+from sweeps.experiment import ImageSweepOptions
 from sweeps.sweep import Sweep, check_axis
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mnist(ImageSelection):
+class Mnist(ImageSweepOptions):
     """Which trials."""
 
     experiment = "mnist"

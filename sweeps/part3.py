@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sweeps.options import MainSelection, main
+from sweeps.cli import main
+from sweeps.experiment import MainSweepOptions
 from sweeps.sweep import Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part3(MainSelection):
+class Part3(MainSweepOptions):
     """Which trials."""
 
     experiment = "part3"

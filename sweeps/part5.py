@@ -9,19 +9,21 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeps.options import MAIN_ARCHITECTURES, ImageSelection, Read, Stages, main
+from sweeps.cli import main
+from sweeps.experiment import MAIN_ARCHITECTURES, ImageSweepOptions, ReadResult, Stages
 from sweeps.sweep import Axis, Sweep
-from trainables.trial import LARGEST, BadInputError, check_choice, check_positive
+from trainables.errors import BadInputError, check_choice, check_positive
+from trainables.trial import MAX_SETTING
 
 Schedule = tuple[tuple[int, float], ...]
-RATES = (0.1, 0.01, 0.001)
+LEARNING_RATES = (0.1, 0.01, 0.001)
 # The rule for a plateau: means of half an epoch, two epochs left, not surpassed by more than half a percentage point.
 TOLERANCE = 0.5  # percentage points
 WINDOW_EPOCHS = 0.5
 PATIENCE_EPOCHS = 2.0
 
 
-def plateau(curve: NDArray[np.floating], window: int, patience: int, tolerance: float) -> int | None:
+def find_plateau(curve: NDArray[np.floating], window: int, patience: int, tolerance: float) -> int | None:
     """Where a curve stops rising: the number of records up to its plateau, None if it has none.
 
     The curve is smoothed by a trailing mean of `window` records. The plateau begins at the first record that the rest
@@ -35,7 +37,7 @@ def plateau(curve: NDArray[np.floating], window: int, patience: int, tolerance: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part5(ImageSelection):
+class Part5(ImageSweepOptions):
     """Which trials."""
 
     experiment = "part5"
@@ -52,12 +54,12 @@ class Part5(ImageSelection):
     """One or two steps at which to divide the rate by ten, instead of the plateaus that the rule finds."""
 
     def sweep(self) -> Sweep:
-        return self.make({"learning_rate": RATES}, epochs=self.epochs)
+        return self.make({"learning_rate": LEARNING_RATES}, epochs=self.epochs)
 
     def scheduled(self, schedule: Schedule) -> Sweep:
         """Rate 0.1 with the switches of `schedule`."""
-        name = " → ".join([str(RATES[0]), *(f"{rate} after step {step}" for step, rate in schedule)])
-        axis = {"schedule": {name: {"learning_rate": RATES[0], "milestones": schedule}}}
+        name = " → ".join([str(LEARNING_RATES[0]), *(f"{rate} after step {step}" for step, rate in schedule)])
+        axis = {"schedule": {name: {"learning_rate": LEARNING_RATES[0], "milestones": schedule}}}
         return self.make(axis, epochs=self.schedule_epochs)
 
     def make(self, axis: Mapping[str, Axis], epochs: int) -> Sweep:
@@ -75,12 +77,12 @@ class Part5(ImageSelection):
             },
         )
 
-    def stages(self, read: Read) -> Stages:
+    def stages(self, read: ReadResult) -> Stages:
         """The constant rates, then 0.1 → 0.01 from the first plateau, then → 0.001 from the second."""
         self.check()
         yield self.sweep()
         schedule: Schedule = ()
-        for number, rate in enumerate(RATES[1:]):
+        for number, rate in enumerate(LEARNING_RATES[1:]):
             given = self.milestones[number : number + 1]
             step = given[0] if given else self.plateau_step(schedule, read)
             if isinstance(step, str):
@@ -89,14 +91,14 @@ class Part5(ImageSelection):
             yield self.scheduled(schedule)
         return None
 
-    def plateau_step(self, schedule: Schedule, read: Read) -> int | str:
+    def plateau_step(self, schedule: Schedule, read: ReadResult) -> int | str:
         """The step where the mean validation curve over seeds stops rising, after the schedule's last switch.
 
         Returns:
             If there is no such step, a clause that says why.
         """
         sweep = self.scheduled(schedule) if schedule else self.sweep()
-        trials = [trial for trial in sweep.trials() if trial.learning_rate == RATES[0]]
+        trials = [trial for trial in sweep.trials() if trial.learning_rate == LEARNING_RATES[0]]
         results = [result for result in map(read, trials) if result is not None]
         if len(results) < len(trials):
             return "the trials before it are not finished; train what is missing, or give steps with --milestones"
@@ -109,7 +111,7 @@ class Part5(ImageSelection):
         first = int(np.searchsorted(steps, schedule[-1][0], side="right")) if schedule else 0
         per_epoch = len(steps) / trials[0].epochs
         window, patience = (max(1, round(epochs * per_epoch)) for epochs in (WINDOW_EPOCHS, PATIENCE_EPOCHS))
-        found = plateau(curve[first:], window, patience, TOLERANCE)
+        found = find_plateau(curve[first:], window, patience, TOLERANCE)
         if found is None:
             rule = "the validation curve before it has no plateau by the rule in sweeps/part5.py"
             return f"{rule}; train longer, or give steps with --milestones"
@@ -117,9 +119,9 @@ class Part5(ImageSelection):
 
     def check(self) -> None:
         """Raise `BadInputError` where an option is out of range."""
-        check_positive("--schedule-epochs", self.schedule_epochs, whole=True, most=LARGEST)
+        check_positive("--schedule-epochs", self.schedule_epochs, whole=True, most=MAX_SETTING)
         check_choice("architecture", self.architecture, MAIN_ARCHITECTURES[1:])
-        if len(self.milestones) > len(RATES) - 1:
+        if len(self.milestones) > len(LEARNING_RATES) - 1:
             raise BadInputError(f"--milestones has {len(self.milestones)} steps; give one or two")
         if list(self.milestones) != sorted({step for step in self.milestones if step > 0}):
             raise BadInputError(f"--milestones is {self.milestones}; the steps must be positive and rising")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sweeps.options import ImageSelection, main
+from sweeps.cli import main
+from sweeps.experiment import ImageSweepOptions
 from sweeps.sweep import Sweep
 
 MODELS = {
@@ -16,7 +17,7 @@ MODELS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pooling(ImageSelection):
+class Pooling(ImageSweepOptions):
     """Which trials."""
 
     experiment = "pooling"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from trainables.trial import BadInputError, Trial
+from trainables.errors import BadInputError
+from trainables.trial import Trial
 
-MOST_TRIALS = 100_000  # more are a slip of the keyboard: listing them would fill the memory before anybody saw a plan
+MAX_TRIALS = 100_000  # more are a slip of the keyboard: listing them would fill the memory before anybody saw a plan
 UNITS = {"seed": "seed ", "learning_rate": "rate ", "batch_size": "batch ", "noise_sigma": "σ "}
 
 Axis = Sequence[Any] | Mapping[str, Mapping[str, Any]]
@@ -50,9 +51,9 @@ class Sweep:
 
     def __post_init__(self) -> None:
         combinations = math.prod(len(values) for values in self.axes.values())
-        if combinations > MOST_TRIALS:
+        if combinations > MAX_TRIALS:
             raise BadInputError(
-                f"the sweep has {combinations:,} combinations of its axes' values; {MOST_TRIALS:,} at most can run: "
+                f"the sweep has {combinations:,} combinations of its axes' values; {MAX_TRIALS:,} at most can run: "
                 "give fewer seeds or values"
             )
         for field, values in self.axes.items():

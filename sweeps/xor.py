@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sweeps.options import Selection, main
+from sweeps.cli import main
+from sweeps.experiment import SweepOptions
 from sweeps.sweep import Sweep
 from trainables.trial import XOR
 
@@ -13,7 +14,7 @@ REPORT_SEED = 46
 
 
 @dataclass(frozen=True, kw_only=True)
-class Xor(Selection):
+class Xor(SweepOptions):
     """Which trials."""
 
     experiment = "xor"

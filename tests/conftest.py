@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from sweeps.sweep import Sweep
 from trainables.datasets import Dataset
-from trainables.tracking import Store
+from trainables.persistence.store import Store
 from trainables.trial import Trial
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell script's `pytest &` inherits that it is ignored

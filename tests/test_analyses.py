@@ -21,32 +21,35 @@ import analysis.part4
 import analysis.part5
 import analysis.pooling
 import analysis.xor
-from analysis.output import Drawing, GalleryDrawing, Output
-from analysis.part5 import Part5Drawing
-from analysis.results import Loaded, load
+from analysis.output import DrawOptions, GalleryDrawOptions, Output
+from analysis.part5 import Part5DrawOptions
+from analysis.results import SweepResults, load_results
+from sweeps.experiment import SweepOptions
 from sweeps.grid import Grid
 from sweeps.mnist import Mnist
-from sweeps.options import Selection
 from sweeps.part3 import Part3
 from sweeps.part4 import Part4
 from sweeps.part5 import Part5
 from sweeps.pooling import Pooling
 from sweeps.xor import Xor
 from trainables.architectures import build
+from trainables.persistence.store import Store
+from trainables.persistence.trial_run import MODEL_ARTIFACT, RESULT_ARTIFACT
 from trainables.result import Result
-from trainables.tracking import ARTIFACT, MODEL, Store
-from trainables.training import record_steps
+from trainables.training import list_record_steps
 from trainables.trial import Trial
-from trainables.xor import initial_weights
+from trainables.xor import draw_initial_weights
 
 IMAGES = 1297  # of digits, without the validation images
 
 
 def hand_made(trial: Trial) -> Result:
     """Every curve of seed s is s everywhere, so that the mean over seeds 0 … S−1 is (S − 1) / 2."""
-    steps = record_steps(trial, 4 if trial.dataset == "xor" else IMAGES if trial.pipeline is None else 1437)
+    steps = list_record_steps(trial, 4 if trial.dataset == "xor" else IMAGES if trial.pipeline is None else 1437)
     curves: dict[str, Any] = {name: np.full(len(steps), trial.seed, np.float32) for name in trial.quantities}
-    weights = initial_weights(trial.seed) if trial.dataset == "xor" else np.full((16, 1, 3, 3), trial.seed, np.float32)
+    weights = (
+        draw_initial_weights(trial.seed) if trial.dataset == "xor" else np.full((16, 1, 3, 3), trial.seed, np.float32)
+    )
     return Result(steps, curves, 50.0 + trial.seed, weights)
 
 
@@ -79,28 +82,28 @@ def save_model(trial: Trial, path: Path) -> None:
 
 def record(
     store: Store,
-    selection: Selection,
+    selection: SweepOptions,
     leave_out: Callable[[Trial], bool] = none,
     diverged: Callable[[Trial], bool] = none,
 ) -> None:
     """Write all trials of all stages into the store, but for some."""
-    experiment_id, parent = store.parent(selection.experiment, "digits")
+    experiment_id, parent = store.ensure_parent(selection.experiment, "digits")
     for sweep in selection.stages(lambda trial: None):
         for trial in sweep.trials():
             if not leave_out(trial):
-                run = store.open(trial, sweep.labels()[trial.id], experiment_id, parent, {}, run_id=None)
+                run = store.open_run(trial, sweep.labels()[trial.id], experiment_id, parent, {}, run_id=None)
                 result = cut_short(hand_made(trial)) if diverged(trial) else hand_made(trial)
                 with TemporaryDirectory() as folder:
-                    result.save(Path(folder) / ARTIFACT)
+                    result.save(Path(folder) / RESULT_ARTIFACT)
                     if selection.experiment in ("mnist", "pooling"):
-                        save_model(trial, Path(folder) / MODEL)
+                        save_model(trial, Path(folder) / MODEL_ARTIFACT)
                     run.finish(result, int(result.steps[-1]), {}, Path(folder))
 
 
 class Noting(Output):
     """An output that keeps what the notes on its figures say, by figure."""
 
-    def figure(self, figure: Figure, name: str, *stages: Loaded, pdf: bool = False) -> None:
+    def figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
         super().figure(figure, name, *stages, pdf=pdf)
         self.notes = {
             **getattr(self, "notes", {}),
@@ -109,23 +112,23 @@ class Noting(Output):
 
 
 def draw(
-    store: Store, selection: Any, folder: Path, module: Any, drawing: Drawing
-) -> tuple[list[Loaded], dict[str, str]]:
+    store: Store, selection: Any, folder: Path, module: Any, drawing: DrawOptions
+) -> tuple[list[SweepResults], dict[str, str]]:
     """Draw all; the stages, and what the notes on the figures say."""
-    stages = [load(s, store, fill="", allow_missing=True) for s in selection.stages(store.reader())]
+    stages = [load_results(s, store, fill="", allow_missing=True) for s in selection.stages(store.make_reader())]
     output = Noting(folder)
     module.draw(selection, stages, output, drawing)
     return stages, output.notes
 
 
 SMALL: dict[str, Any] = {"dataset": "digits", "seeds": 3, "epochs": 2}
-CASES: list[tuple[Selection, Any, Drawing]] = [
-    (Part3(**SMALL, architectures=("mlp_1", "cnn_3")), analysis.part3, Drawing()),
-    (Part4(**SMALL, architectures=("mlp_1", "cnn_3")), analysis.part4, Drawing()),
-    (Part5(**SMALL, schedule_epochs=3, milestones=(20, 40)), analysis.part5, Part5Drawing()),
-    (Xor(seeds=3, epochs=3), analysis.xor, Drawing()),
-    (Mnist(**SMALL), analysis.mnist, GalleryDrawing()),
-    (Pooling(**SMALL, batch_sizes=(25, 50)), analysis.pooling, GalleryDrawing()),
+CASES: list[tuple[SweepOptions, Any, DrawOptions]] = [
+    (Part3(**SMALL, architectures=("mlp_1", "cnn_3")), analysis.part3, DrawOptions()),
+    (Part4(**SMALL, architectures=("mlp_1", "cnn_3")), analysis.part4, DrawOptions()),
+    (Part5(**SMALL, schedule_epochs=3, milestones=(20, 40)), analysis.part5, Part5DrawOptions()),
+    (Xor(seeds=3, epochs=3), analysis.xor, DrawOptions()),
+    (Mnist(**SMALL), analysis.mnist, GalleryDrawOptions()),
+    (Pooling(**SMALL, batch_sizes=(25, 50)), analysis.pooling, GalleryDrawOptions()),
     (Grid(**SMALL, architectures=("mlp_1", "cnn_3"), batch_sizes=(10, 50)), analysis.grid, analysis.grid.GridDrawing()),
 ]
 LAST: dict[str, Callable[[Trial], bool]] = {  # the value of one axis of which nothing is there
@@ -143,7 +146,7 @@ LAST: dict[str, Callable[[Trial], bool]] = {  # the value of one axis of which n
 @pytest.mark.slow
 @pytest.mark.parametrize("gap", ["a seed", "a value"])
 def test_draws_what_is_there(
-    selection: Selection, module: Any, drawing: Drawing, gap: str, store: Store, tmp_path: Path
+    selection: SweepOptions, module: Any, drawing: DrawOptions, gap: str, store: Store, tmp_path: Path
 ) -> None:
     name = selection.experiment
     leave_out = {"a seed": lambda trial: trial.seed == 1, "a value": LAST[name]}[gap]
@@ -225,7 +228,7 @@ DIVERGED: dict[str, Callable[[str], Callable[[Trial], bool]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("what", DIVERGED)
 def test_trials_that_diverged_are_shown_and_not_averaged(
-    selection: Selection, module: Any, drawing: Drawing, what: str, store: Store, tmp_path: Path
+    selection: SweepOptions, module: Any, drawing: DrawOptions, what: str, store: Store, tmp_path: Path
 ) -> None:
     name = selection.experiment
     record(store, selection, diverged=DIVERGED[what](name))
@@ -250,7 +253,7 @@ def test_part4_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> No
     selection = Part4(**SMALL, architectures=("mlp_1", "cnn_3"))
     bad = {("mlp_1", "relu", 0), ("mlp_1", "relu", 1), ("mlp_1", "sigmoid", 2)}
     record(store, selection, diverged=lambda trial: (trial.architecture, trial.activation, trial.seed) in bad)
-    draw(store, selection, tmp_path, analysis.part4, Drawing())
+    draw(store, selection, tmp_path, analysis.part4, DrawOptions())
     export = exported(tmp_path, "part4_mlp_1")
     assert export["diverged_seeds"] == {"relu": [0, 1], "sigmoid": [2]}
     assert export["relu_loss_curve"] == [2] * 5
@@ -261,7 +264,7 @@ def test_part4_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> No
 def test_part5_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> None:
     selection = Part5(**SMALL, schedule_epochs=3, milestones=(20, 40))
     record(store, selection, diverged=lambda trial: trial.learning_rate == 0.1 and trial.milestones == ())
-    draw(store, selection, tmp_path, analysis.part5, Part5Drawing())
+    draw(store, selection, tmp_path, analysis.part5, Part5DrawOptions())
     export = exported(tmp_path, "part5_cnn_3")
     assert export["diverged_seeds"] == {"1": [0, 1, 2]}
     assert export["loss_curve_1"] == export["val_acc_curve_1"] == []
@@ -271,7 +274,7 @@ def test_part5_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> No
 def test_part5_says_what_diverged_in_part_3(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     selection = Part5(**SMALL, schedule_epochs=3, milestones=(20,), tracking_uri=store.uri)
     record(store, selection)
-    drawing = Part5Drawing(adam_epochs=2)
+    drawing = Part5DrawOptions(adam_epochs=2)
     adam = analysis.part5.part3_selection(selection, drawing)
     record(store, adam, diverged=lambda trial: trial.seed == 2)
     draw(store, selection, tmp_path, analysis.part5, drawing)
@@ -284,7 +287,7 @@ def test_part5_says_what_diverged_in_part_3(store: Store, tmp_path: Path, capsys
 def test_a_diverging_loss_does_not_decide_the_range_of_the_grids_panels(store: Store) -> None:
     selection = Grid(**SMALL, architectures=("mlp_1",), learning_rates=(0.1, 0.01))
     record(store, selection, diverged=lambda trial: trial.learning_rate == 0.01)
-    data = load(selection.sweep(), store, fill="").data
+    data = load_results(selection.sweep(), store, fill="").data
     figure = analysis.grid.curves(data, analysis.grid.GridDrawing(quantity="train_loss"), "digits")
     assert all(axes.get_ylim()[1] < 10 for axes in figure.axes)
 
@@ -294,7 +297,7 @@ def test_a_diverging_loss_does_not_decide_the_range_of_the_grids_panels(store: S
     "case", [case for case in CASES if case[0].experiment in ("mnist", "pooling")], ids=["mnist", "pooling"]
 )
 def test_a_trial_that_diverged_is_listed_up_to_its_end(
-    case: tuple[Selection, Any, Drawing], store: Store, tmp_path: Path
+    case: tuple[SweepOptions, Any, DrawOptions], store: Store, tmp_path: Path
 ) -> None:
     selection, module, drawing = case
     record(store, selection, diverged=lambda trial: trial.seed == 2)  # which would be the best

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOL, build, first_layer, flops, uses
+from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOL, build, count_flops, get_first_layer, has_layer
 
 # Inputs of the prediction layer on 1×32×32, as the reports give them.
 PREDICTION_INPUTS_32 = {"mlp_1": 32, "mlp_2": 64, "cnn_3": 16 * 3 * 3, "cnn_4": 16 * 4 * 4, "cnn_5": 8 * 4 * 4}
@@ -24,7 +24,7 @@ def test_prediction_layer_on_32_pixels(architecture: str) -> None:
 def test_output_and_first_layer_shapes(architecture: str, shape: tuple[int, int, int]) -> None:
     model = build(architecture, shape, classes=7)
     assert model(torch.zeros(4, *shape)).shape == (4, 7)
-    weights = first_layer(model)
+    weights = get_first_layer(model)
     channels, height, width = shape
     kernel = 5 if architecture.startswith("conv_pool") else 3
     if architecture.startswith("mlp"):
@@ -60,7 +60,7 @@ def test_average_pooling_replaces_max_pooling() -> None:
 
 
 def test_only_cnns_pool() -> None:
-    assert [a for a in PREDICTION_INPUTS_32 if uses(a, POOL)] == ["cnn_3", "cnn_4", "cnn_5"]
+    assert [a for a in PREDICTION_INPUTS_32 if has_layer(a, POOL)] == ["cnn_3", "cnn_4", "cnn_5"]
 
 
 def test_too_small_an_input_is_refused() -> None:
@@ -72,4 +72,4 @@ def test_too_small_an_input_is_refused() -> None:
 def test_operations_are_those_that_pytorch_counts(architecture: str) -> None:
     with FlopCounterMode(display=False) as counter:
         build(architecture, (1, 32, 32))(torch.zeros(7, 1, 32, 32))
-    assert 7 * flops(architecture, (1, 32, 32)) == counter.get_total_flops()
+    assert 7 * count_flops(architecture, (1, 32, 32)) == counter.get_total_flops()

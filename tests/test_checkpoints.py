@@ -12,9 +12,9 @@ from conftest import make_trial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables import checkpoints as module
-from trainables.checkpoints import StorageError, TrialFolder
-from trainables.trial import BadInputError
+from trainables.errors import BadInputError, StorageError
+from trainables.persistence import trial_folder
+from trainables.persistence.trial_folder import TrialFolder
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def files(folder: TrialFolder) -> list[str]:
 
 def test_the_two_newest_are_kept(folder: TrialFolder) -> None:
     for step in (1, 20, 300):
-        folder.write(step, {"step": step})
+        folder.write_checkpoint(step, {"step": step})
     assert files(folder) == ["000000020.checkpoint", "000000300.checkpoint"]
-    content = folder.newest()
+    content = folder.read_newest_checkpoint()
     assert content is not None
     assert content["step"] == 300
 
@@ -60,16 +60,16 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "foreign", "a pickle", "a folder"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(how: str, folder: TrialFolder) -> None:
     folder.remember_run("abc")
-    folder.write(1, {"step": 1})
-    folder.write(2, {"step": 2})
+    folder.write_checkpoint(1, {"step": 1})
+    folder.write_checkpoint(2, {"step": 2})
     damage(folder.path / "000000002.checkpoint", how)
-    content = folder.newest()
+    content = folder.read_newest_checkpoint()
     assert content is not None
     assert content["step"] == 1
     assert folder.run_id is None  # its points may differ in their last bits from those to come
     [note] = folder.notes
     assert "000000002.checkpoint could not be used" in note
-    folder.newest()
+    folder.read_newest_checkpoint()
     assert len(folder.notes) == 1  # set aside, and said once
 
 
@@ -77,7 +77,7 @@ def test_a_damaged_result_is_set_aside(folder: TrialFolder) -> None:
     folder.remember_run("abc")
     folder.write_result({"value": 3})
     damage(folder.path / "result.checkpoint", "truncated")
-    assert folder.result() is None
+    assert folder.read_result() is None
     assert not folder.has_result
     assert folder.run_id is None
     assert len(folder.notes) == 1
@@ -87,23 +87,23 @@ def test_a_damaged_result_is_set_aside(folder: TrialFolder) -> None:
 def test_no_flipped_bit_goes_unseen(position: int, bit: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = TrialFolder(tmp_path_factory.mktemp("storage"), make_trial())
     folder.path.mkdir(parents=True)
-    folder.write(1, {"step": 1})
+    folder.write_checkpoint(1, {"step": 1})
     path = folder.path / "000000001.checkpoint"
     content = bytearray(path.read_bytes())
     content[position % len(content)] ^= 1 << bit
     path.write_bytes(content)
-    assert folder.newest() is None
+    assert folder.read_newest_checkpoint() is None
 
 
 def test_a_write_that_fails_leaves_the_one_before(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.write(1, {"step": 1})
+    folder.write_checkpoint(1, {"step": 1})
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(trial_folder.os, "fsync", full)
     with pytest.raises(StorageError, match=r"cannot write .*000000002\.checkpoint \(No space left on device\)"):
-        folder.write(2, {"step": 2})
+        folder.write_checkpoint(2, {"step": 2})
     assert files(folder) == ["000000001.checkpoint"]
 
 
@@ -111,7 +111,7 @@ def test_a_file_in_the_folders_place_is_said(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path, make_trial())
     folder.path.parent.mkdir()
     folder.path.touch()
-    with pytest.raises(StorageError, match="cannot write"), folder.claimed():
+    with pytest.raises(StorageError, match="cannot write"), folder.lock():
         pass
     assert folder.notes == []
     assert not folder.has_result
@@ -119,7 +119,7 @@ def test_a_file_in_the_folders_place_is_said(tmp_path: Path) -> None:
 
 def test_what_a_dead_writer_left_is_cleared_away(folder: TrialFolder) -> None:
     (folder.path / "000000002.checkpoint.partial").touch()
-    with folder.claimed():
+    with folder.lock():
         assert files(folder) == ["lock"]
 
 
@@ -127,7 +127,7 @@ def holder(target: Callable[..., None], path: Path) -> tuple[Any, Any]:
     """A process that holds the trial's folder by now, and the event that lets it go on."""
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
-    process = context.Process(target=target, args=(path, make_trial(), held, release))
+    process = context.Process(context=context, args=(path, make_trial(), held, release))
     process.start()
     assert held.wait(30)
     return process, release
@@ -135,7 +135,7 @@ def holder(target: Callable[..., None], path: Path) -> tuple[Any, Any]:
 
 def finish(path: Path, trial: Any, held: Any, release: Any) -> None:
     folder = TrialFolder(path, trial)
-    with folder.claimed():
+    with folder.lock():
         held.set()
         release.wait(30)
         folder.remove()
@@ -145,13 +145,13 @@ def test_a_folder_that_its_holder_removes_can_still_be_claimed(tmp_path: Path) -
     process, release = holder(finish, tmp_path)
     folder = TrialFolder(tmp_path, make_trial())
     threading.Timer(0.5, release.set).start()
-    with folder.claimed():
+    with folder.lock():
         assert files(folder) == ["lock"]
     process.join()
 
 
 def hold(path: Path, trial: Any, held: Any, release: Any) -> None:
-    with TrialFolder(path, trial).claimed():
+    with TrialFolder(path, trial).lock():
         held.set()
         release.wait(30)
 
@@ -159,27 +159,27 @@ def hold(path: Path, trial: Any, held: Any, release: Any) -> None:
 def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process, _ = holder(hold, tmp_path)
     folder = TrialFolder(tmp_path, make_trial())
-    monkeypatch.setattr(module, "LOCK_WAIT_SECONDS", 0.2)
-    with pytest.raises(BadInputError, match="another process trains in"), folder.claimed():
+    monkeypatch.setattr(trial_folder, "LOCK_WAIT_SECONDS", 0.2)
+    with pytest.raises(BadInputError, match="another process trains in"), folder.lock():
         pass
     process.kill()  # a dead process holds nothing
     process.join()
-    with folder.claimed():
+    with folder.lock():
         pass
 
 
 def test_starts_are_counted_by_driver_until_a_checkpoint(folder: TrialFolder) -> None:
-    assert [folder.count_start("a"), folder.count_start("a"), folder.count_start("b")] == [1, 2, 1]
-    folder.write(1, {})
-    assert folder.count_start("b") == 1
+    assert [folder.record_start("a"), folder.record_start("a"), folder.record_start("b")] == [1, 2, 1]
+    folder.write_checkpoint(1, {})
+    assert folder.record_start("b") == 1
 
 
 def test_a_result_is_kept_until_removed(folder: TrialFolder) -> None:
     assert not folder.has_result
-    assert folder.result() is None
+    assert folder.read_result() is None
     folder.write_result({"value": 3})
     assert folder.has_result
-    content = folder.result()
+    content = folder.read_result()
     assert content is not None
     assert content["value"] == 3
     folder.remove()

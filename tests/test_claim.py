@@ -6,22 +6,23 @@ from typing import Any
 
 import pytest
 
-from sweeps import claim
-from sweeps.claim import alive, claimed
-from trainables.tracking import BEAT, DRIVER, STORAGE, Store, TrackingError
-from trainables.trial import BadInputError
+from sweeps.driver import lease
+from sweeps.driver.lease import hold_lease, is_alive
+from trainables.errors import BadInputError, TrackingError
+from trainables.persistence.connection import DRIVER_TAG, HEARTBEAT_TAG, STORAGE_TAG
+from trainables.persistence.store import Store
 
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(claim, "WATCH_SECONDS", 0.6)
-    monkeypatch.setattr(claim, "RACE_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.6)
+    monkeypatch.setattr(lease, "RACE_SECONDS", 0.0)
 
 
 @pytest.fixture
 def parent(store: Store) -> str:
-    return store.parent("part3", "digits")[1]
+    return store.ensure_parent("part3", "digits")[1]
 
 
 @pytest.fixture
@@ -30,57 +31,57 @@ def said() -> list[str]:
 
 
 def test_a_claim_lives_as_long_as_its_context(store: Store, parent: str, said: list[str]) -> None:
-    with claimed(store, "part3", parent, "here", said.append) as driver:
-        assert alive(store, driver)
-    assert not alive(store, driver)
+    with hold_lease(store, "part3", parent, "here", said.append) as driver:
+        assert is_alive(store, driver)
+    assert not is_alive(store, driver)
     assert said == []
 
 
 def test_a_second_driver_says_so(store: Store, parent: str, said: list[str]) -> None:
     with (
-        claimed(store, "part3", parent, "here", said.append),
+        hold_lease(store, "part3", parent, "here", said.append),
         pytest.raises(BadInputError, match="part3 trains already, with --storage here"),
-        claimed(store, "part3", parent, "there", said.append),
+        hold_lease(store, "part3", parent, "there", said.append),
     ):
         pass
     assert "watching for a sign of life" in said[0]
 
 
 def test_a_dead_drivers_claim_expires(store: Store, parent: str, said: list[str]) -> None:
-    store.tag(parent, {DRIVER: f"{parent}/dead", STORAGE: "here", BEAT: "7"})
-    assert not alive(store, f"{parent}/dead")
-    with claimed(store, "part3", parent, "there", said.append) as driver:
+    store.set_tags(parent, {DRIVER_TAG: f"{parent}/dead", STORAGE_TAG: "here", HEARTBEAT_TAG: "7"})
+    assert not is_alive(store, f"{parent}/dead")
+    with hold_lease(store, "part3", parent, "there", said.append) as driver:
         assert driver != f"{parent}/dead"
 
 
 @pytest.mark.parametrize("driver", ["", "x", "0123456789abcdef/x"])
 def test_a_driver_of_a_run_that_is_not_there_is_dead(driver: str, store: Store) -> None:
-    assert not alive(store, driver)
+    assert not is_alive(store, driver)
 
 
 def test_a_claim_that_changes_hands_while_it_is_watched_is_watched_again(
     store: Store, parent: str, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one driver watches a dead one's claim, the dead one's command is started again."""
-    store.tag(parent, {DRIVER: f"{parent}/dead", STORAGE: "here", BEAT: "7"})
+    store.set_tags(parent, {DRIVER_TAG: f"{parent}/dead", STORAGE_TAG: "here", HEARTBEAT_TAG: "7"})
     with ExitStack() as stack:
 
         def restart(store: Store, driver: str) -> bool:
-            monkeypatch.setattr(claim, "alive", alive)
-            stack.enter_context(claimed(store, "part3", parent, "here", said.append))
+            monkeypatch.setattr(lease, "is_alive", is_alive)
+            stack.enter_context(hold_lease(store, "part3", parent, "here", said.append))
             return False
 
-        monkeypatch.setattr(claim, "alive", restart)
+        monkeypatch.setattr(lease, "is_alive", restart)
         with (
             pytest.raises(BadInputError, match="trains already, with --storage here"),
-            claimed(store, "part3", parent, "there", said.append),
+            hold_lease(store, "part3", parent, "there", said.append),
         ):
             pass
 
 
 def test_who_holds_the_storage_need_not_watch(store: Store, parent: str, said: list[str]) -> None:
-    store.tag(parent, {DRIVER: f"{parent}/dead", STORAGE: "here", BEAT: "7"})
-    with claimed(store, "part3", parent, "here", said.append):
+    store.set_tags(parent, {DRIVER_TAG: f"{parent}/dead", STORAGE_TAG: "here", HEARTBEAT_TAG: "7"})
+    with hold_lease(store, "part3", parent, "here", said.append):
         assert said == []
 
 
@@ -89,27 +90,27 @@ def test_of_two_that_start_at_the_same_moment_one_goes_on(
 ) -> None:
     """Each writes its claim before it sees the other's."""
     other = f"{parent}/other"
-    monkeypatch.setattr(claim.time, "sleep", lambda seconds: store.tag(parent, {DRIVER: other}))
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: store.set_tags(parent, {DRIVER_TAG: other}))
     with (
         pytest.raises(BadInputError, match="started twice at the same moment"),
-        claimed(store, "part3", parent, "here", said.append),
+        hold_lease(store, "part3", parent, "here", said.append),
     ):
         pass
-    assert store.tags(parent)[DRIVER] == other
+    assert store.read_tags(parent)[DRIVER_TAG] == other
 
 
 def test_a_driver_that_lost_its_claim_stops(store: Store, parent: str, said: list[str]) -> None:
     """Asleep for longer than others watch, say: another one has taken over."""
 
     def sleep() -> None:
-        with claimed(store, "part3", parent, "here", said.append):
-            store.tag(parent, {DRIVER: f"{parent}/other"})
+        with hold_lease(store, "part3", parent, "here", said.append):
+            store.set_tags(parent, {DRIVER_TAG: f"{parent}/other"})
             threading.Event().wait(10)
 
     with pytest.raises(KeyboardInterrupt):
         sleep()
     assert "taken over" in said[0]
-    assert store.tags(parent)[DRIVER] == f"{parent}/other"
+    assert store.read_tags(parent)[DRIVER_TAG] == f"{parent}/other"
 
 
 def test_a_store_that_is_away_costs_beats_only(
@@ -122,6 +123,6 @@ def test_a_store_that_is_away_costs_beats_only(
             raise error
         tag(*words)
 
-    with claimed(store, "part3", parent, "here", said.append) as driver:
+    with hold_lease(store, "part3", parent, "here", said.append) as driver:
         monkeypatch.setattr(store, "tag", flaky)
-        assert alive(store, driver)
+        assert is_alive(store, driver)

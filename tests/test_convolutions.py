@@ -14,10 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables import convolutions, training
+from trainables import training
+from trainables.accelerated import convolutions
+from trainables.accelerated.backends import NATIVE
+from trainables.accelerated.convolutions import (
+    CompilerError,
+    Convolution,
+    choose_forward,
+    compute_logits,
+    forward_native,
+    load_library,
+)
 from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOLINGS, build
-from trainables.convolutions import CompilerError, Convolution, by_our_own, by_torch, loaded, logits, passes
-from trainables.probe import OWN
+from trainables.training import forward_torch
 
 CPU = torch.device("cpu")
 
@@ -30,7 +39,7 @@ def test_the_pass_outside_training_equals_the_models(architecture: str, activati
     images = torch.randn(5, 1, 31, 32)
     before = images.clone()
     with torch.inference_mode():
-        assert torch.equal(by_torch(model, images), model(images))
+        assert torch.equal(forward_torch(model, images), model(images))
     assert torch.equal(images, before)
 
 
@@ -95,7 +104,7 @@ def test_a_network_of_our_own_convolutions_agrees_with_pytorchs(
     images, labels = torch.randn(37, 3, 31, 32), torch.arange(37) % 10
     exact = copy.deepcopy(model).double()
     expected = exact(images.double())
-    actual = by_our_own(model, images)
+    actual = forward_native(model, images)
     torch.testing.assert_close(actual, expected.float(), rtol=1e-4, atol=1e-5)
     functional.cross_entropy(expected, labels).backward()
     functional.cross_entropy(actual, labels).backward()
@@ -105,8 +114,8 @@ def test_a_network_of_our_own_convolutions_agrees_with_pytorchs(
         torch.testing.assert_close(one.grad, other.grad.float(), rtol=1e-3, atol=1e-5)
     many = torch.randn(101, 3, 31, 32)  # some blocks, and a part of one
     with torch.inference_mode():
-        assert (logits(model, many) is None) == (activation != "relu")
-        torch.testing.assert_close(by_our_own(model, many), exact(many.double()).float(), rtol=1e-4, atol=1e-5)
+        assert (compute_logits(model, many) is None) == (activation != "relu")
+        torch.testing.assert_close(forward_native(model, many), exact(many.double()).float(), rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler
@@ -115,7 +124,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     images = torch.zeros(2, 1, 28, 28)
     images[1] = float("nan")
     with torch.inference_mode():
-        logits = by_our_own(model, images)
+        logits = forward_native(model, images)
     assert logits[0].isfinite().all()
     assert logits[1].isnan().all()
 
@@ -124,19 +133,19 @@ def test_what_is_not_a_number_stays_so() -> None:
 def test_an_activation_that_follows_no_convolution_is_computed() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10))
     images = torch.randn(4, 1, 6, 6)
-    torch.testing.assert_close(by_our_own(model, images), model(images))
+    torch.testing.assert_close(forward_native(model, images), model(images))
 
 
 @needs_compiler
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_trial_follows_that_of_pytorchs_convolutions(optimizer: str) -> None:
     """For 100 steps, by its losses, and to the same accuracies but for an image or two."""
-    data = training.tensors(make_dataset(), "cpu")
+    data = training.to_tensors(make_dataset(), "cpu")
     trial = make_trial(
         architecture="cnn_3", optimizer=optimizer, learning_rate=0.001, batch_size=10, epochs=8, record_every_steps=1
     )
     curves = []
-    for forward in (by_torch, by_our_own):
+    for forward in (forward_torch, forward_native):
         state = training.start(trial, data)
         state.forward = forward
         for _ in training.train(trial, data, state):
@@ -150,10 +159,10 @@ def test_a_trial_follows_that_of_pytorchs_convolutions(optimizer: str) -> None:
 
 @needs_compiler
 def test_only_convolutions_on_the_cpu_are_ours() -> None:
-    assert passes("cnn_3", OWN, CPU) is by_our_own
-    assert passes("cnn_3", None, CPU) is passes("cnn_3", "AVX2", CPU) is by_torch
-    assert passes("mlp_1", OWN, CPU) is by_torch
-    assert passes("cnn_3", OWN, torch.device("cuda")) is by_torch
+    assert choose_forward("cnn_3", NATIVE, CPU) is forward_native
+    assert choose_forward("cnn_3", None, CPU) is choose_forward("cnn_3", "AVX2", CPU) is forward_torch
+    assert choose_forward("mlp_1", NATIVE, CPU) is forward_torch
+    assert choose_forward("cnn_3", NATIVE, torch.device("cuda")) is forward_torch
 
 
 @pytest.mark.slow
@@ -171,10 +180,10 @@ def test_they_are_compiled_once_for_all_processes(monkeypatch: pytest.MonkeyPatc
     assert names == {str(path) for path in tmp_path.glob("neural-sweeps/*")}
     assert len(names) == 1
     commands: list[list[str]] = []
-    run = convolutions.run
-    monkeypatch.setattr(convolutions, "run", lambda command: (commands.append(command), run(command))[1])
+    run = convolutions.run_command
+    monkeypatch.setattr(convolutions, "run_command", lambda command: (commands.append(command), run(command))[1])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert loaded.__wrapped__()._name in names
+    assert load_library.__wrapped__()._name in names
     assert not [command for command in commands if "-o" in command]
 
 
@@ -200,7 +209,7 @@ def test_without_a_compiler_it_is_said_why(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setattr(convolutions, "loaded", loaded.__wrapped__)
+    monkeypatch.setattr(convolutions, "load_library", load_library.__wrapped__)
     with pytest.raises(CompilerError, match=reason):
-        passes("cnn_3", OWN, CPU)
-    assert passes("cnn_3", None, CPU) is by_torch
+        choose_forward("cnn_3", NATIVE, CPU)
+    assert choose_forward("cnn_3", None, CPU) is forward_torch

@@ -15,12 +15,13 @@ import pytest
 from conftest import make_sweep
 from test_results import hand_made, record
 
-from analysis.results import load
-from sweeps.options import Running, exit_status
+from analysis.results import load_results
+from sweeps.cli import run_to_exit_status
+from sweeps.driver.options import RunOptions
+from sweeps.driver.run import run
 from sweeps.part3 import Part3
-from sweeps.run import run
-from trainables.tracking import Store
-from trainables.trial import BadInputError
+from trainables.errors import BadInputError
+from trainables.persistence.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")]
 SWEEP = make_sweep(seeds=1)
@@ -54,7 +55,7 @@ def analysed(database: Path) -> str | None:
 def read(store: Store) -> str | None:
     """Load the sweep; the sentence if that cannot be done. What can be loaded is as it was recorded."""
     try:
-        loaded = load(SWEEP, store, fill="python sweeps/part3.py")
+        loaded = load_results(SWEEP, store, fill="python sweeps/part3.py")
     except BadInputError as error:
         return str(error)
     for trial in SWEEP.trials():
@@ -72,7 +73,7 @@ def planned(database: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, st
         dataset="digits", seeds=1, architectures=("mlp_1", "cnn_3"), epochs=2, batch_size=10,
         tracking_uri=f"sqlite:///{database}",
     )  # fmt: skip
-    status = exit_status(lambda: run(selection, Running(dry_run=True, storage=database.parent / "storage")))
+    status = run_to_exit_status(lambda: run(selection, RunOptions(dry_run=True, storage=database.parent / "storage")))
     out, err = capsys.readouterr()
     assert status in (0, 2)
     assert (err.count("\n"), err.startswith("error: ")) == ((1, True) if status else (0, False)), err
@@ -144,7 +145,7 @@ def whole_store(template: Path) -> Store:
 
 def artifact(store: Store) -> Path:
     """The artifact of `mlp_1`."""
-    [run] = store.recorded()[SWEEP.trials()[0].id]
+    [run] = store.find_runs()[SWEEP.trials()[0].id]
     return Path(store.client.get_run(run.run_id).info.artifact_uri) / "result.npz"
 
 

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from trainables import datasets
-from trainables.trial import BadInputError
+from trainables import datasets, sources
+from trainables.errors import BadInputError
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
@@ -54,14 +54,14 @@ def test_pipeline_equals_torchvision_on_the_same_images() -> None:
         [v2.ToDtype(torch.float32, scale=True), v2.Normalize(CIFAR_MEAN, CIFAR_STD), v2.Grayscale(1)]
     )
     expected = transform(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(datasets.grey(images, 255, "cifar10"), expected, atol=1e-5)
+    np.testing.assert_allclose(datasets.to_grey(images, 255, "cifar10"), expected, atol=1e-5)
 
 
 def test_pipeline_of_one_channel_equals_torchvision() -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 1, 28, 28), dtype=np.uint8)
     transform = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.286,), (0.353,))])
     expected = transform(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(datasets.grey(images, 255, "fashion_mnist"), expected, atol=1e-5)
+    np.testing.assert_allclose(datasets.to_grey(images, 255, "fashion_mnist"), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -71,19 +71,19 @@ def test_colour_pipeline_equals_torchvision(channels: int) -> None:
         [v2.RGB(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
     )
     expected = transform(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(datasets.colour(images, 255, "any"), expected, atol=1e-6)
+    np.testing.assert_allclose(datasets.to_colour(images, 255, "any"), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("pipeline", "channels"), [("unit", 1), ("colour", 3)])
 def test_the_other_pipelines_hold_no_images_out(pipeline: str, channels: int) -> None:
-    data = datasets.load("digits", Path("unused"), pipeline)
+    data = datasets.load_dataset("digits", Path("unused"), pipeline)
     assert data.input_shape == (channels, 32, 32)
     assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (1437, 0, 360)
     assert (data.test_images.min(), data.test_images.max()) == (0 if pipeline == "unit" else -1, 1)
 
 
 def test_digits_are_the_bundled_images_enlarged() -> None:
-    data = datasets.load("digits", Path("unused"))
+    data = datasets.load_dataset("digits", Path("unused"))
     assert data.input_shape == (1, 32, 32)
     assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (1297, 140, 360)
     blocks = data.test_images.reshape(-1, 8, 4, 8, 4)
@@ -99,17 +99,17 @@ def test_digits_are_the_bundled_images_enlarged() -> None:
 @given(st.lists(st.integers(0, 9), min_size=200, max_size=1000))
 def test_split_is_stratified_disjoint_and_fixed(drawn: list[int]) -> None:
     labels = np.concatenate([np.repeat(np.arange(10), 15), drawn]).astype(np.int64)
-    train, val = datasets.split(labels)
+    train, val = datasets.split_stratified(labels)
     assert sorted([*train, *val]) == list(range(len(labels)))
     assert set(np.bincount(labels[val], minlength=10)) == {round(0.1 * len(labels) / 10)}
-    again_train, again_val = datasets.split(labels.copy())
+    again_train, again_val = datasets.split_stratified(labels.copy())
     assert (train == again_train).all()
     assert (val == again_val).all()
 
 
 def test_split_of_a_balanced_set_is_a_tenth_of_every_class() -> None:
     labels = np.repeat(np.arange(10), 600)
-    train, val = datasets.split(labels)
+    train, val = datasets.split_stratified(labels)
     assert np.bincount(labels[val]).tolist() == [60] * 10
     assert np.bincount(labels[train]).tolist() == [540] * 10
     assert (np.diff(val) > 1).any()  # drawn at random, not a block
@@ -118,7 +118,7 @@ def test_split_of_a_balanced_set_is_a_tenth_of_every_class() -> None:
 
 def test_the_split_of_digits_does_not_move() -> None:
     """If this fails, trials recorded before were validated on other images: bump the trial version."""
-    data = datasets.load("digits", Path("unused"))
+    data = datasets.load_dataset("digits", Path("unused"))
     assert hashlib.sha256(data.val_images.tobytes()).hexdigest()[:16] == "845ecfd8ef4b1097"
 
 
@@ -127,7 +127,7 @@ def test_the_split_of_digits_does_not_move() -> None:
 
 def test_flat_gz_files_in_the_data_root(tmp_path: Path) -> None:
     arrays = write_idx_files(tmp_path)
-    data = datasets.load("mnist", tmp_path)
+    data = datasets.load_dataset("mnist", tmp_path)
     assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (90, 10, 20)
     raw = arrays["t10k-images-idx3-ubyte"]
     expected = (raw[:, None] / 255 - 0.1307) / 0.3081
@@ -137,13 +137,13 @@ def test_flat_gz_files_in_the_data_root(tmp_path: Path) -> None:
 
 def as_fashion_mnist(labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let these labels be those that Fashion-MNIST is known by."""
-    monkeypatch.setattr(datasets, "FASHION_MNIST_LABELS", hashlib.sha256(labels.tobytes()).hexdigest())
+    monkeypatch.setattr(sources, "FASHION_MNIST_LABELS_SHA256", hashlib.sha256(labels.tobytes()).hexdigest())
 
 
 def test_debians_folder_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_fashion_mnist(write_idx_files(tmp_path / "debian")["train-labels-idx1-ubyte"], monkeypatch)
-    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
-    assert len(datasets.load("fashion_mnist", tmp_path / "data").test_images) == 20
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    assert len(datasets.load_dataset("fashion_mnist", tmp_path / "data").test_images) == 20
     assert not (tmp_path / "data").exists()
 
 
@@ -152,13 +152,13 @@ def test_the_two_sets_of_one_file_name_are_not_mistaken(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = write_idx_files(tmp_path)["train-labels-idx1-ubyte"]
-    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
     for source in (torchvision.datasets.MNIST, torchvision.datasets.FashionMNIST):
         monkeypatch.setattr(source, "mirrors", ["http://127.0.0.1:9/"])
     if name == "mnist":
         as_fashion_mnist(labels, monkeypatch)
     with pytest.raises(BadInputError, match=f"no usable {name} files"):
-        datasets.load(name, tmp_path)
+        datasets.load_dataset(name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_damaged_files_are_named(tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadInputError, match=r"train-images-idx3-ubyte.gz is not a readable gzipped IDX file"):
-        datasets.load("mnist", tmp_path)
+        datasets.load_dataset("mnist", tmp_path)
 
 
 def test_labels_must_fit_the_images(tmp_path: Path) -> None:
@@ -185,10 +185,10 @@ def test_labels_must_fit_the_images(tmp_path: Path) -> None:
     path = tmp_path / "train-labels-idx1-ubyte.gz"
     path.write_bytes(idx(np.zeros(99)))
     with pytest.raises(BadInputError, match="one label an image"):
-        datasets.load("mnist", tmp_path)
+        datasets.load_dataset("mnist", tmp_path)
     path.write_bytes(idx(np.full(100, 10)))
     with pytest.raises(BadInputError, match="not all 0 to 9"):
-        datasets.load("mnist", tmp_path)
+        datasets.load_dataset("mnist", tmp_path)
 
 
 # Downloads, from a server on loopback
@@ -254,14 +254,14 @@ def test_cifar10_is_downloaded_once_and_read(
     server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = serve_cifar(server, monkeypatch)
-    data = datasets.load("cifar10", tmp_path / "data")
+    data = datasets.load_dataset("cifar10", tmp_path / "data")
     assert data.input_shape == (1, 32, 32)
     assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (90, 10, 20)
-    _, val = datasets.split(np.arange(100) % 10)
-    np.testing.assert_array_equal(data.val_images, datasets.grey(images[val], 255, "cifar10"))
+    _, val = datasets.split_stratified(np.arange(100) % 10)
+    np.testing.assert_array_equal(data.val_images, datasets.to_grey(images[val], 255, "cifar10"))
     assert data.val_labels.tolist() == (val % 10).tolist()
     (server[0] / "cifar-10-python.tar.gz").unlink()  # the second time nothing is fetched
-    assert datasets.load("cifar10", tmp_path / "data").checksum == data.checksum
+    assert datasets.load_dataset("cifar10", tmp_path / "data").checksum == data.checksum
 
 
 def test_a_damaged_cifar10_archive_is_refused_unopened(
@@ -271,13 +271,13 @@ def test_a_damaged_cifar10_archive_is_refused_unopened(
     path = server[0] / "cifar-10-python.tar.gz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(BadInputError, match=r"no usable cifar10 files.*--dataset digits"):
-        datasets.load("cifar10", tmp_path / "data")
+        datasets.load_dataset("cifar10", tmp_path / "data")
 
 
 def test_no_network_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     with pytest.raises(BadInputError, match=r"looked in .*cifar-10-batches-py.*--dataset digits, which works offline"):
-        datasets.load("cifar10", tmp_path)
+        datasets.load_dataset("cifar10", tmp_path)
 
 
 def test_mnist_comes_from_torchvision(
@@ -285,9 +285,9 @@ def test_mnist_comes_from_torchvision(
 ) -> None:
     folder, url = server
     write_idx_files(folder)
-    resources = [(f"{n}.gz", hashlib.md5((folder / f"{n}.gz").read_bytes()).hexdigest()) for n in datasets.IDX_FILES]
+    resources = [(f"{n}.gz", hashlib.md5((folder / f"{n}.gz").read_bytes()).hexdigest()) for n in sources.IDX_FILES]
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [url])
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
-    assert len(datasets.load("mnist", tmp_path / "data").train_images) == 90
+    assert len(datasets.load_dataset("mnist", tmp_path / "data").train_images) == 90
     (folder / "train-images-idx3-ubyte.gz").unlink()
-    assert len(datasets.load("mnist", tmp_path / "data").train_images) == 90
+    assert len(datasets.load_dataset("mnist", tmp_path / "data").train_images) == 90

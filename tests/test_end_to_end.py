@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from sweeps.part3 import Part3
-from trainables.tracking import Store
+from trainables.persistence.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -47,11 +47,11 @@ def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
 def check_store(folder: Path, trials: int) -> Store:
     """One finished run a trial, every step once in every curve, nothing left over."""
     store = Store(f"sqlite:///{folder}/mlflow.db")
-    runs = store.recorded()
+    runs = store.find_runs()
     assert len(runs) == trials
     for [run] in runs.values():
         assert run.finished
-        result = store.read(run)
+        result = store.read_result(run)
         for name, curve in result.curves.items():
             history = store.client.get_metric_history(run.run_id, name)
             assert Counter(m.step for m in history) == Counter(result.steps.tolist())
@@ -204,7 +204,7 @@ def test_a_trial_that_keeps_failing_is_reported_and_the_others_go_on(tmp_path: P
     assert "Trained 1 of 2 trials" in out
     assert f"failed: mlp_1 · seed 0: cannot write {obstacle}" in out
     assert "1 trials are missing (1 failed, 0 stopped, 0 trained but not seen in the store)" in out
-    runs = Store(f"sqlite:///{tmp_path}/mlflow.db").recorded()
+    runs = Store(f"sqlite:///{tmp_path}/mlflow.db").find_runs()
     assert poisoned.id not in runs
     assert runs[selection.sweep().trials()[1].id][0].finished
 

@@ -7,16 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from sweeps.experiment import SweepOptions
 from sweeps.grid import Grid
 from sweeps.mnist import Mnist
-from sweeps.options import Selection
 from sweeps.part3 import Part3
 from sweeps.part4 import Part4
-from sweeps.part5 import RATES, Part5, plateau
+from sweeps.part5 import LEARNING_RATES, Part5, find_plateau
 from sweeps.pooling import Pooling
 from sweeps.xor import Xor
+from trainables.errors import BadInputError
 from trainables.result import Result
-from trainables.trial import BadInputError, Trial
+from trainables.trial import Trial
 
 
 @pytest.mark.parametrize(
@@ -31,13 +32,13 @@ from trainables.trial import BadInputError, Trial
         (Grid(), 5 * 3),
     ],
 )
-def test_number_of_trials(selection: Selection, trials: int) -> None:
+def test_number_of_trials(selection: SweepOptions, trials: int) -> None:
     assert len(selection.sweep().trials()) == trials
     assert len(set(selection.sweep().labels().values())) == trials
 
 
 @pytest.mark.parametrize("selection", [Part3, Part4, Part5, Xor, Mnist, Pooling, Grid])
-def test_quick_versions_use_bundled_data(selection: type[Selection]) -> None:
+def test_quick_versions_use_bundled_data(selection: type[SweepOptions]) -> None:
     trials = selection(**selection.quick_defaults, quick=True).sweep().trials()
     assert {trial.dataset for trial in trials} <= {"digits", "xor"}
 
@@ -68,36 +69,36 @@ def test_part_3_and_a_grid_share_their_trials() -> None:
 
 
 def test_a_rising_curve_has_no_plateau() -> None:
-    assert plateau(np.arange(100.0), window=3, patience=10, tolerance=0.5) is None
+    assert find_plateau(np.arange(100.0), window=3, patience=10, tolerance=0.5) is None
 
 
 def test_a_flat_curve_is_a_plateau_from_the_start() -> None:
-    assert plateau(np.full(100, 80.0), window=3, patience=10, tolerance=0.5) == 3
+    assert find_plateau(np.full(100, 80.0), window=3, patience=10, tolerance=0.5) == 3
 
 
 def test_a_curve_that_rises_and_then_stays() -> None:
     curve = np.concatenate([np.arange(0, 50.0), np.full(50, 50.0)])
-    assert plateau(curve, window=1, patience=10, tolerance=0.5) == 51
+    assert find_plateau(curve, window=1, patience=10, tolerance=0.5) == 51
 
 
 def test_a_slow_start_is_no_plateau() -> None:
     curve = np.concatenate([np.full(100, 10.0), np.arange(10.0, 60.0), np.full(50, 60.0)])
-    assert plateau(curve, window=1, patience=20, tolerance=0.5) == 151
+    assert find_plateau(curve, window=1, patience=20, tolerance=0.5) == 151
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_moves_the_plateau_little(seed: int) -> None:
     rising = 90 * (1 - np.exp(-np.arange(600) / 60))  # within half a point of its end from about record 310 on
     noisy = rising + np.random.default_rng(seed).normal(0, 0.5, 600)
-    found = plateau(noisy, window=20, patience=80, tolerance=0.5)
+    found = find_plateau(noisy, window=20, patience=80, tolerance=0.5)
     assert found is not None
     assert 300 - 80 < found < 330 + 80
 
 
 def test_a_plateau_must_be_seen_to_last() -> None:
     curve = np.concatenate([np.arange(0, 50.0), np.full(5, 49.0)])
-    assert plateau(curve, window=1, patience=10, tolerance=0.5) is None
-    assert plateau(curve[:3], window=5, patience=10, tolerance=0.5) is None
+    assert find_plateau(curve, window=1, patience=10, tolerance=0.5) is None
+    assert find_plateau(curve[:3], window=5, patience=10, tolerance=0.5) is None
 
 
 # The stages of part 5
@@ -136,7 +137,7 @@ def test_given_milestones_need_no_plateau() -> None:
         ((9900, 0.01), (15300, 0.001)),
     ]
     assert [sweep.trials()[0].epochs for sweep in selection.stages(lambda trial: None)] == [20, 30, 30]
-    assert {trial.learning_rate for trial in selection.sweep().trials()} == set(RATES)
+    assert {trial.learning_rate for trial in selection.sweep().trials()} == set(LEARNING_RATES)
 
 
 def test_without_a_plateau_the_stages_end_and_say_why() -> None:
@@ -167,7 +168,7 @@ def test_no_switch_is_looked_for_where_a_seed_diverged(switches: int, name: str)
         next(stages)
     with pytest.raises(StopIteration) as end:
         next(stages)
-    rate = RATES[switches + 1]
+    rate = LEARNING_RATES[switches + 1]
     assert end.value.value == f"No switch to rate {rate}: {name} diverged before it; give steps with --milestones."
 
 

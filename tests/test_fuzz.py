@@ -36,23 +36,26 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from test_datasets import cifar_archive, idx, write_idx_files
 
-from analysis.grid import GridDrawing
-from analysis.output import Drawing, GalleryDrawing
-from analysis.part5 import Part5Drawing
+from analysis.grid import GridDrawOptions
+from analysis.output import DrawOptions, GalleryDrawOptions
+from analysis.part5 import Part5DrawOptions
+from sweeps.cli import parse, run_to_exit_status
+from sweeps.driver.options import RunOptions
+from sweeps.driver.resources import Node
+from sweeps.driver.session import allocate_for
+from sweeps.experiment import SweepOptions
 from sweeps.grid import Grid
 from sweeps.mnist import Mnist
-from sweeps.options import Running, Selection, exit_status, parse
 from sweeps.part3 import Part3
 from sweeps.part4 import Part4
 from sweeps.part5 import Part5
 from sweeps.pooling import Pooling
-from sweeps.resources import Node
-from sweeps.run import share_of
-from sweeps.sweep import MOST_TRIALS, Sweep
+from sweeps.sweep import MAX_TRIALS, Sweep
 from sweeps.xor import Xor
-from trainables import datasets
+from trainables import datasets, sources
 from trainables.architectures import ACTIVATIONS, ARCHITECTURES
-from trainables.trial import IMAGE_DATASETS, OPTIMIZERS, BadInputError, Trial, check_positive
+from trainables.errors import BadInputError, check_positive
+from trainables.trial import IMAGE_DATASETS, OPTIMIZERS, Trial
 
 pytestmark = [
     pytest.mark.slow,
@@ -65,21 +68,21 @@ Load = Callable[[], datasets.Dataset]
 # Command lines
 
 COMMAND_LINES = 16  # of each script
-SCRIPTS: dict[str, tuple[type[Selection], type[Any]]] = {
-    "sweeps/part3": (Part3, Running),
-    "sweeps/part4": (Part4, Running),
-    "sweeps/part5": (Part5, Running),
-    "sweeps/xor": (Xor, Running),
-    "sweeps/mnist": (Mnist, Running),
-    "sweeps/pooling": (Pooling, Running),
-    "sweeps/grid": (Grid, Running),
-    "analysis/part3": (Part3, Drawing),
-    "analysis/part4": (Part4, Drawing),
-    "analysis/part5": (Part5, Part5Drawing),
-    "analysis/xor": (Xor, Drawing),
-    "analysis/mnist": (Mnist, GalleryDrawing),
-    "analysis/pooling": (Pooling, GalleryDrawing),
-    "analysis/grid": (Grid, GridDrawing),
+SCRIPTS: dict[str, tuple[type[SweepOptions], type[Any]]] = {
+    "sweeps/part3": (Part3, RunOptions),
+    "sweeps/part4": (Part4, RunOptions),
+    "sweeps/part5": (Part5, RunOptions),
+    "sweeps/xor": (Xor, RunOptions),
+    "sweeps/mnist": (Mnist, RunOptions),
+    "sweeps/pooling": (Pooling, RunOptions),
+    "sweeps/grid": (Grid, RunOptions),
+    "analysis/part3": (Part3, DrawOptions),
+    "analysis/part4": (Part4, DrawOptions),
+    "analysis/part5": (Part5, Part5DrawOptions),
+    "analysis/xor": (Xor, DrawOptions),
+    "analysis/mnist": (Mnist, GalleryDrawOptions),
+    "analysis/pooling": (Pooling, GalleryDrawOptions),
+    "analysis/grid": (Grid, GridDrawOptions),
 }
 GOOD_NUMBERS = ["1", "2", "3"]
 WHOLE = ["0", "-1", "1000000", "1000001", "1" + "0" * 9, "1" + "0" * 30, "9" * 400, "-" + "9" * 400, " 3 ", "1_0", "٣"]
@@ -132,29 +135,29 @@ def command_lines(draw: st.DrawFn, options: tuple[type, ...]) -> list[str]:
     return words if stray is None else [*words, stray]
 
 
-def before_training(selection: type[Selection], other: type[Any]) -> int:
+def before_training(selection: type[SweepOptions], other: type[Any]) -> int:
     """All that a script checks before it opens the store, and what a person is told about trials that it accepts."""
     chosen, rest = parse(selection, other, None)
     sweep = next(chosen.stages(lambda trial: None))
     trials = sweep.trials()
     if hasattr(rest, "check"):
         rest.check()
-    assert 0 < len(trials) <= MOST_TRIALS
+    assert 0 < len(trials) <= MAX_TRIALS
     assert len(set(sweep.labels().values())) == len(trials)
-    if isinstance(rest, Running):
-        share_of(trials, rest, [Node(cpus=2, gpus=1)])
+    if isinstance(rest, RunOptions):
+        allocate_for(trials, rest, [Node(cpus=2, gpus=1)])
         sys.argv = shlex.split(chosen.command("sweeps", rest))[1:]
         assert parse(selection, other, None) == (chosen, rest)  # the command "to go on" is the same one
     return 0
 
 
-def outcome(selection: type[Selection], other: type[Any], words: list[str]) -> tuple[int, str]:
+def outcome(selection: type[SweepOptions], other: type[Any], words: list[str]) -> tuple[int, str]:
     """Exit status and stderr of a script given these words, up to where it would train or draw."""
     err = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err), contextlib.redirect_stdout(err):
         patch.setattr(sys, "argv", ["script.py", *words])
         try:
-            status = exit_status(lambda: before_training(selection, other))
+            status = run_to_exit_status(lambda: before_training(selection, other))
         except SystemExit as end:  # from the parser
             status = int(end.code or 0)
     return status, err.getvalue()
@@ -229,8 +232,8 @@ ABSURD = [
 @pytest.mark.parametrize(
     ("selection", "words", "sentence"), ABSURD, ids=lambda value: getattr(value, "__name__", str(value)[:40])
 )
-def test_absurd_values_are_refused_at_once(selection: type[Selection], words: list[str], sentence: str) -> None:
-    status, text = outcome(selection, Running, words)
+def test_absurd_values_are_refused_at_once(selection: type[SweepOptions], words: list[str], sentence: str) -> None:
+    status, text = outcome(selection, RunOptions, words)
     assert (status, text.count("\n"), text[:7]) == (2, 1, "error: ")
     assert sentence in text
 
@@ -337,12 +340,12 @@ def refusal(load: Load, original: datasets.Dataset, folder: Path, *, may_leave: 
 @pytest.fixture
 def idx_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, datasets.Dataset]:
     """Four small files that are neither MNIST's nor Fashion-MNIST's, nowhere else to turn to, and what they hold."""
-    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
     for source in (torchvision.datasets.MNIST, torchvision.datasets.FashionMNIST):
         monkeypatch.setattr(source, "mirrors", [NO_SERVER])
     folder = tmp_path / "data"
     write_idx_files(folder, train=100, test=20)
-    return folder, datasets.load("mnist", folder)
+    return folder, datasets.load_dataset("mnist", folder)
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -353,7 +356,7 @@ def replace(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("file", datasets.IDX_FILES)
+@pytest.mark.parametrize("file", sources.IDX_FILES)
 def test_a_flipped_bit_of_a_gz_file_is_noticed(file: str, idx_folder: tuple[Path, datasets.Dataset]) -> None:
     folder, original = idx_folder
     path = folder / f"{file}.gz"
@@ -361,7 +364,7 @@ def test_a_flipped_bit_of_a_gz_file_is_noticed(file: str, idx_folder: tuple[Path
     unnoticed = []
     for bit in bits(len(content), FLIPS):
         path.write_bytes(flipped(content, bit))
-        sentence = refusal(lambda: datasets.load("mnist", folder), original, folder)
+        sentence = refusal(lambda: datasets.load_dataset("mnist", folder), original, folder)
         if sentence is None:
             unnoticed.append(bit)
         else:
@@ -371,14 +374,14 @@ def test_a_flipped_bit_of_a_gz_file_is_noticed(file: str, idx_folder: tuple[Path
     assert len([bit for bit in unnoticed if bit >= 8 * HEADER]) < 8
 
 
-@pytest.mark.parametrize("file", datasets.IDX_FILES)
+@pytest.mark.parametrize("file", sources.IDX_FILES)
 def test_a_truncated_gz_file_is_refused(file: str, idx_folder: tuple[Path, datasets.Dataset]) -> None:
     folder, original = idx_folder
     path = folder / f"{file}.gz"
     content = path.read_bytes()
     for place in places(len(content), CUTS):
         path.write_bytes(content[:place])
-        sentence = refusal(lambda: datasets.load("mnist", folder), original, folder)
+        sentence = refusal(lambda: datasets.load_dataset("mnist", folder), original, folder)
         assert f"{path} is not a readable gzipped IDX file" in str(sentence)
 
 
@@ -457,7 +460,7 @@ def test_wrong_content_is_refused(
     folder, original = idx_folder
     (folder / f"{file}.gz").write_bytes(content)
     for pipeline in (None, "unit", "colour"):
-        sentence = refusal(lambda p=pipeline: datasets.load("mnist", folder, p), original, folder)
+        sentence = refusal(lambda p=pipeline: datasets.load_dataset("mnist", folder, p), original, folder)
         assert expected in str(sentence)
         assert "mnist" in str(sentence) or file in str(sentence)
 
@@ -477,14 +480,14 @@ IN_ITS_PLACE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("place", IN_ITS_PLACE)
-@pytest.mark.parametrize("file", datasets.IDX_FILES)
+@pytest.mark.parametrize("file", sources.IDX_FILES)
 def test_what_is_no_file_is_named(file: str, place: str, idx_folder: tuple[Path, datasets.Dataset]) -> None:
     folder, original = idx_folder
     put, expected = IN_ITS_PLACE[place]
     path = folder / f"{file}.gz"
     path.unlink()
     put(path)
-    sentence = str(refusal(lambda: datasets.load("mnist", folder), original, folder))
+    sentence = str(refusal(lambda: datasets.load_dataset("mnist", folder), original, folder))
     assert expected in sentence
     assert path.name in sentence
     assert str(folder) in sentence
@@ -501,13 +504,13 @@ def test_a_data_root_that_cannot_be_is_refused(
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", NO_SERVER)
     (tmp_path / "a file").write_text("mine")
     with pytest.raises(BadInputError, match=f"no usable {name} files: looked in "):
-        datasets.load(name, Path(root))
+        datasets.load_dataset(name, Path(root))
     assert (tmp_path / "a file").read_text() == "mine"
 
 
 def test_labels_that_are_not_fashion_mnists_are_named(idx_folder: tuple[Path, datasets.Dataset]) -> None:
     folder, original = idx_folder
-    sentence = str(refusal(lambda: datasets.load("fashion_mnist", folder), original, folder))
+    sentence = str(refusal(lambda: datasets.load_dataset("fashion_mnist", folder), original, folder))
     assert f"{folder} (train-labels-idx1-ubyte.gz is not that of fashion_mnist)" in sentence
 
 
@@ -517,14 +520,16 @@ def test_damaged_fashion_mnist_is_refused(
 ) -> None:
     folder, _ = idx_folder
     labels = gzip.decompress((folder / "train-labels-idx1-ubyte.gz").read_bytes())[8:]
-    monkeypatch.setattr(datasets, "FASHION_MNIST_LABELS", hashlib.sha256(labels).hexdigest())
-    original = datasets.load("fashion_mnist", folder)
-    for file in datasets.IDX_FILES:
+    monkeypatch.setattr(sources, "FASHION_MNIST_LABELS_SHA256", hashlib.sha256(labels).hexdigest())
+    original = datasets.load_dataset("fashion_mnist", folder)
+    for file in sources.IDX_FILES:
         path = folder / f"{file}.gz"
         content = path.read_bytes()
         middle = len(content) // 2
         path.write_bytes(flipped(content, 8 * middle) if damage == "flip" else content[:middle])
-        assert f"{path} is not a" in str(refusal(lambda: datasets.load("fashion_mnist", folder), original, folder))
+        assert f"{path} is not a" in str(
+            refusal(lambda: datasets.load_dataset("fashion_mnist", folder), original, folder)
+        )
         path.write_bytes(content)
 
 
@@ -591,7 +596,7 @@ class Cifar:
     patch: pytest.MonkeyPatch
 
     def load(self) -> datasets.Dataset:
-        return datasets.load("cifar10", self.root)
+        return datasets.load_dataset("cifar10", self.root)
 
     def unpack(self) -> None:
         self.root.mkdir(exist_ok=True)
@@ -781,18 +786,18 @@ def served_mnist(
     write_idx_files(tmp_path / "served")
     files = {path.name: path.read_bytes() for path in (tmp_path / "served").iterdir()}
     server.answers = {f"/{name}": content for name, content in files.items()}
-    resources = [(f"{n}.gz", hashlib.md5(files[f"{n}.gz"]).hexdigest()) for n in datasets.IDX_FILES]
+    resources = [(f"{n}.gz", hashlib.md5(files[f"{n}.gz"]).hexdigest()) for n in sources.IDX_FILES]
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [server.url])
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
 
     def load() -> datasets.Dataset:
-        return datasets.load("mnist", tmp_path / "data")
+        return datasets.load_dataset("mnist", tmp_path / "data")
 
     return tmp_path / "data" / "MNIST" / "raw", load, load()
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize("file", datasets.IDX_FILES)
+@pytest.mark.parametrize("file", sources.IDX_FILES)
 def test_one_damaged_copy_of_two_does_no_harm(
     file: str, suffix: str, served_mnist: tuple[Path, Load, datasets.Dataset], server: Server
 ) -> None:
@@ -805,7 +810,7 @@ def test_one_damaged_copy_of_two_does_no_harm(
         assert refusal(load, original, folder.parent.parent) is None
 
 
-@pytest.mark.parametrize("file", datasets.IDX_FILES)
+@pytest.mark.parametrize("file", sources.IDX_FILES)
 def test_a_download_killed_in_the_middle_is_not_trusted(
     file: str, served_mnist: tuple[Path, Load, datasets.Dataset], server: Server
 ) -> None:
@@ -813,9 +818,9 @@ def test_a_download_killed_in_the_middle_is_not_trusted(
     good = server.answers
     content = (folder / f"{file}.gz").read_bytes()
     for part in (b"", content[:1], content[: len(content) // 2], content[:-1]):
-        for name in datasets.IDX_FILES[datasets.IDX_FILES.index(file) :]:  # what had not yet been unpacked
+        for name in sources.IDX_FILES[sources.IDX_FILES.index(file) :]:  # what had not yet been unpacked
             (folder / name).unlink(missing_ok=True)
-        for name in datasets.IDX_FILES[datasets.IDX_FILES.index(file) + 1 :]:  # what had not yet been fetched
+        for name in sources.IDX_FILES[sources.IDX_FILES.index(file) + 1 :]:  # what had not yet been fetched
             (folder / f"{name}.gz").unlink(missing_ok=True)
         (folder / f"{file}.gz").write_bytes(part)
         server.answers = {}
@@ -825,7 +830,7 @@ def test_a_download_killed_in_the_middle_is_not_trusted(
         assert same(load(), original)
 
 
-@pytest.mark.parametrize("file", datasets.IDX_FILES)
+@pytest.mark.parametrize("file", sources.IDX_FILES)
 def test_a_damaged_file_on_the_server_is_refused(
     file: str, served_mnist: tuple[Path, Load, datasets.Dataset], server: Server
 ) -> None:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sweeps.intervals import mean_interval, mean_text
+from sweeps.intervals import compute_mean_interval, format_mean
 
 
 def test_against_scipy() -> None:
     values = np.random.default_rng(0).normal(90, 2, (10, 3))
-    interval = mean_interval(values)
+    interval = compute_mean_interval(values)
     expected = stats.ttest_1samp(values, 0, axis=0).confidence_interval(0.95)
     np.testing.assert_allclose(interval.mean, values.mean(axis=0))
     np.testing.assert_allclose([interval.low, interval.high], [expected.low, expected.high])
@@ -17,14 +17,14 @@ def test_against_scipy() -> None:
 
 
 def test_missing_values_are_left_out_and_counted() -> None:
-    interval = mean_interval([[1.0, np.nan], [3.0, 5.0], [np.nan, np.nan]])
+    interval = compute_mean_interval([[1.0, np.nan], [3.0, 5.0], [np.nan, np.nan]])
     assert interval.mean.tolist() == [2.0, 5.0]
     assert interval.n.tolist() == [2, 1]
     assert np.isnan([interval.low[1], interval.high[1]]).all()
 
 
 def test_no_values_give_no_mean() -> None:
-    interval = mean_interval([np.nan, np.nan])
+    interval = compute_mean_interval([np.nan, np.nan])
     assert np.isnan(interval.mean)
     assert interval.n == 0
 
@@ -33,11 +33,11 @@ def test_no_values_give_no_mean() -> None:
 def test_coverage_is_what_it_says(n: int) -> None:
     """Simulated: 20,000 samples of n normal values; the share of intervals that hold the true mean."""
     values = np.random.default_rng(n).normal(7.0, 3.0, (n, 20_000))
-    interval = mean_interval(values)
+    interval = compute_mean_interval(values)
     coverage = float(np.mean((interval.low <= 7.0) & (interval.high >= 7.0)))
     assert coverage == pytest.approx(0.95, abs=0.006)  # four standard errors of the simulation
 
 
 def test_text() -> None:
-    assert mean_text([1.0, 3.0]) == "2.00 ± 12.71"
-    assert mean_text([1.0]) == "1.00"
+    assert format_mean([1.0, 3.0]) == "2.00 ± 12.71"
+    assert format_mean([1.0]) == "1.00"

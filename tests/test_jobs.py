@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from sweeps import jobs
-from sweeps.jobs import job_name, job_number, passed_on
-from sweeps.options import JOB_ADDRESS, main
+from sweeps.cli import main
+from sweeps.driver import jobs
+from sweeps.driver.jobs import make_job_name, parse_job_number, select_forwarded_options
+from sweeps.experiment import JOB_ADDRESS_VARIABLE
 from sweeps.part3 import Part3
 
-QUICK = f"{job_name('part3', ['--quick'])}"
+QUICK = f"{make_job_name('part3', ['--quick'])}"
 
 
 class Dashboard(ThreadingHTTPServer):
@@ -127,13 +128,21 @@ def sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 def test_a_job_runs_the_words_as_typed_but_for_the_address() -> None:
     words = ["--seeds", "2", "--address", "http://h:1", "--architectures", "mlp_1", "cnn_3", "--storage=-x", "--quick"]
-    assert passed_on(words) == ["--architectures", "mlp_1", "cnn_3", "--quick", "--seeds", "2", "--storage=-x"]
-    assert passed_on(["--address=http://h:1"]) == []
+    assert select_forwarded_options(words) == [
+        "--architectures",
+        "mlp_1",
+        "cnn_3",
+        "--quick",
+        "--seeds",
+        "2",
+        "--storage=-x",
+    ]
+    assert select_forwarded_options(["--address=http://h:1"]) == []
 
 
 def test_the_same_options_are_the_same_job() -> None:
     def name(*words: str) -> str:
-        return job_name("part3", passed_on(words))
+        return make_job_name("part3", select_forwarded_options(words))
 
     assert name("--seeds", "2", "--epochs", "1") == name("--epochs", "1", "--address", "http://h:1", "--seeds", "2")
     assert name("--seeds", "2", "--epochs", "1") != name("--seeds", "1", "--epochs", "2")
@@ -145,7 +154,7 @@ def test_the_same_options_are_the_same_job() -> None:
     ("job", "number"), [("a-1", 1), ("a-12", 12), ("a-0", 0), ("a-b-1", 0), ("a-", 0), (None, 0), ("ba-1", 0)]
 )
 def test_jobs_of_a_command_are_numbered(job: str | None, number: int) -> None:
-    assert job_number(job, "a") == number
+    assert parse_job_number(job, "a") == number
 
 
 @pytest.mark.parametrize(
@@ -183,7 +192,7 @@ def test_what_a_job_gets(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) 
         job["asked"]["entrypoint"]
         == """cd && exec python "$OLDPWD/sweeps/part3.py" --quick --storage '/srv/my storage'"""
     )
-    assert job["asked"]["runtime_env"]["env_vars"][JOB_ADDRESS] == dashboard.address
+    assert job["asked"]["runtime_env"]["env_vars"][JOB_ADDRESS_VARIABLE] == dashboard.address
     assert job["asked"]["runtime_env"]["env_vars"]["SWEEPS_COMMIT"]
     [package] = dashboard.packages
     names = {Path(name).parts[0] for name in zipfile.ZipFile(io.BytesIO(package)).namelist()}

@@ -10,33 +10,35 @@ from conftest import make_trial
 from rich.console import Console
 from rich.progress import Progress
 
-from sweeps import launch
-from trainables.trainable import Pack
+from sweeps.driver import cluster, progress
+from trainables.worker.pack import Pack
 
 
 def test_a_log_gets_a_line_of_progress_at_times(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     trials = [make_trial(seed=seed, epochs=4) for seed in range(2)]
     packs = [Pack((trial,), ("a trial",), 0) for trial in trials]
-    bar = launch.Bar(Progress(console=Console(file=out), disable=True), packs)
+    bar = progress.ProgressBar(Progress(console=Console(file=out), disable=True), packs)
     reported = SimpleNamespace(config={"pack": packs[0].to_json()})
     bar.on_trial_start(0, [], reported)
     assert out.getvalue() == ""
-    monkeypatch.setattr(launch, "LOG_SECONDS", 0)
+    monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 0)
     bar.on_trial_result(0, [], reported, {"epochs": 2, "running": 1})
     assert "trials: 0 done, 1 running, 1 waiting, 0 failed: 25 %" in out.getvalue()
 
 
 def test_a_terminal_gets_no_such_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    monkeypatch.setattr(launch, "LOG_SECONDS", 0)
-    bar = launch.Bar(Progress(console=Console(file=out, force_terminal=True)), [Pack((make_trial(),), ("a trial",), 0)])
+    monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 0)
+    bar = progress.ProgressBar(
+        Progress(console=Console(file=out, force_terminal=True)), [Pack((make_trial(),), ("a trial",), 0)]
+    )
     bar.draw()
     assert out.getvalue() == ""
 
 
 def test_what_the_launcher_left_on_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "LAUNCHER_CONFIG", tmp_path / "ray_bootstrap_config.yaml")
-    assert launch.launcher_config() == {}
+    monkeypatch.setattr(cluster, "LAUNCHER_CONFIG", tmp_path / "ray_bootstrap_config.yaml")
+    assert cluster.read_launcher_config() == {}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps({"head_node_type": "head"}))
-    assert launch.launcher_config() == {"head_node_type": "head"}
+    assert cluster.read_launcher_config() == {"head_node_type": "head"}

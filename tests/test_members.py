@@ -11,15 +11,19 @@ import torch
 from conftest import make_dataset, make_trial, needs_compiler
 
 from sweeps.xor import Xor
-from trainables import members as module
-from trainables.checkpoints import StorageError, TrialFolder
-from trainables.convolutions import CompilerError
-from trainables.delivery import Delivery, Target
-from trainables.members import STARTS, run
-from trainables.probe import OWN, THEIRS
-from trainables.tracking import DRIVER, STORAGE, Store, TrackingError, TrialRun
-from trainables.trainable import Pack, Settings
+from trainables.accelerated.backends import NATIVE, PYTORCH
+from trainables.accelerated.convolutions import CompilerError
+from trainables.errors import StorageError, TrackingError
+from trainables.persistence.connection import DRIVER_TAG, STORAGE_TAG
+from trainables.persistence.delivery import Delivery, SweepContext
+from trainables.persistence.store import Store
+from trainables.persistence.trial_folder import TrialFolder
+from trainables.persistence.trial_run import TrialRun
 from trainables.trial import Trial
+from trainables.worker import worker
+from trainables.worker.active_trial import MAX_STARTS
+from trainables.worker.pack import Pack, WorkerSettings
+from trainables.worker.worker import train_pack
 
 
 class KilledError(Exception):
@@ -27,10 +31,10 @@ class KilledError(Exception):
 
 
 @pytest.fixture
-def settings(store: Store, tmp_path: Path) -> Settings:
-    experiment_id, parent = store.parent("part3", "digits")
+def settings(store: Store, tmp_path: Path) -> WorkerSettings:
+    experiment_id, parent = store.ensure_parent("part3", "digits")
     (tmp_path / "storage" / "elsewhere").mkdir(parents=True)
-    target = Target(
+    context = SweepContext(
         tracking_uri=store.uri,
         experiment_id=experiment_id,
         parent_run_id=parent,
@@ -39,23 +43,23 @@ def settings(store: Store, tmp_path: Path) -> Settings:
         driver=f"{parent}/a",
         tags={},
     )
-    return Settings(target=target, threads=1, checkpoint_seconds=1e-9)
+    return WorkerSettings(context=context, threads=1, checkpoint_seconds=1e-9)
 
 
-def elsewhere(settings: Settings, threads: int = 1) -> Settings:
+def elsewhere(settings: WorkerSettings, threads: int = 1) -> WorkerSettings:
     """The same sweep with another storage, and another driver."""
-    target = dataclasses.replace(
-        settings.target, storage=settings.target.storage / "elsewhere", storage_name="elsewhere", driver="p/b"
+    context = dataclasses.replace(
+        settings.context, storage=settings.context.storage / "elsewhere", storage_name="elsewhere", driver="p/b"
     )
-    return dataclasses.replace(settings, target=target, threads=threads)
+    return dataclasses.replace(settings, context=context, threads=threads)
 
 
-def folder_of(settings: Settings, seed: int = 0) -> TrialFolder:
-    return TrialFolder(settings.target.storage, make_trial(architecture="cnn_3", epochs=4, seed=seed))
+def folder_of(settings: WorkerSettings, seed: int = 0) -> TrialFolder:
+    return TrialFolder(settings.context.storage, make_trial(architecture="cnn_3", epochs=4, seed=seed))
 
 
 def train(
-    settings: Settings,
+    settings: WorkerSettings,
     monkeypatch: pytest.MonkeyPatch,
     die_at_epoch: int | None = None,
     seed: int = 0,
@@ -68,11 +72,11 @@ def train(
         The last report.
     """
     trial = make_trial(**{"architecture": "cnn_3", "epochs": 4, "seed": seed, **changes})
-    return train_pack(settings, monkeypatch, [trial], die_at_epoch, gpus)[trial.id]
+    return train_all(settings, monkeypatch, [trial], die_at_epoch, gpus)[trial.id]
 
 
-def train_pack(
-    settings: Settings,
+def train_all(
+    settings: WorkerSettings,
     monkeypatch: pytest.MonkeyPatch,
     trials: Sequence[Trial],
     die_at_epochs: int | None = None,
@@ -90,21 +94,21 @@ def train_pack(
         if metrics["epochs"] == die_at_epochs and metrics["running"]:
             raise KilledError
 
-    monkeypatch.setattr(module, "REPORT_SECONDS", 0)
-    run(Pack(tuple(trials), ("a trial",) * len(trials), gpus), make_dataset(), settings, report)
+    monkeypatch.setattr(worker, "REPORT_INTERVAL_SECONDS", 0)
+    train_pack(Pack(tuple(trials), ("a trial",) * len(trials), gpus), make_dataset(), settings, report)
     endings: dict[str, dict[str, Any]] = reports[-1]["endings"]
     return endings
 
 
 def result_of(store: Store, seed: int = 0) -> Any:
-    [recorded] = store.recorded()[make_trial(architecture="cnn_3", epochs=4, seed=seed).id]
+    [recorded] = store.find_runs()[make_trial(architecture="cnn_3", epochs=4, seed=seed).id]
     assert recorded.finished
-    return recorded, store.read(recorded)
+    return recorded, store.read_result(recorded)
 
 
-@pytest.mark.parametrize("way", [None, pytest.param(OWN, marks=needs_compiler)])
+@pytest.mark.parametrize("way", [None, pytest.param(NATIVE, marks=needs_compiler)])
 def test_an_interrupted_trial_ends_as_an_undisturbed_one(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, way: str | None
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch, way: str | None
 ) -> None:
     settings = dataclasses.replace(settings, convolutions=way)
     train(settings, monkeypatch)
@@ -112,9 +116,9 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
     store.client.delete_run(run.run_id)
 
     steps: list[int] = []
-    take_step = module.training.take_step
+    take_step = worker.training.take_step
     monkeypatch.setattr(
-        module.training, "take_step", lambda t, d, state, b: (steps.append(state.step), take_step(t, d, state, b))[1]
+        worker.training, "take_step", lambda t, d, state, b: (steps.append(state.step), take_step(t, d, state, b))[1]
     )
     for epoch in (1, 3):
         with pytest.raises(KilledError):
@@ -124,7 +128,7 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
     assert steps == list(range(52))  # 13 steps an epoch: resumed from checkpoints, none taken twice
 
     run, actual = result_of(store)
-    assert store.tags(run.run_id)["convolutions"] == (way or THEIRS)
+    assert store.read_tags(run.run_id)["convolutions"] == (way or PYTORCH)
     for name, curve in expected.curves.items():
         assert curve.tobytes() == actual.curves[name].tobytes()
         history = store.client.get_metric_history(run.run_id, name)
@@ -134,63 +138,63 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
 
 
 def test_a_machine_without_a_compiler_trains_with_pytorchs_convolutions(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def passes(*_: Any) -> Any:
         raise CompilerError("no compiler")
 
-    monkeypatch.setattr(module, "passes", passes)
-    ending = train(dataclasses.replace(settings, convolutions=OWN), monkeypatch)
+    monkeypatch.setattr(worker, "passes", passes)
+    ending = train(dataclasses.replace(settings, convolutions=NATIVE), monkeypatch)
     assert ending["notes"] == ["it trained with PyTorch's convolutions, as there are no others here: no compiler"]
     run, _ = result_of(store)
-    assert store.tags(run.run_id)["convolutions"] == THEIRS
+    assert store.read_tags(run.run_id)["convolutions"] == PYTORCH
 
 
 @needs_compiler
 def test_a_trial_goes_on_with_the_convolutions_that_it_began_with(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the sweep says meanwhile, unless it cannot; what changed is recorded."""
-    ours, theirs = (dataclasses.replace(settings, convolutions=way) for way in (OWN, THEIRS))
+    ours, theirs = (dataclasses.replace(settings, convolutions=way) for way in (NATIVE, PYTORCH))
     for seed, begun, continued in ((0, ours, theirs), (1, theirs, ours)):
         with pytest.raises(KilledError):
             train(begun, monkeypatch, die_at_epoch=2, seed=seed)
         train(continued, monkeypatch, seed=seed)
         run, _ = result_of(store, seed)
-        assert store.tags(run.run_id)["convolutions"] == begun.convolutions
+        assert store.read_tags(run.run_id)["convolutions"] == begun.convolutions
     with pytest.raises(KilledError):
         train(ours, monkeypatch, die_at_epoch=2, seed=2)
 
     def passes(*_: Any) -> Any:
         raise CompilerError("no compiler")
 
-    monkeypatch.setattr(module, "passes", passes)
+    monkeypatch.setattr(worker, "passes", passes)
     train(ours, monkeypatch, seed=2)
     run, _ = result_of(store, seed=2)
-    assert store.tags(run.run_id)["convolutions"] == f"{OWN} then {THEIRS}"
+    assert store.read_tags(run.run_id)["convolutions"] == f"{NATIVE} then {PYTORCH}"
 
 
 @pytest.mark.parametrize("architecture", ["cnn_3", "mlp_1"])
 def test_stacks_and_fully_connected_networks_have_no_convolutions_of_ours(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, architecture: str
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     trial = make_trial(architecture=architecture, epochs=1)
-    changed = dataclasses.replace(settings, convolutions=OWN, stacked=["cnn_3"])
+    changed = dataclasses.replace(settings, convolutions=NATIVE, stacked=["cnn_3"])
     train_pack(changed, monkeypatch, [trial])
-    tags = store.tags(store.recorded()[trial.id][0].run_id)
-    assert tags.get("convolutions") == (THEIRS if architecture == "cnn_3" else None)
+    tags = store.read_tags(store.find_runs()[trial.id][0].run_id)
+    assert tags.get("convolutions") == (PYTORCH if architecture == "cnn_3" else None)
 
 
 def test_a_finished_trial_is_not_trained_again(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(settings, monkeypatch)
-    monkeypatch.setattr(module.training, "start", None)  # calling it would raise
+    monkeypatch.setattr(worker.training, "start", None)  # calling it would raise
     train(settings, monkeypatch)
     result_of(store)
 
 
-def test_provenance_is_recorded(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_is_recorded(settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     train(settings, monkeypatch)
     run, _ = result_of(store)
     tags = store.client.get_run(run.run_id).data.tags
@@ -200,11 +204,11 @@ def test_provenance_is_recorded(settings: Settings, store: Store, monkeypatch: p
 
 
 def test_points_are_sent_only_once_a_checkpoint_covers_them(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     covered: list[int] = []
     sent: list[int] = []
-    write, write_result, send = TrialFolder.write, TrialFolder.write_result, TrialRun.write
+    write, write_result, send = TrialFolder.write_checkpoint, TrialFolder.write_result, TrialRun.write
 
     def spy_write(self: TrialFolder, step: int, content: dict[str, Any]) -> None:
         write(self, step, content)
@@ -220,9 +224,9 @@ def test_points_are_sent_only_once_a_checkpoint_covers_them(
         assert self.run_id == folder_of(settings).run_id  # which a successor would go on with
         send(self, steps, curves)
 
-    monkeypatch.setattr(TrialFolder, "write", spy_write)
+    monkeypatch.setattr(TrialFolder, "write_checkpoint", spy_write)
     monkeypatch.setattr(TrialFolder, "write_result", spy_result)
-    monkeypatch.setattr(TrialRun, "write", spy_send)
+    monkeypatch.setattr(TrialRun, "send_records", spy_send)
     train(settings, monkeypatch)
     assert sent[-1] == covered[-1] == 5
 
@@ -234,39 +238,39 @@ def check_every_step_once(store: Store) -> None:
 
 
 def test_a_trial_that_starts_anew_with_other_threads_doubles_nothing(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its checkpoint is out of reach, and its last bits may differ: the first attempt's points must not stay."""
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
     there = elsewhere(settings, threads=2)
     assert "trains in another sweep, with --storage here" in train(there, monkeypatch)["error"]  # it may be alive
-    [dead] = store.recorded()[make_trial(architecture="cnn_3", epochs=4).id]
-    store.close(dead.run_id, "KILLED")
+    [dead] = store.find_runs()[make_trial(architecture="cnn_3", epochs=4).id]
+    store.end_run(dead.run_id, "KILLED")
     train(there, monkeypatch)
     check_every_step_once(store)
 
 
 def test_a_trial_that_goes_to_and_fro_between_storages_doubles_nothing(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each storage has a checkpoint, and the run in the store has the points of the other one."""
     trial_id = make_trial(architecture="cnn_3", epochs=4).id
     for turn, epoch in ((settings, 3), (elsewhere(settings, threads=2), 1)):
         with pytest.raises(KilledError):
             train(turn, monkeypatch, die_at_epoch=epoch)
-        [dead] = store.recorded()[trial_id]
-        store.close(dead.run_id, "KILLED")
+        [dead] = store.find_runs()[trial_id]
+        store.end_run(dead.run_id, "KILLED")
     train(settings, monkeypatch)
     check_every_step_once(store)
 
 
 def test_a_damaged_checkpoint_costs_its_interval_and_doubles_nothing(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(settings, monkeypatch)
     run, expected = result_of(store)
-    store.delete(run.run_id)
+    store.delete_run(run.run_id)
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
     newest = max(folder_of(settings).path.glob("[0-9]*.checkpoint"))
@@ -279,11 +283,11 @@ def test_a_damaged_checkpoint_costs_its_interval_and_doubles_nothing(
 
 @pytest.mark.parametrize("what", ["[0-9]*.checkpoint", "result.checkpoint"])
 def test_damage_moves_the_trial_to_a_new_run(
-    what: str, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    what: str, settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trained again with other last bits, as with another number of threads: nothing may be added to the old run."""
     if what == "result.checkpoint":
-        monkeypatch.setattr(Delivery, "result", die)
+        monkeypatch.setattr(Delivery, "deliver_result", die)
         with pytest.raises(KilledError):
             train(settings, monkeypatch)
         monkeypatch.undo()
@@ -292,10 +296,10 @@ def test_damage_moves_the_trial_to_a_new_run(
     else:
         with pytest.raises(KilledError):
             train(settings, monkeypatch, die_at_epoch=3)
-    [old] = store.recorded()[folder_of(settings).trial.id]
+    [old] = store.find_runs()[folder_of(settings).trial.id]
     for path in folder_of(settings).path.glob(what):
         path.write_bytes(b"x")
-    start = module.training.start
+    start = worker.training.start
 
     def perturbed(*words: Any, **options: Any) -> Any:
         state = start(*words, **options)
@@ -304,7 +308,7 @@ def test_damage_moves_the_trial_to_a_new_run(
                 parameter *= 1 + 1e-6
         return state
 
-    monkeypatch.setattr(module.training, "start", perturbed)
+    monkeypatch.setattr(worker.training, "start", perturbed)
     train(settings, monkeypatch)
     check_every_step_once(store)
     assert result_of(store)[0].run_id != old.run_id
@@ -315,7 +319,7 @@ def die(*_: Any) -> None:
 
 
 def test_a_run_that_another_sweep_finished_meanwhile_is_left_as_it_is(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store is away when the trial starts; when it is back, the trial is finished there."""
     open_run, calls = Delivery._open, iter(range(1000))
@@ -331,31 +335,31 @@ def test_a_run_that_another_sweep_finished_meanwhile_is_left_as_it_is(
     monkeypatch.setattr(Delivery, "_open", away_at_first)
     train(settings, monkeypatch)
     check_every_step_once(store)
-    assert store.tags(result_of(store)[0].run_id)[STORAGE] == "elsewhere"
+    assert store.read_tags(result_of(store)[0].run_id)[STORAGE_TAG] == "elsewhere"
     assert not folder_of(settings).path.exists()
 
 
 def test_training_goes_on_while_the_store_is_away(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The result is kept, and the next attempt sends it without training."""
     hidden = Path(store.uri.removeprefix("sqlite:///"))
     uri = f"sqlite:///{hidden.parent}/hidden/mlflow.db"
     hidden.rename(hidden.parent / "away.db")
-    away = dataclasses.replace(settings, target=dataclasses.replace(settings.target, tracking_uri=uri))
+    away = dataclasses.replace(settings, context=dataclasses.replace(settings.context, tracking_uri=uri))
     (hidden.parent / "hidden").touch()  # a file where the database's folder should be
     last = train(away, monkeypatch)
     assert "cannot be used" in last["kept"]
     assert folder_of(settings).has_result
     (hidden.parent / "away.db").rename(hidden)
-    monkeypatch.setattr(module.training, "start", None)  # calling it would raise
+    monkeypatch.setattr(worker.training, "start", None)  # calling it would raise
     assert train(settings, monkeypatch)["kept"] is None
     check_every_step_once(store)
     assert not folder_of(settings).path.exists()
 
 
 def test_a_store_that_fails_now_and_then_gets_every_point_once(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send, calls = TrialRun.write, iter(range(1000))
     monkeypatch.setattr("trainables.delivery.WAIT_SECONDS", 0.0)
@@ -370,14 +374,14 @@ def test_a_store_that_fails_now_and_then_gets_every_point_once(
             self.written = 0  # the answer was lost: all is sent again
             raise TrackingError("no answer")
 
-    monkeypatch.setattr(TrialRun, "write", flaky)
+    monkeypatch.setattr(TrialRun, "send_records", flaky)
     while train(settings, monkeypatch)["kept"]:
         pass
     check_every_step_once(store)
 
 
 def test_a_full_disk_ends_the_trial_with_the_reason(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=1)
@@ -393,66 +397,68 @@ def test_a_full_disk_ends_the_trial_with_the_reason(
     check_every_step_once(store)
 
 
-def test_a_trial_that_always_raises_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_always_raises_is_given_up(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise ArithmeticError("broken")
 
-    monkeypatch.setattr(module.training, "train", broken)
-    for _ in range(STARTS):
+    monkeypatch.setattr(worker.training, "train", broken)
+    for _ in range(MAX_STARTS):
         with pytest.raises(ArithmeticError):
             train(settings, monkeypatch)
     assert "ended 3 times at the same point: ArithmeticError: broken" in train(settings, monkeypatch)["error"]
-    other_driver = dataclasses.replace(settings, target=dataclasses.replace(settings.target, driver="p/b"))
+    other_driver = dataclasses.replace(settings, context=dataclasses.replace(settings.context, driver="p/b"))
     with pytest.raises(ArithmeticError):  # a new command tries anew
         train(other_driver, monkeypatch)
 
 
 def test_threads_are_recorded_with_their_change(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
     train(dataclasses.replace(settings, threads=2), monkeypatch)
     run, _ = result_of(store)
-    assert store.tags(run.run_id)["threads"] == "1 then 2"
+    assert store.read_tags(run.run_id)["threads"] == "1 then 2"
 
 
 def test_a_trial_that_diverges_is_finished_as_such(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=0, optimizer="sgd", learning_rate=1e6)
     train(settings, monkeypatch, optimizer="sgd", learning_rate=1e6)
-    [[run]] = store.recorded().values()
+    [[run]] = store.find_runs().values()
     assert run.finished
     assert run.diverged
     assert run.test_accuracy is None
-    result = store.read(run)
+    result = store.read_result(run)
     assert result.diverged
     history = store.client.get_metric_history(run.run_id, "train_loss")
     assert [m.step for m in history] == result.steps.tolist()
 
 
-def test_runs_name_their_storage_and_driver(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_name_their_storage_and_driver(
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(settings, monkeypatch)
     run, _ = result_of(store)
-    tags = store.tags(run.run_id)
-    assert (tags[STORAGE], tags[DRIVER]) == ("here", settings.target.driver)
+    tags = store.read_tags(run.run_id)
+    assert (tags[STORAGE_TAG], tags[DRIVER_TAG]) == ("here", settings.context.driver)
 
 
-def test_an_xor_trial_needs_no_data(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_xor_trial_needs_no_data(settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = Xor(epochs=20).sweep().trials()[1]
-    run(Pack((trial,), ("xor",), 0), None, settings, lambda metrics: None)
-    [recorded] = store.recorded()[trial.id]
-    result = store.read(recorded)
+    train_pack(Pack((trial,), ("xor",), 0), None, settings, lambda metrics: None)
+    [recorded] = store.find_runs()[trial.id]
+    result = store.read_result(recorded)
     assert result.steps.tolist() == list(range(4, 81, 4))
     assert result.first_layer.shape == (3, 3)
 
 
-def test_the_trained_model_is_kept(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trained_model_is_kept(settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     train(settings, monkeypatch)
     run, result = result_of(store)
-    with store.artifact(run, "model.pt") as path:
+    with store.open_artifact(run, "model.pt") as path:
         weights = torch.load(path, weights_only=True)
     np.testing.assert_array_equal(next(iter(weights.values())).numpy(), result.first_layer)
 
@@ -461,7 +467,7 @@ def test_the_trained_model_is_kept(settings: Settings, store: Store, monkeypatch
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
 )
 def test_a_trial_without_enough_gpu_memory_is_to_be_tried_with_more(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """As often as it takes, and from its last checkpoint."""
     with pytest.raises(KilledError):
@@ -470,27 +476,27 @@ def test_a_trial_without_enough_gpu_memory_is_to_be_tried_with_more(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    start = module.training.start
-    monkeypatch.setattr(module.training, "start", fail)
-    for _ in range(STARTS + 1):
+    start = worker.training.start
+    monkeypatch.setattr(worker.training, "start", fail)
+    for _ in range(MAX_STARTS + 1):
         report = train(settings, monkeypatch, gpus=0.1)
         assert report["out_of_memory"]
         assert "0.1 of a GPU has too little memory for it" in report["error"]
-    monkeypatch.setattr(module.training, "start", start)
+    monkeypatch.setattr(worker.training, "start", start)
     assert "error" not in train(settings, monkeypatch, gpus=0.2)
     result_of(store)
 
 
-def test_other_errors_are_not_of_memory(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.training, "start", None)
+def test_other_errors_are_not_of_memory(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.training, "start", None)
     with pytest.raises(TypeError):
         train(settings, monkeypatch, gpus=0.1)
 
 
-def test_a_node_without_the_storage_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = settings.target.storage / "missing"
-    target = dataclasses.replace(settings.target, storage=missing)
-    report = train(dataclasses.replace(settings, target=target), monkeypatch)
+def test_a_node_without_the_storage_says_so(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = settings.context.storage / "missing"
+    context = dataclasses.replace(settings.context, storage=missing)
+    report = train(dataclasses.replace(settings, context=context), monkeypatch)
     assert f"does not see --storage {missing}; mount it there" in report["error"]
     assert not report["out_of_memory"]
     assert not missing.exists()
@@ -498,10 +504,10 @@ def test_a_node_without_the_storage_says_so(settings: Settings, monkeypatch: pyt
 
 @pytest.mark.parametrize(("gpus", "fraction"), [(0.25, 0.25 - 0.5 / 16), (0.04, 0.02), (1.0, 1.0), (2.0, 1.0)])
 def test_a_trials_tensors_leave_room_for_the_rest_of_its_process(gpus: float, fraction: float) -> None:
-    assert module.memory_fraction(gpus, 16 * 2**30) == pytest.approx(fraction)
+    assert worker.compute_memory_fraction(gpus, 16 * 2**30) == pytest.approx(fraction)
 
 
-def stacked(settings: Settings) -> Settings:
+def stacked(settings: WorkerSettings) -> WorkerSettings:
     """The same, with MLPs side by side."""
     return dataclasses.replace(settings, stacked=["mlp_1"])
 
@@ -513,9 +519,9 @@ def mlps(seeds: Sequence[int] = range(3), **changes: Any) -> list[Trial]:
 def results(store: Store) -> dict[str, Any]:
     """By trial id; each has one run, finished, with every step once."""
     found = {}
-    for trial_id, [recorded] in store.recorded().items():
+    for trial_id, [recorded] in store.find_runs().items():
         assert recorded.finished
-        found[trial_id] = result = store.read(recorded)
+        found[trial_id] = result = store.read_result(recorded)
         for name in result.curves:
             history = store.client.get_metric_history(recorded.run_id, name)
             assert [m.step for m in history] == result.steps.tolist()
@@ -530,13 +536,13 @@ def same(one: Any, other: Any) -> bool:
 
 def forget(store: Store) -> None:
     """Empty the store."""
-    for runs in store.recorded().values():
+    for runs in store.find_runs().values():
         for recorded in runs:
-            store.delete(recorded.run_id)
+            store.delete_run(recorded.run_id)
 
 
 def test_a_packs_death_and_other_packs_change_no_member(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in a stack of three; gone on with in packs of two and one, from one checkpoint and from another."""
     trials = mlps()
@@ -552,13 +558,13 @@ def test_a_packs_death_and_other_packs_change_no_member(
     train_pack(settings, monkeypatch, trials[2:])  # as it began, not as the sweep says now
     actual = results(store)
     assert all(same(actual[trial.id], expected[trial.id]) for trial in trials)
-    tags = [store.tags(store.recorded()[trial.id][0].run_id)["stacked_trials"] for trial in trials]
+    tags = [store.read_tags(store.find_runs()[trial.id][0].run_id)["stacked_trials"] for trial in trials]
     assert tags == ["1", "1", "1"]
-    assert not any((settings.target.storage / "trials").iterdir())
+    assert not any((settings.context.storage / "trials").iterdir())
 
 
 def test_members_one_after_another_are_as_alone(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = mlps()
     for trial in trials:
@@ -573,7 +579,7 @@ def test_members_one_after_another_are_as_alone(
 
 
 def test_a_member_that_diverges_leaves_the_others_alone(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [good] = mlps([0])
     [bad] = mlps([1], optimizer="sgd", learning_rate=1e6)
@@ -591,48 +597,48 @@ def test_a_member_that_diverges_leaves_the_others_alone(
 
 
 def test_a_member_that_cannot_be_trained_leaves_the_others_alone(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = mlps()
-    folder = TrialFolder(settings.target.storage, trials[1])
+    folder = TrialFolder(settings.context.storage, trials[1])
     folder.path.mkdir(parents=True)
-    (folder.path / "starts").write_text(f"{settings.target.driver} {STARTS}")
-    endings = train_pack(stacked(settings), monkeypatch, trials)
+    (folder.path / "starts").write_text(f"{settings.context.driver} {MAX_STARTS}")
+    endings = train_all(stacked(settings), monkeypatch, trials)
     assert ["error" in endings[trial.id] for trial in trials] == [False, True, False]
     assert set(results(store)) == {trials[0].id, trials[2].id}
 
 
 def test_a_member_that_ends_its_process_again_and_again_does_not_take_others_with_it(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = mlps()
-    start = module.training.start
+    start = worker.training.start
 
     def dying(trial: Trial, *words: Any, **options: Any) -> Any:
         if trial == trials[1]:
             raise KilledError("this one")
         return start(trial, *words, **options)
 
-    monkeypatch.setattr(module.training, "start", dying)
+    monkeypatch.setattr(worker.training, "start", dying)
     deaths = 0
     while True:
         try:
-            endings = train_pack(stacked(settings), monkeypatch, trials)
+            endings = train_all(stacked(settings), monkeypatch, trials)
             break
         except KilledError:
             deaths += 1
-    assert deaths == STARTS
+    assert deaths == MAX_STARTS
     assert "ended 3 times at the same point: test_members.KilledError: this one" in endings[trials[1].id]["error"]
-    [failed] = store.recorded()[trials[1].id]
-    store.delete(failed.run_id)
+    [failed] = store.find_runs()[trials[1].id]
+    store.delete_run(failed.run_id)
     assert set(results(store)) == {trials[0].id, trials[2].id}
 
 
-def test_a_report_says_how_far_a_pack_is(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_says_how_far_a_pack_is(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     reports: list[dict[str, Any]] = []
-    monkeypatch.setattr(module, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(worker, "REPORT_INTERVAL_SECONDS", 0)
     trials = [*mlps([0, 1]), make_trial(architecture="cnn_3", epochs=4)]
-    run(Pack(tuple(trials), ("a trial",) * 3, 0), make_dataset(), stacked(settings), reports.append)
+    train_pack(Pack(tuple(trials), ("a trial",) * 3, 0), make_dataset(), stacked(settings), reports.append)
     assert [(r["epochs"], r["running"], len(r["endings"])) for r in reports] == [
         *((0, 2, 0), (0, 2, 0), (2, 2, 0), (4, 2, 0), (6, 2, 0)),  # the stack
         *((8, 1, 2), (8, 1, 2), (9, 1, 2), (10, 1, 2), (11, 1, 2)),  # then the other

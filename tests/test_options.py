@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis import part3 as analysis_part3
+from analysis import part3
 from analysis.output import main as analysis_main
-from sweeps.options import JOB_ADDRESS, Running, main, parse
+from sweeps.cli import main, parse
+from sweeps.driver.options import RunOptions
+from sweeps.experiment import JOB_ADDRESS_VARIABLE
 from sweeps.part3 import Part3
 
 
@@ -32,19 +34,19 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults_are_the_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["part3.py"])
-    selection, running = parse(Part3, Running, None)
+    selection, running = parse(Part3, RunOptions, None)
     trials = selection.sweep().trials()
     assert len(trials) == 50
     assert {t.architecture for t in trials} == {"mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5"}
     assert {(t.dataset, t.epochs, t.learning_rate, t.batch_size, t.optimizer) for t in trials} == {
         ("cifar10", 15, 0.01, 50, "adam")
     }
-    assert running == Running()
+    assert running == RunOptions()
 
 
 def test_quick_moves_the_defaults_and_gives_way_to_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["part3.py", "--epochs", "2", "--quick"])
-    selection, _ = parse(Part3, Running, None)
+    selection, _ = parse(Part3, RunOptions, None)
     assert (selection.dataset, selection.seeds, selection.epochs, selection.quick) == ("digits", 3, 2, True)
     assert selection.command("analysis") == "python analysis/part3.py --quick --epochs 2"
 
@@ -137,7 +139,7 @@ def test_an_analysis_without_trials_says_how_to_get_them(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["part3.py", "--quick", "--seeds", "1"])
     with pytest.raises(SystemExit) as exit_info:
-        analysis_main(Part3, analysis_part3.draw, "Part 3.")
+        analysis_main(Part3, part3.draw, "Part 3.")
     assert exit_info.value.code == 2
     err = capsys.readouterr().err
     assert "there are no trials yet in" in err
@@ -151,7 +153,7 @@ def test_a_dry_run_shows_an_impossible_gpu_whatever_the_environment_says(monkeyp
 
 
 def test_the_command_to_go_on_repeats_how_it_ran() -> None:
-    running = Running(storage=Path("/scratch/x"), cpus_per_trial=2)
+    running = RunOptions(storage=Path("/scratch/x"), cpus_per_trial=2)
     command = Part3(quick=True, **Part3.quick_defaults).command("sweeps", running)
     assert command == "python sweeps/part3.py --quick --storage /scratch/x --cpus-per-trial 2"
 
@@ -160,14 +162,14 @@ def test_the_environment_names_the_folders(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SWEEPS_STORAGE", "/srv/storage")
     monkeypatch.setenv("SWEEPS_DATA_ROOT", "/srv/data")
     monkeypatch.setattr(sys, "argv", ["part3.py"])
-    selection, running = parse(Part3, Running, None)
+    selection, running = parse(Part3, RunOptions, None)
     assert (running.storage, running.data_root) == (Path("/srv/storage"), Path("/srv/data"))
     assert selection.command("sweeps", running) == "python sweeps/part3.py"
 
 
 def test_commands_of_a_job_are_those_of_the_computer_that_submitted_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(JOB_ADDRESS, "http://127.0.0.1:8265")
-    assert Part3(seeds=2).command("sweeps", Running()) == (
+    monkeypatch.setenv(JOB_ADDRESS_VARIABLE, "http://127.0.0.1:8265")
+    assert Part3(seeds=2).command("sweeps", RunOptions()) == (
         "python sweeps/part3.py --seeds 2 --address http://127.0.0.1:8265"
     )
     assert Part3(seeds=2).command("analysis") == (

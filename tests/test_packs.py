@@ -7,19 +7,27 @@ from conftest import make_trial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.packs import MOST_TRIALS, Images, packs, parse_pack, seconds, stackable
+from sweeps.driver.packing import (
+    MAX_STACKED_TRIALS,
+    ImageCounts,
+    estimate_seconds,
+    make_packs,
+    parse_pack_size,
+    remove_stack_differences,
+)
 from sweeps.xor import Xor
-from trainables.trainable import Pack
-from trainables.trial import BadInputError, Trial
+from trainables.errors import BadInputError
+from trainables.trial import Trial
+from trainables.worker.pack import Pack
 
-FASHION = Images((1, 28, 28), 54_000, 6_000, 10_000)
-TINY = Images((1, 32, 32), 1_300, 140, 360)
+FASHION = ImageCounts((1, 28, 28), 54_000, 6_000, 10_000)
+TINY = ImageCounts((1, 32, 32), 1_300, 140, 360)
 
 
-def pack(trials: list[Trial], images: Images | None = FASHION, **changes: Any) -> list[list[Trial]]:
+def pack(trials: list[Trial], images: ImageCounts | None = FASHION, **changes: Any) -> list[list[Trial]]:
     settings = {"stacked": ["mlp_1"], "gpus": {trial.id: 0.0 for trial in trials}, "at_once": 2, "most": None}
     names = {trial.id: f"name of {trial.id}" for trial in trials}
-    found = packs(trials, names, images=images, **{**settings, **changes})
+    found = make_packs(trials, names, images=images, **{**settings, **changes})
     assert all(some.names == tuple(names[trial.id] for trial in some.trials) for some in found)
     assert all(Pack.from_json(some.to_json()) == some for some in found)
     return [list(some.trials) for some in found]
@@ -75,21 +83,21 @@ def test_every_trial_is_in_one_pack(seeds: int, architectures: list[str], at_onc
     for some in found:
         assert 1 <= len(some) <= (most or len(trials))
         if some[0].architecture == "mlp_1":
-            assert len(some) <= (most or MOST_TRIALS)
-            assert len({stackable(trial) for trial in some}) == 1
+            assert len(some) <= (most or MAX_STACKED_TRIALS)
+            assert len({remove_stack_differences(trial) for trial in some}) == 1
 
 
 def test_a_trial_is_longer_with_more_to_do() -> None:
     [trial] = trials_of(("cnn_3",), 1)
     [more] = trials_of(("cnn_3",), 1, quantities=("val_accuracy", "train_set_accuracy"))
-    assert seconds(trial, TINY) < seconds(trial, FASHION) < seconds(more, FASHION)
-    assert seconds(trial, FASHION) == pytest.approx(
-        15 * seconds(trials_of(("cnn_3",), 1, epochs=1)[0], FASHION), rel=0.01
+    assert estimate_seconds(trial, TINY) < estimate_seconds(trial, FASHION) < estimate_seconds(more, FASHION)
+    assert estimate_seconds(trial, FASHION) == pytest.approx(
+        15 * estimate_seconds(trials_of(("cnn_3",), 1, epochs=1)[0], FASHION), rel=0.01
     )
 
 
 def test_what_pack_asks_for() -> None:
-    assert [parse_pack(word) for word in ("auto", "1", "16")] == [None, 1, 16]
+    assert [parse_pack_size(word) for word in ("auto", "1", "16")] == [None, 1, 16]
     for word in ("0", "-1", "1.5", "many", ""):
         with pytest.raises(BadInputError, match="must be auto, or a whole number of trials from 1 on"):
-            parse_pack(word)
+            parse_pack_size(word)

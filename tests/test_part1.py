@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.part1 import Part1, built, closed_form, count, parse_shape
-from trainables.architectures import ARCHITECTURES
-from trainables.trial import BadInputError
+from analysis.part1 import Part1, count_built_parameters, main, parse_shape
+from trainables.architectures import ARCHITECTURES, count_parameters
+from trainables.errors import BadInputError
 
 # Counted by hand from the reports' table of layers, for a 1×32×32 input.
 PARAMETERS_32 = {"mlp_1": 33_130, "mlp_2": 35_498, "cnn_3": 11_106, "cnn_4": 13_522, "cnn_5": 8_346}
@@ -15,7 +15,7 @@ PARAMETERS_32 = {"mlp_1": 33_130, "mlp_2": 35_498, "cnn_3": 11_106, "cnn_4": 13_
 
 @pytest.mark.parametrize(("architecture", "parameters"), PARAMETERS_32.items())
 def test_counts_on_32_pixels(architecture: str, parameters: int) -> None:
-    counted = closed_form(architecture, (1, 32, 32))
+    counted = count_parameters(architecture, (1, 32, 32))
     assert counted.weights + counted.biases == parameters
 
 
@@ -23,19 +23,19 @@ def test_counts_on_32_pixels(architecture: str, parameters: int) -> None:
     ("architecture", "parameters"), [("conv_pool", 34_538), ("conv_pool_valid", 22_058), ("logistic", 30_730)]
 )
 def test_counts_in_colour(architecture: str, parameters: int) -> None:
-    assert sum(built(architecture, (3, 32, 32))) == parameters
+    assert sum(count_built_parameters(architecture, (3, 32, 32))) == parameters
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 32, 32), (3, 32, 32)])
 def test_closed_form_equals_the_built_network(architecture: str, shape: tuple[int, int, int]) -> None:
-    counted = closed_form(architecture, shape)
-    assert (counted.weights, counted.biases) == built(architecture, shape)
+    counted = count_parameters(architecture, shape)
+    assert (counted.weights, counted.biases) == count_built_parameters(architecture, shape)
     assert eval(counted.formula.replace("·", "*")) == counted.weights + counted.biases
 
 
 def test_the_table_as_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert count(Part1(out=tmp_path, inputs=("1x28x28",))) == 0
+    assert main(Part1(out=tmp_path, inputs=("1x28x28",))) == 0
     rows = list(csv.DictReader((tmp_path / "part1.csv").read_text().splitlines()))
     assert [row["architecture"] for row in rows] == list(ARCHITECTURES)
     assert list(rows[0]) == ["architecture", "input", "weights", "biases", "parameters", "formula"]
@@ -51,4 +51,4 @@ def test_bad_shapes_are_refused(text: str) -> None:
 
 def test_too_small_an_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="input 1x8x8 does not fit"):
-        count(Part1(out=tmp_path, inputs=("1x8x8",)))
+        main(Part1(out=tmp_path, inputs=("1x8x8",)))

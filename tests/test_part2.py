@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.part2 import Part2, convolve, default_images, default_kernels, main
-from trainables.trial import BadInputError
+from analysis.part2 import Part2, convolve, load_default_images, main, make_default_kernels
+from trainables.errors import BadInputError
 
 
 @st.composite
@@ -71,17 +71,17 @@ def test_what_does_not_fit_is_refused(images: np.ndarray, kernels: np.ndarray, s
 def test_files_in_figure_and_outputs_out(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
-    np.save(tmp_path / "kernels.npy", default_kernels())
+    np.save(tmp_path / "kernels.npy", make_default_kernels())
     options = Part2(images=tmp_path / "images.npy", kernels=tmp_path / "kernels.npy", out=tmp_path / "out")
     assert main(options) == 0
     outputs = np.load(tmp_path / "out" / "part2.npy")
     assert outputs.shape == (5, 8, 25, 25)
-    np.testing.assert_array_equal(outputs, convolve(images, default_kernels()))
+    np.testing.assert_array_equal(outputs, convolve(images, make_default_kernels()))
     assert (tmp_path / "out" / "part2.png").stat().st_size > 1000
 
 
 def test_the_default_images_and_kernels() -> None:
-    assert convolve(default_images(), default_kernels()).shape == (5, 8, 29, 29)
+    assert convolve(load_default_images(), make_default_kernels()).shape == (5, 8, 29, 29)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an array", b"PK\x03\x04 no archive", None])

@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.resources import (
-    MARGIN,
-    SHARED_GPU,
-    SMALLEST_SHARE,
+from sweeps.driver.resources import (
+    DEFAULT_GPU_SHARE,
+    MEMORY_MARGIN,
+    MIN_GPU_SHARE,
     Node,
-    fitting,
-    gpu_shares,
-    parse_gpus,
-    share,
-    share_for,
-    with_planned,
+    add_planned_nodes,
+    allocate,
+    choose_gpu_shares,
+    count_fitting,
+    parse_gpu_requests,
+    size_gpu_share,
 )
-from trainables.trial import BadInputError
+from trainables.errors import BadInputError
 
 GPU_WORKERS = {
     "head_node_type": "head",
@@ -45,11 +45,11 @@ MACHINES = {"head_node_type": "a", "available_node_types": {"a": {"resources": {
     ],
 )
 def test_how_many_at_once(cpus: int, gpus: float, max_concurrent: int | None, nodes: list[Node], at_once: int) -> None:
-    assert share(cpus, {"mlp_1": gpus}, nodes, max_concurrent).at_once == at_once
+    assert allocate(cpus, {"mlp_1": gpus}, nodes, max_concurrent).at_once == at_once
 
 
 def test_the_architecture_that_needs_least_says_how_many_at_once() -> None:
-    found = share(1, {"mlp_1": 0.1, "cnn_4": 0.5}, [Node(64, 1)], None)
+    found = allocate(1, {"mlp_1": 0.1, "cnn_4": 0.5}, [Node(64, 1)], None)
     assert (found.at_once, found.gpus) == (10, {"mlp_1": 0.1, "cnn_4": 0.5})
 
 
@@ -64,28 +64,28 @@ def test_the_architecture_that_needs_least_says_how_many_at_once() -> None:
 )
 def test_more_than_there_is_is_refused(cpus: int, gpus: float, nodes: list[Node], sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
-        share(cpus, {"mlp_1": 0.0, "cnn_4": gpus}, nodes, None)
+        allocate(cpus, {"mlp_1": 0.0, "cnn_4": gpus}, nodes, None)
 
 
 @pytest.mark.parametrize(
     ("words", "nodes", "shares"),
     [
         ((), [Node(2, 0)], {"mlp_1": 0, "cnn_4": 0}),
-        ((), [Node(2, 0), Node(2, 1)], {"mlp_1": SHARED_GPU, "cnn_4": SHARED_GPU}),
+        ((), [Node(2, 0), Node(2, 1)], {"mlp_1": DEFAULT_GPU_SHARE, "cnn_4": DEFAULT_GPU_SHARE}),
         (("0.5",), [Node(2, 1)], {"mlp_1": 0.5, "cnn_4": 0.5}),
         (("mlp_1=0.1", "cnn_4=1"), [Node(2, 1)], {"mlp_1": 0.1, "cnn_4": 1}),
-        (("mlp_1=0.1",), [Node(2, 1)], {"mlp_1": 0.1, "cnn_4": SHARED_GPU}),
+        (("mlp_1=0.1",), [Node(2, 1)], {"mlp_1": 0.1, "cnn_4": DEFAULT_GPU_SHARE}),
         (("0.5", "mlp_1=auto"), [Node(2, 1)], {"mlp_1": 0.05, "cnn_4": 0.5}),
-        (("auto",), [Node(2, 1)], {"mlp_1": 0.05, "cnn_4": SHARED_GPU}),  # one of them could be measured
+        (("auto",), [Node(2, 1)], {"mlp_1": 0.05, "cnn_4": DEFAULT_GPU_SHARE}),  # one of them could be measured
         (("auto",), [Node(2, 0)], {"mlp_1": 0.05, "cnn_4": 0}),
     ],
 )
 def test_what_each_architecture_gets(words: tuple[str, ...], nodes: list[Node], shares: Mapping[str, float]) -> None:
-    assert gpu_shares(parse_gpus(words), ["mlp_1", "cnn_4"], nodes, {"mlp_1": 0.05}) == shares
+    assert choose_gpu_shares(parse_gpu_requests(words), ["mlp_1", "cnn_4"], nodes, {"mlp_1": 0.05}) == shares
 
 
 def test_the_network_of_xor_gets_no_gpu() -> None:
-    assert gpu_shares(parse_gpus(["0.5"]), ["xor"], [Node(2, 1)]) == {"xor": 0}
+    assert choose_gpu_shares(parse_gpu_requests(["0.5"]), ["xor"], [Node(2, 1)]) == {"xor": 0}
 
 
 @pytest.mark.parametrize(
@@ -105,22 +105,22 @@ def test_the_network_of_xor_gets_no_gpu() -> None:
 )
 def test_words_that_are_no_shares_are_refused(words: list[str], sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
-        parse_gpus(words)
+        parse_gpu_requests(words)
 
 
 @given(st.floats(0, 1))
 def test_a_measured_share_holds_what_was_used(used: float) -> None:
-    found = share_for(used)
-    assert SMALLEST_SHARE <= found <= 1
-    at_once = fitting(Node(1000, 1), 1, found)
+    found = size_gpu_share(used)
+    assert MIN_GPU_SHARE <= found <= 1
+    at_once = count_fitting(Node(1000, 1), 1, found)
     assert at_once * round(found, 4) <= 1
-    assert found > min(1, used * MARGIN) - 0.0001  # as finely as Ray counts
+    assert found > min(1, used * MEMORY_MARGIN) - 0.0001  # as finely as Ray counts
 
 
 def test_nodes_that_the_launcher_would_start_count() -> None:
     head, worker = Node(0, 0), Node(8, 1)
-    assert with_planned([head], GPU_WORKERS) == [head, worker, worker, worker]
-    assert with_planned([head, worker], GPU_WORKERS) == [head, worker, worker, worker]
-    assert with_planned([head, *[worker] * 5], GPU_WORKERS) == [head, *[worker] * 5]
-    assert with_planned([head, Node(4, 1)], MACHINES) == [head, Node(4, 1)]
-    assert with_planned([head], {}) == [head]
+    assert add_planned_nodes([head], GPU_WORKERS) == [head, worker, worker, worker]
+    assert add_planned_nodes([head, worker], GPU_WORKERS) == [head, worker, worker, worker]
+    assert add_planned_nodes([head, *[worker] * 5], GPU_WORKERS) == [head, *[worker] * 5]
+    assert add_planned_nodes([head, Node(4, 1)], MACHINES) == [head, Node(4, 1)]
+    assert add_planned_nodes([head], {}) == [head]

@@ -14,15 +14,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.output import Drawing, Output, finite, main, markdown
+from analysis.output import DrawOptions, Output, format_markdown, main, replace_non_finite
 from analysis.part3 import draw
-from analysis.results import Loaded, any_finished, best_run, completed, diverged_seeds, finished, load
+from analysis.results import (
+    SweepResults,
+    find_best_run,
+    has_any_finished,
+    list_diverged_seeds,
+    load_results,
+    select_completed,
+    select_finished,
+)
+from sweeps.driver.plan import Plan
+from sweeps.driver.report import make_result_table
 from sweeps.part3 import Part3
-from sweeps.run import Plan, result_table
 from sweeps.sweep import Sweep
+from trainables.errors import BadInputError
+from trainables.persistence.store import Store
+from trainables.persistence.trial_run import RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
-from trainables.tracking import ARTIFACT, Store, TrialRun
-from trainables.trial import BadInputError, Trial
+from trainables.trial import Trial
 
 RECORDS = 6
 LAST_RECORDS = 4  # of a trial that diverged
@@ -67,20 +78,20 @@ def record(
 
 def opened(store: Store, trial: Trial, name: str) -> TrialRun:
     """The trial's run in the store, below part 3's."""
-    return store.open(trial, name, *store.parent("part3", "digits"), {}, run_id=None)
+    return store.open_run(trial, name, *store.ensure_parent("part3", "digits"), {}, run_id=None)
 
 
 def put(store: Store, trial: Trial, name: str, result: Result) -> None:
     """Write a finished trial into the store."""
     with TemporaryDirectory() as folder:
-        result.save(Path(folder) / ARTIFACT)
+        result.save(Path(folder) / RESULT_ARTIFACT)
         opened(store, trial, name).finish(result, int(result.steps[-1]), {}, Path(folder))
 
 
 def test_named_axes(store: Store) -> None:
     sweep = make_sweep(seeds=3)
     record(store, sweep)
-    data = load(sweep, store, fill=FILL).data
+    data = load_results(sweep, store, fill=FILL).data
     assert dict(data.train_loss.sizes) == {"seed": 3, "architecture": 2, "step": RECORDS}
     assert data.step.values.tolist() == [10, 20, 30, 40, 50, 60]
     assert data.test_accuracy.sel(architecture="cnn_3", seed=2) == 82
@@ -89,7 +100,7 @@ def test_named_axes(store: Store) -> None:
 
 def test_trials_of_other_sweeps_are_left_out(store: Store) -> None:
     record(store, make_sweep(seeds=3))
-    assert load(make_sweep(seeds=2), store, fill=FILL).data.sizes["seed"] == 2
+    assert load_results(make_sweep(seeds=2), store, fill=FILL).data.sizes["seed"] == 2
 
 
 def test_gaps_are_named_with_the_command_that_fills_them(store: Store) -> None:
@@ -98,7 +109,7 @@ def test_gaps_are_named_with_the_command_that_fills_them(store: Store) -> None:
     with pytest.raises(
         BadInputError, match=r"1 of 4 trials are not finished \(cnn_3 · seed 1\); train them with: pyth"
     ):
-        load(sweep, store, fill=FILL)
+        load_results(sweep, store, fill=FILL)
 
 
 def test_a_running_trial_is_a_gap(store: Store) -> None:
@@ -106,13 +117,13 @@ def test_a_running_trial_is_a_gap(store: Store) -> None:
     record(store, sweep, leave_out=("cnn_3 · seed 0",))
     opened(store, sweep.trials()[1], "cnn_3 · seed 0")
     with pytest.raises(BadInputError, match="cnn_3 · seed 0"):
-        load(sweep, store, fill=FILL)
+        load_results(sweep, store, fill=FILL)
 
 
 def test_allowed_gaps_are_nan_and_reported(store: Store) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, leave_out=("cnn_3 · seed 1",))
-    loaded = load(sweep, store, fill=FILL, allow_missing=True)
+    loaded = load_results(sweep, store, fill=FILL, allow_missing=True)
     assert loaded.missing == ["cnn_3 · seed 1"]
     assert np.isnan(loaded.data.val_accuracy.sel(architecture="cnn_3", seed=1)).all()
     assert not np.isnan(loaded.data.val_accuracy.sel(architecture="cnn_3", seed=0)).any()
@@ -120,17 +131,17 @@ def test_allowed_gaps_are_nan_and_reported(store: Store) -> None:
 
 def test_nothing_at_all_is_an_error_even_if_gaps_are_allowed(store: Store) -> None:
     with pytest.raises(BadInputError, match="4 of 4 trials are not finished"):
-        load(make_sweep(), store, fill=FILL, allow_missing=True)
+        load_results(make_sweep(), store, fill=FILL, allow_missing=True)
 
 
 def test_two_finished_runs_of_a_trial_are_an_error(store: Store) -> None:
     sweep = make_sweep(seeds=1)
     record(store, sweep)
-    [first] = store.recorded()[sweep.trials()[0].id]
-    twin = store.client.create_run(store.parent("part3", "digits")[0], tags={"trial_id": sweep.trials()[0].id})
+    [first] = store.find_runs()[sweep.trials()[0].id]
+    twin = store.client.create_run(store.ensure_parent("part3", "digits")[0], tags={"trial_id": sweep.trials()[0].id})
     store.client.set_terminated(twin.info.run_id)
     with pytest.raises(BadInputError, match=f"'mlp_1 · seed 0' has 2 finished runs .*{first.run_id}"):
-        load(sweep, store, fill=FILL)
+        load_results(sweep, store, fill=FILL)
 
 
 def test_an_artifact_without_a_quantity_is_an_error(store: Store) -> None:
@@ -140,19 +151,19 @@ def test_an_artifact_without_a_quantity_is_an_error(store: Store) -> None:
         del result.curves["val_accuracy"]
         put(store, trial, "x", result)
     with pytest.raises(BadInputError, match="not one of each of train_loss, train_accuracy, val_accuracy"):
-        load(sweep, store, fill=FILL)
+        load_results(sweep, store, fill=FILL)
 
 
 @pytest.fixture
-def loaded(store: Store) -> Loaded:
+def loaded(store: Store) -> SweepResults:
     sweep = make_sweep(seeds=3)
     record(store, sweep)
-    return load(sweep, store, fill=FILL)
+    return load_results(sweep, store, fill=FILL)
 
 
-def test_part3_writes_what_the_report_asks(loaded: Loaded, tmp_path: Path) -> None:
+def test_part3_writes_what_the_report_asks(loaded: SweepResults, tmp_path: Path) -> None:
     output = Output(tmp_path / "figures")
-    draw(Part3(epochs=2, dataset="digits"), [loaded], output, Drawing())
+    draw(Part3(epochs=2, dataset="digits"), [loaded], output, DrawOptions())
     assert {path.name for path in output.written} == {
         *("part3.png", "part3.pdf", "table.csv", "table.md"),
         *("weights_mlp_1.png", "weights_cnn_3.png", "part3_mlp_1.json", "part3_cnn_3.json"),
@@ -182,24 +193,24 @@ def test_part3_writes_what_the_report_asks(loaded: Loaded, tmp_path: Path) -> No
 def test_part3_draws_around_gaps(store: Store, tmp_path: Path) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, leave_out=("cnn_3 · seed 0", "cnn_3 · seed 1", "mlp_1 · seed 1"))
-    loaded = load(sweep, store, fill=FILL, allow_missing=True)
-    draw(Part3(epochs=2, dataset="digits"), [loaded], Output(tmp_path), Drawing())
+    loaded = load_results(sweep, store, fill=FILL, allow_missing=True)
+    draw(Part3(epochs=2, dataset="digits"), [loaded], Output(tmp_path), DrawOptions())
     assert not (tmp_path / "part3_cnn_3.json").exists()
     assert json.loads((tmp_path / "part3_mlp_1.json").read_text())["loss_curve"] == [10, 9, 8, 7, 6, 5]
 
 
-def note(stage: Loaded, folder: Path) -> list[str]:
+def note(stage: SweepResults, folder: Path) -> list[str]:
     """The lines of the note on a wide figure of a stage."""
     figure = Figure(figsize=(20, 2))
     Output(folder).figure(figure, "x", stage)
     return [line for text in figure.texts for line in text.get_text().splitlines()]
 
 
-def test_a_figure_says_what_it_leaves_out(store: Store, loaded: Loaded, tmp_path: Path) -> None:
+def test_a_figure_says_what_it_leaves_out(store: Store, loaded: SweepResults, tmp_path: Path) -> None:
     assert note(loaded, tmp_path) == []
     sweep = make_sweep(seeds=5)
     record(store, sweep, leave_out=("cnn_3 · seed 3",), diverged=("mlp_1 · seed 3", "mlp_1 · seed 4", "cnn_3 · seed 4"))
-    few = load(sweep, store, fill=FILL, allow_missing=True)
+    few = load_results(sweep, store, fill=FILL, allow_missing=True)
     assert note(few, tmp_path) == [
         "incomplete: 1 trials missing",
         "3 trials diverged, not in the means: mlp_1 · seed 3; mlp_1 · seed 4; cnn_3 · seed 4",
@@ -209,7 +220,7 @@ def test_a_figure_says_what_it_leaves_out(store: Store, loaded: Loaded, tmp_path
 def test_a_note_names_few_trials(store: Store, tmp_path: Path) -> None:
     sweep = make_sweep(seeds=3)
     record(store, sweep, diverged=tuple(sweep.labels().values()))
-    [line] = note(load(sweep, store, fill=FILL), tmp_path)
+    [line] = note(load_results(sweep, store, fill=FILL), tmp_path)
     assert line.startswith("6 trials diverged, not in the means: ")
     assert line.endswith("; …")
     assert line.count("seed") == 3
@@ -222,7 +233,9 @@ def test_a_note_names_few_trials(store: Store, tmp_path: Path) -> None:
 def test_a_band_says_what_it_is(store: Store, seeds: int, meaning: str) -> None:
     sweep = make_sweep(seeds=seeds)
     record(store, sweep)
-    band = figures.band(finished(load(sweep, store, fill=FILL).data, architecture="mlp_1"), "train_loss")
+    band = figures.compute_band(
+        select_finished(load_results(sweep, store, fill=FILL).data, architecture="mlp_1"), "train_loss"
+    )
     assert meaning in band.meaning
     if seeds == 6:
         half = 2.570582 * np.std(range(6), ddof=1) / 6**0.5
@@ -232,10 +245,10 @@ def test_a_band_says_what_it_is(store: Store, seeds: int, meaning: str) -> None:
     assert band.runs.shape == (seeds, RECORDS)
 
 
-def test_a_value_that_is_not_finite_leaves_a_gap_in_the_mean(loaded: Loaded) -> None:
-    runs = finished(loaded.data, architecture="mlp_1").copy(deep=True)
+def test_a_value_that_is_not_finite_leaves_a_gap_in_the_mean(loaded: SweepResults) -> None:
+    runs = select_finished(loaded.data, architecture="mlp_1").copy(deep=True)
     runs.train_loss[1, 3:] = np.inf
-    band = figures.band(runs, "train_loss")
+    band = figures.compute_band(runs, "train_loss")
     assert np.isfinite(band.mean[:3]).all()
     assert np.isnan(band.mean[3:]).all()
 
@@ -243,12 +256,12 @@ def test_a_value_that_is_not_finite_leaves_a_gap_in_the_mean(loaded: Loaded) -> 
 # Trials that diverged
 
 
-def drawn(store: Store, folder: Path, *diverged: str) -> Loaded:
+def drawn(store: Store, folder: Path, *diverged: str) -> SweepResults:
     """Part 3's files, with three seeds of which some diverged."""
     sweep = make_sweep(seeds=3)
     record(store, sweep, diverged=diverged)
-    loaded = load(sweep, store, fill=FILL)
-    draw(Part3(epochs=2, dataset="digits"), [loaded], Output(folder), Drawing())
+    loaded = load_results(sweep, store, fill=FILL)
+    draw(Part3(epochs=2, dataset="digits"), [loaded], Output(folder), DrawOptions())
     return loaded
 
 
@@ -260,16 +273,16 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_a_diverged_trial_is_there_and_marked(store: Store) -> None:
     sweep = make_sweep(seeds=3)
     record(store, sweep, leave_out=("cnn_3 · seed 0",), diverged=("cnn_3 · seed 1",))
-    loaded = load(sweep, store, fill=FILL, allow_missing=True)
+    loaded = load_results(sweep, store, fill=FILL, allow_missing=True)
     assert loaded.diverged == ["cnn_3 · seed 1"]
     assert loaded.data.diverged.sel(architecture="cnn_3").values.tolist() == [False, True, False]
     assert not loaded.data.diverged.sel(architecture="mlp_1").any()
     accuracy = loaded.data.train_accuracy.sel(architecture="cnn_3", seed=1).values
     np.testing.assert_array_equal(accuracy, [1, 11, 21, 31, np.nan, np.nan])
-    runs = finished(loaded.data, architecture="cnn_3")
+    runs = select_finished(loaded.data, architecture="cnn_3")
     assert runs.seed.values.tolist() == [1, 2]
-    assert completed(runs).seed.values.tolist() == [2]
-    assert diverged_seeds(runs) == [1]
+    assert select_completed(runs).seed.values.tolist() == [2]
+    assert list_diverged_seeds(runs) == [1]
 
 
 def test_part3_leaves_a_diverged_seed_out_of_means_and_of_the_best_run(store: Store, tmp_path: Path) -> None:
@@ -300,28 +313,30 @@ def test_part3_where_all_seeds_of_an_architecture_diverged(
 def test_part3_where_everything_diverged(store: Store, tmp_path: Path) -> None:
     loaded = drawn(store, tmp_path, *make_sweep(seeds=3).labels().values())
     assert {path.name for path in tmp_path.glob("*.png")} == {"part3.png"}
-    assert best_run(loaded.data) is None
+    assert find_best_run(loaded.data) is None
 
 
 def test_a_band_is_over_the_trials_that_did_not_diverge(store: Store) -> None:
     sweep = make_sweep(seeds=6)
     record(store, sweep, diverged=("mlp_1 · seed 5",))
-    band = figures.band(finished(load(sweep, store, fill=FILL).data, architecture="mlp_1"), "train_loss")
+    band = figures.compute_band(
+        select_finished(load_results(sweep, store, fill=FILL).data, architecture="mlp_1"), "train_loss"
+    )
     assert band.mean.tolist() == [12, 11, 10, 9, 8, 7]
     assert "n = 5 seeds" in band.meaning
     np.testing.assert_allclose((band.high - band.low) / 2, 2.776445 * np.std(range(5), ddof=1) / 5**0.5, rtol=1e-5)
     np.testing.assert_allclose(band.diverged, [[15, 14, 1e30, np.nan, np.nan, np.nan]])
-    assert "×" in figures.caption([band])
+    assert "×" in figures.describe_bands([band])
 
 
 def band_of(store: Store, *diverged: str) -> tuple[figures.Band, Axes]:
     """The losses of mlp_1, three seeds of which some diverged, drawn."""
     record(store, make_sweep(seeds=3), diverged=diverged)
-    data = load(make_sweep(seeds=3), store, fill=FILL).data
-    band = figures.band(finished(data, architecture="mlp_1"), "train_loss")
+    data = load_results(make_sweep(seeds=3), store, fill=FILL).data
+    band = figures.compute_band(select_finished(data, architecture="mlp_1"), "train_loss")
     axes = Figure().subplots()
     figures.draw_band(axes, band, figures.PALETTE[0])
-    figures.limit_to(axes, [band])
+    figures.limit_y_range(axes, [band])
     return band, axes
 
 
@@ -336,16 +351,18 @@ def test_a_band_without_any_run_has_no_mean(store: Store) -> None:
     band, axes = band_of(store, *(f"mlp_1 · seed {seed}" for seed in range(3)))
     assert np.isnan(band.mean).all()
     assert band.diverged.shape == (3, RECORDS)
-    assert figures.caption([band]) == "No mean curves, as all trials diverged. A × is where a diverged trial ends."
+    assert (
+        figures.describe_bands([band]) == "No mean curves, as all trials diverged. A × is where a diverged trial ends."
+    )
     assert axes.get_ylim()[1] > 1e30  # nothing else decides it
 
 
-def test_limits_on_a_log_scale(loaded: Loaded) -> None:
-    band = figures.band(finished(loaded.data, architecture="mlp_1"), "train_accuracy")
+def test_limits_on_a_log_scale(loaded: SweepResults) -> None:
+    band = figures.compute_band(select_finished(loaded.data, architecture="mlp_1"), "train_accuracy")
     band.mean[0] = 0
     axes = Figure().subplots()
     axes.set_yscale("log")
-    figures.limit_to(axes, [band])
+    figures.limit_y_range(axes, [band])
     assert axes.get_ylim() == pytest.approx((11 / (51 / 11) ** 0.05, 51 * (51 / 11) ** 0.05))
 
 
@@ -366,7 +383,7 @@ def test_the_script_says_what_diverged(
 def test_the_table_of_a_sweep_counts_what_diverged(store: Store) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, diverged=("cnn_3 · seed 0", "cnn_3 · seed 1", "mlp_1 · seed 1"))
-    table = result_table(Plan(sweep, sweep.trials(), store.recorded()))
+    table = make_result_table(Plan(sweep, sweep.trials(), store.find_runs()))
     columns = {str(column.header): list(column.cells) for column in table.columns}
     assert columns["trials"] == ["1", "0"]
     assert columns["diverged"] == ["1", "2"]
@@ -376,21 +393,21 @@ def test_the_table_of_a_sweep_counts_what_diverged(store: Store) -> None:
 def test_whether_any_trial_is_finished(store: Store) -> None:
     sweep = make_sweep(seeds=1)
     opened(store, sweep.trials()[0], "x")
-    assert not any_finished(sweep, store)
+    assert not has_any_finished(sweep, store)
     record(store, sweep, leave_out=("mlp_1 · seed 0",))
-    assert any_finished(sweep, store)
+    assert has_any_finished(sweep, store)
 
 
 def test_tiles_of_mlp_and_cnn() -> None:
-    assert figures.tiles(np.zeros((32, 784), np.float32)).shape == (32, 28, 28)
-    assert figures.tiles(np.zeros((32, 3 * 1024), np.float32)).shape == (96, 32, 32)
-    assert figures.tiles(np.zeros((16, 3, 5, 5), np.float32)).shape == (48, 5, 5)
+    assert figures.reshape_to_tiles(np.zeros((32, 784), np.float32)).shape == (32, 28, 28)
+    assert figures.reshape_to_tiles(np.zeros((32, 3 * 1024), np.float32)).shape == (96, 32, 32)
+    assert figures.reshape_to_tiles(np.zeros((16, 3, 5, 5), np.float32)).shape == (48, 5, 5)
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:
-    assert finite({"a": [1.0, float("nan")], "b": float("inf")}) == {"a": [1.0, None], "b": None}
+    assert replace_non_finite({"a": [1.0, float("nan")], "b": float("inf")}) == {"a": [1.0, None], "b": None}
 
 
 def test_markdown_table() -> None:
     rows = [{"name": "a", "x": 1.234}, {"name": "b", "x": float("nan")}]
-    assert markdown(rows) == "| name | x |\n| --- | --- |\n| a | 1.23 |\n| b | – |\n"
+    assert format_markdown(rows) == "| name | x |\n| --- | --- |\n| a | 1.23 |\n| b | – |\n"

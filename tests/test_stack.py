@@ -12,14 +12,15 @@ from conftest import make_dataset, make_trial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainables import datasets, stack, training
+from trainables import datasets, training
+from trainables.accelerated import stack
 from trainables.architectures import ARCHITECTURES
 from trainables.result import Result
 from trainables.trial import QUANTITIES, Trial
 
 MLPS = ("mlp_1", "mlp_2", "logistic")
 CNNS = [pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name not in MLPS]
-DATA = training.tensors(make_dataset(train=600), "cpu")
+DATA = training.to_tensors(make_dataset(train=600), "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def alone(trial: Trial) -> Result:
 
 def together(trials: Sequence[Trial], *, compiled: bool = False) -> list[Result]:
     states = [training.start(trial, DATA) for trial in trials]
-    for _ in stack.train(trials, DATA, states, compiled=compiled):
+    for _ in stack.train_stack(trials, DATA, states, compiled=compiled):
         pass
     return [training.finish(trial, DATA, state) for trial, state in zip(trials, states, strict=True)]
 
@@ -60,7 +61,7 @@ def test_a_stack_computes_what_single_trials_do(
     architecture: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In double precision rounding has no time to grow: all else would show."""
-    small = training.tensors(make_dataset(train=60), "cpu")
+    small = training.to_tensors(make_dataset(train=60), "cpu")
     images = {name: getattr(small, name).double() for name in ("train_images", "val_images", "test_images")}
     monkeypatch.setattr(f"{__name__}.DATA", replace(small, **images))
     torch.set_default_dtype(torch.float64)
@@ -141,8 +142,8 @@ def test_a_members_checkpoint_holds_the_member_alone() -> None:
     """Its parameters are views into the stack's, and saving a view would save the whole."""
     trials = trials_of("mlp_1", range(8))
     states = [training.start(trial, DATA) for trial in trials]
-    next(stack.train(trials, DATA, states))
-    saved = training.state_dict(states[0], 1)
+    next(stack.train_stack(trials, DATA, states))
+    saved = training.make_state_dict(states[0], 1)
     assert saved["curves"].nbytes > 0
     for value in (saved["curves"], *saved["model"].values()):
         assert value.untyped_storage().nbytes() == value.nbytes
@@ -155,17 +156,17 @@ def test_a_compiled_stack_computes_what_an_uncompiled_one_does(
     architecture: str, seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To float tolerance over 20 steps, in two epochs with smaller last batches; it is compiled once for both."""
-    stack.compiled_losses.cache_clear()
+    stack.get_compiled_losses.cache_clear()
     torch.compiler.reset()
     calls: list[tuple[int, ...]] = []
-    plain = stack.losses_of
+    plain = stack.compute_losses
 
     def spy(network: torch.nn.Sequential, parameters: Any, images: torch.Tensor, labels: torch.Tensor) -> Any:
         if not torch.compiler.is_compiling():
             calls.append(tuple(labels.shape))
         return plain(network, parameters, images, labels)
 
-    monkeypatch.setattr(stack, "losses_of", spy)
+    monkeypatch.setattr(stack, "compute_losses", spy)
     trials = trials_of(architecture, seeds, batch_size=62, record_every_steps=2)  # 600 images: the tenth batch has 42
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled = together(trials, compiled=True)
@@ -179,7 +180,7 @@ def test_a_compiled_stack_computes_what_an_uncompiled_one_does(
 
 def test_a_stack_that_cannot_be_compiled_trains_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried once; the numbers are then the same to the last bit."""
-    stack.compiled_losses.cache_clear()
+    stack.get_compiled_losses.cache_clear()
     tries: list[object] = []
 
     def compile_nothing(function: object, **_: object) -> None:
@@ -199,7 +200,7 @@ def test_a_stack_that_cannot_be_compiled_trains_uncompiled(monkeypatch: pytest.M
 @pytest.mark.timeout(600)
 def test_stacked_trials_end_as_well_as_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """In distribution, on real images: mean test accuracies over 20 seeds differ by less than three standard errors."""
-    monkeypatch.setattr(f"{__name__}.DATA", training.tensors(datasets.load("digits", Path("unused")), "cpu"))
+    monkeypatch.setattr(f"{__name__}.DATA", training.to_tensors(datasets.load_dataset("digits", Path("unused")), "cpu"))
     trials = trials_of("mlp_1", range(20), epochs=3, batch_size=50, quantities=("train_loss",))
     ends = np.array([[r.test_accuracy for r in some] for some in (together(trials), [alone(t) for t in trials])])
     assert ends.std(axis=1).min() > 0

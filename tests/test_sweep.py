@@ -4,7 +4,7 @@ import pytest
 from conftest import make_sweep
 
 from sweeps.sweep import Sweep
-from trainables.trial import BadInputError
+from trainables.errors import BadInputError
 
 
 def test_the_first_axis_is_the_slowest() -> None:

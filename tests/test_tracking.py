@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from conftest import make_trial
 
+from trainables.errors import BadInputError, TrackingError
+from trainables.persistence.connection import DRIVER_TAG, hide_password, resolve_uri, retry_for
+from trainables.persistence.store import Store
+from trainables.persistence.trial_run import RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
-from trainables.tracking import ARTIFACT, DRIVER, Store, TrackingError, TrialRun, absolute, patiently, without_password
-from trainables.trial import BadInputError
 
 
 def make_result(records: int = 700) -> Result:
@@ -26,17 +28,19 @@ def make_result(records: int = 700) -> Result:
 
 
 def open_run(store: Store, name: str = "mlp_1 · seed 0", **changes: Any) -> TrialRun:
-    experiment_id, parent = store.parent("part3", "digits")
-    runs = store.recorded().get(make_trial(**changes).id, [])
+    experiment_id, parent = store.ensure_parent("part3", "digits")
+    runs = store.find_runs().get(make_trial(**changes).id, [])
     own = runs[0].run_id if runs else None
-    return store.open(make_trial(**changes), name, experiment_id, parent, {"git_commit": "abc", DRIVER: ""}, run_id=own)
+    return store.open_run(
+        make_trial(**changes), name, experiment_id, parent, {"git_commit": "abc", DRIVER_TAG: ""}, run_id=own
+    )
 
 
 def finish(run: TrialRun, result: Result, tags: dict[str, str], folder: Path) -> None:
     """Finish a run with its one artifact."""
     artifacts = folder / "artifacts"
     artifacts.mkdir(exist_ok=True)
-    result.save(artifacts / ARTIFACT)
+    result.save(artifacts / RESULT_ARTIFACT)
     run.finish(result, 7000, tags, artifacts)
 
 
@@ -59,17 +63,17 @@ def test_a_finished_run_holds_everything(store: Store, tmp_path: Path) -> None:
     assert stored.data.tags["trial_id"] == make_trial().id
     assert stored.data.tags["git_commit"] == "abc"
     assert stored.data.tags["device"] == "cpu"
-    assert stored.data.tags["mlflow.parentRunId"] == store.parent("part3", "digits")[1]
+    assert stored.data.tags["mlflow.parentRunId"] == store.ensure_parent("part3", "digits")[1]
     assert stored.data.metrics["test_accuracy"] == 87.5
     written = points(store, run.run_id)
     for name, curve in result.curves.items():
         assert [(step, value) for step, value, _ in written[name]] == list(
             zip(result.steps.tolist(), curve.tolist(), strict=True)
         )
-    [recorded] = store.recorded()[make_trial().id]
+    [recorded] = store.find_runs()[make_trial().id]
     assert recorded.finished
     assert recorded.experiment == "part3"
-    read = store.read(recorded)
+    read = store.read_result(recorded)
     np.testing.assert_array_equal(read.first_layer, result.first_layer)
     assert {name: curve.tobytes() for name, curve in read.curves.items()} == {
         name: curve.tobytes() for name, curve in result.curves.items()
@@ -80,39 +84,39 @@ def test_points_sent_again_are_stored_once(store: Store, tmp_path: Path) -> None
     """A process dies after sending; its successor sends all that its checkpoint holds, and more."""
     result = make_result()
     first = open_run(store)
-    first.write(result.steps[:300], {name: curve[:300] for name, curve in result.curves.items()})
+    first.send_records(result.steps[:300], {name: curve[:300] for name, curve in result.curves.items()})
     second = open_run(store)
     assert second.run_id == first.run_id
-    second.write(result.steps[:500], {name: curve[:500] for name, curve in result.curves.items()})
+    second.send_records(result.steps[:500], {name: curve[:500] for name, curve in result.curves.items()})
     finish(second, result, {}, tmp_path)
     third = open_run(store)
     assert third.finished
     for name, written in points(store, first.run_id).items():
         if name != "test_accuracy":
             assert Counter(step for step, _, _ in written) == Counter(result.steps.tolist())
-    assert len(store.recorded()) == 1
+    assert len(store.find_runs()) == 1
 
 
 def test_a_run_is_found_in_whichever_experiment_it_is(store: Store) -> None:
     run = open_run(store)
-    experiment_id, parent = store.parent("grid", "digits")
-    again = store.open(make_trial(), "another name", experiment_id, parent, {DRIVER: ""}, run_id=None)
+    experiment_id, parent = store.ensure_parent("grid", "digits")
+    again = store.open_run(make_trial(), "another name", experiment_id, parent, {DRIVER_TAG: ""}, run_id=None)
     assert again.run_id == run.run_id
 
 
 def test_a_closed_run_goes_on_as_running(store: Store) -> None:
     run = open_run(store)
-    store.close(run.run_id, "KILLED")
-    assert store.recorded()[make_trial().id][0].status == "KILLED"
+    store.end_run(run.run_id, "KILLED")
+    assert store.find_runs()[make_trial().id][0].status == "KILLED"
     open_run(store)
-    assert store.recorded()[make_trial().id][0].status == "RUNNING"
+    assert store.find_runs()[make_trial().id][0].status == "RUNNING"
 
 
 def test_there_is_one_parent_a_sweep_and_data_set(store: Store) -> None:
-    assert store.parent("part3", "digits") == store.parent("part3", "digits")
-    assert store.parent("part3", "digits")[0] == store.parent("part3", "mnist")[0]
-    assert store.parent("part3", "digits")[1] != store.parent("part3", "mnist")[1]
-    assert store.client.get_run(store.parent("part3", "digits")[1]).info.status == "FINISHED"
+    assert store.ensure_parent("part3", "digits") == store.ensure_parent("part3", "digits")
+    assert store.ensure_parent("part3", "digits")[0] == store.ensure_parent("part3", "mnist")[0]
+    assert store.ensure_parent("part3", "digits")[1] != store.ensure_parent("part3", "mnist")[1]
+    assert store.client.get_run(store.ensure_parent("part3", "digits")[1]).info.status == "FINISHED"
 
 
 def test_of_two_parents_made_at_the_same_moment_both_drivers_use_one(
@@ -123,24 +127,24 @@ def test_of_two_parents_made_at_the_same_moment_both_drivers_use_one(
 
     def race(*words: Any, **named: Any) -> Any:
         monkeypatch.setattr(store.client, "create_run", create)
-        made.append(other.parent("part3", "digits")[1])
+        made.append(other.ensure_parent("part3", "digits")[1])
         return create(*words, **named)
 
     monkeypatch.setattr(store.client, "create_run", race)
-    assert store.parent("part3", "digits")[1] == made[0]
-    assert other.parent("part3", "digits")[1] == made[0]
+    assert store.ensure_parent("part3", "digits")[1] == made[0]
+    assert other.ensure_parent("part3", "digits")[1] == made[0]
 
 
 def test_a_store_sees_what_others_made_after_it_was_opened(store: Store) -> None:
     early = Store(store.uri)
     open_run(store)
-    assert make_trial().id in early.recorded()
+    assert make_trial().id in early.find_runs()
 
 
 def test_a_deleted_experiment_is_named(store: Store) -> None:
-    store.client.delete_experiment(store.parent("part3", "digits")[0])
+    store.client.delete_experiment(store.ensure_parent("part3", "digits")[0])
     with pytest.raises(BadInputError, match="experiment 'part3' was deleted"):
-        Store(store.uri).parent("part3", "digits")
+        Store(store.uri).ensure_parent("part3", "digits")
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])
@@ -154,9 +158,9 @@ def test_a_damaged_artifact_is_named(store: Store, damage: str, tmp_path: Path) 
         artifact.write_bytes(artifact.read_bytes()[:1000])
     else:
         np.savez(artifact, something=np.zeros(3))
-    [recorded] = store.recorded()[make_trial().id]
+    [recorded] = store.find_runs()[make_trial().id]
     with pytest.raises(BadInputError, match=r"artifact result\.npz"):
-        store.read(recorded)
+        store.read_result(recorded)
 
 
 def test_artifacts_are_read_without_pickle(tmp_path: Path) -> None:
@@ -183,38 +187,38 @@ def test_a_store_that_cannot_be_reached_is_named(uri: str) -> None:
 
 def test_relative_sqlite_files_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert absolute("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
-    assert absolute("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
-    assert absolute("http://host:5000") == "http://host:5000"
+    assert resolve_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_uri("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+    assert resolve_uri("http://host:5000") == "http://host:5000"
 
 
 def test_a_run_whose_answer_was_lost_is_not_left_beside_another(store: Store) -> None:
     """The store made a run, the process saw an error, and asks again."""
-    experiment_id, parent = store.parent("part3", "digits")
+    experiment_id, parent = store.ensure_parent("part3", "digits")
     lost = open_run(store)
-    second = store.open(make_trial(), "x", experiment_id, parent, {DRIVER: ""}, run_id=None)
+    second = store.open_run(make_trial(), "x", experiment_id, parent, {DRIVER_TAG: ""}, run_id=None)
     assert second.run_id == lost.run_id
-    second.write([10], {"train_loss": np.ones(1)})
-    store.client.create_run(experiment_id, tags={"trial_id": make_trial().id, DRIVER: ""})
-    third = store.open(make_trial(), "x", experiment_id, parent, {DRIVER: ""}, run_id=second.run_id)
+    second.send_records([10], {"train_loss": np.ones(1)})
+    store.client.create_run(experiment_id, tags={"trial_id": make_trial().id, DRIVER_TAG: ""})
+    third = store.open_run(make_trial(), "x", experiment_id, parent, {DRIVER_TAG: ""}, run_id=second.run_id)
     assert third.run_id == second.run_id
-    assert [run.run_id for run in store.recorded()[make_trial().id]] == [second.run_id]
+    assert [run.run_id for run in store.find_runs()[make_trial().id]] == [second.run_id]
 
 
 def test_a_run_of_another_driver_is_left_alone(store: Store) -> None:
-    experiment_id, parent = store.parent("part3", "digits")
-    run = store.open(make_trial(), "x", experiment_id, parent, {DRIVER: "p/a"}, run_id=None)
+    experiment_id, parent = store.ensure_parent("part3", "digits")
+    run = store.open_run(make_trial(), "x", experiment_id, parent, {DRIVER_TAG: "p/a"}, run_id=None)
     with pytest.raises(BadInputError, match="'x' trains in another sweep"):
-        store.open(make_trial(), "x", experiment_id, parent, {DRIVER: "p/b"}, run_id=None)
-    store.close(run.run_id, "KILLED")
-    assert store.open(make_trial(), "x", experiment_id, parent, {DRIVER: "p/b"}, run_id=None).run_id == run.run_id
+        store.open_run(make_trial(), "x", experiment_id, parent, {DRIVER_TAG: "p/b"}, run_id=None)
+    store.end_run(run.run_id, "KILLED")
+    assert store.open_run(make_trial(), "x", experiment_id, parent, {DRIVER_TAG: "p/b"}, run_id=None).run_id == run.run_id
 
 
 def test_numbers_that_are_none_are_stored_once_too(store: Store) -> None:
     run = open_run(store)
     curve = {"train_loss": np.array([1, np.inf, np.nan], np.float32)}
-    run.write([10, 20, 30], curve)
-    open_run(store).write([10, 20, 30], curve)
+    run.send_records([10, 20, 30], curve)
+    open_run(store).send_records([10, 20, 30], curve)
     assert len(points(store, run.run_id)["train_loss"]) == 3
 
 
@@ -228,10 +232,10 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             raise answer
         return answer  # type: ignore[return-value]
 
-    assert patiently(ask, 60) == 5
+    assert retry_for(ask, 60) == 5
     with pytest.raises(TrackingError, match="closed"):
-        patiently(lambda: (_ for _ in ()).throw(TrackingError("closed")), 0)
+        retry_for(lambda: (_ for _ in ()).throw(TrackingError("closed")), 0)
 
 
 def test_a_password_is_not_shown() -> None:
-    assert without_password("postgresql://me:secret@host/db") == "postgresql://me:…@host/db"
+    assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:…@host/db"

@@ -13,18 +13,19 @@ from conftest import make_dataset, make_trial, needs_compiler
 from torch.nn import functional
 
 from trainables import training
-from trainables.architectures import ARCHITECTURES, build, first_layer
-from trainables.convolutions import Forward, by_our_own, by_torch
+from trainables.accelerated.convolutions import forward_native
+from trainables.architectures import ARCHITECTURES, build, get_first_layer
 from trainables.result import Result
+from trainables.training import Forward, forward_torch
 from trainables.trial import Trial
 
 
 @pytest.fixture(scope="module")
 def data() -> training.Tensors:
-    return training.tensors(make_dataset(), "cpu")
+    return training.to_tensors(make_dataset(), "cpu")
 
 
-def run(trial: Trial, data: training.Tensors, forward: Forward = by_torch) -> Result:
+def run(trial: Trial, data: training.Tensors, forward: Forward = forward_torch) -> Result:
     state = training.start(trial, data)
     state.forward = forward
     for _ in training.train(trial, data, state):
@@ -63,11 +64,11 @@ def test_different_seeds_differ_in_start_and_order(data: training.Tensors) -> No
     assert not np.array_equal(one.curves["train_loss"], other.curves["train_loss"])
     first, second = (next(training.start(make_trial(seed=s), data).model.parameters()) for s in (0, 1))
     assert not torch.equal(first, second)
-    assert not torch.equal(training.epoch_order(0, 0, 130), training.epoch_order(1, 0, 130))
+    assert not torch.equal(training.draw_epoch_order(0, 0, 130), training.draw_epoch_order(1, 0, 130))
 
 
 def test_every_epoch_sees_every_image_once_in_another_order() -> None:
-    orders = [training.epoch_order(3, epoch, 130).tolist() for epoch in range(3)]
+    orders = [training.draw_epoch_order(3, epoch, 130).tolist() for epoch in range(3)]
     assert all(sorted(order) == list(range(130)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
 
@@ -89,8 +90,8 @@ def test_records_are_at_every_tenth_step_across_epochs(data: training.Tensors) -
 
 def test_lengths_of_the_reports_curves() -> None:
     trial = make_trial(dataset="cifar10", batch_size=50, epochs=15)
-    assert len(training.record_steps(trial, 45_000)) == 1350
-    assert training.record_steps(make_trial(batch_size=50), 54_000)[-1] == 2160
+    assert len(training.list_record_steps(trial, 45_000)) == 1350
+    assert training.list_record_steps(make_trial(batch_size=50), 54_000)[-1] == 2160
 
 
 def test_against_a_plain_loop(data: training.Tensors) -> None:
@@ -101,7 +102,7 @@ def test_against_a_plain_loop(data: training.Tensors) -> None:
     expected = []
     step = 0
     for epoch in range(2):
-        for batch in training.epoch_order(0, epoch, 130).split(10):
+        for batch in training.draw_epoch_order(0, epoch, 130).split(10):
             x, y = data.train_images[batch], data.train_labels[batch]
             logits = model(x)
             loss = functional.cross_entropy(logits, y)
@@ -124,7 +125,7 @@ def test_against_a_plain_loop(data: training.Tensors) -> None:
 
 @pytest.mark.parametrize("stop_at", [10, 13, 20])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("forward", [by_torch, pytest.param(by_our_own, marks=needs_compiler)])
+@pytest.mark.parametrize("forward", [forward_torch, pytest.param(forward_native, marks=needs_compiler)])
 def test_a_resumed_trial_equals_an_uninterrupted_one(
     data: training.Tensors, stop_at: int, optimizer: str, forward: Forward
 ) -> None:
@@ -137,7 +138,7 @@ def test_a_resumed_trial_equals_an_uninterrupted_one(
             break
     assert state.step == stop_at
     file = io.BytesIO()
-    torch.save(training.state_dict(state, state.step // 10), file)
+    torch.save(training.make_state_dict(state, state.step // 10), file)
     file.seek(0)
     fresh = training.start(trial, data)
     fresh.forward = forward
@@ -158,13 +159,13 @@ def test_evaluation_in_batches_equals_evaluation_at_once() -> None:
     model = build("mlp_1", (1, 28, 28))
     images, labels = torch.randn(1013, 1, 28, 28), torch.randint(0, 10, (1013,))
     expected = 100 * (model(images).argmax(1) == labels).sum().item() / 1013
-    assert training.accuracy(model, images, labels).item() == pytest.approx(expected)
+    assert training.compute_accuracy(model, images, labels).item() == pytest.approx(expected)
     assert model.training
 
 
 def test_arrays_are_shared_not_copied() -> None:
     dataset = make_dataset()
-    assert training.tensors(dataset, "cpu").train_images.data_ptr() == dataset.train_images.ctypes.data
+    assert training.to_tensors(dataset, "cpu").train_images.data_ptr() == dataset.train_images.ctypes.data
 
 
 @pytest.mark.parametrize("architecture", ["mlp_2", "cnn_5"])
@@ -183,11 +184,11 @@ def test_gradient_norm_is_what_sgd_moves_the_first_layer_by(
     double = dataclasses.replace(data, train_images=data.train_images.double())
     state = training.start(trial, double)
     state.model.double()
-    for batch in training.epoch_order(0, 0, 130).split(10)[:5]:
-        before = first_layer(state.model).detach().clone()
+    for batch in training.draw_epoch_order(0, 0, 130).split(10)[:5]:
+        before = get_first_layer(state.model).detach().clone()
         moment = training.take_step(trial, double, state, batch)
-        moved = (before - first_layer(state.model)).norm() / 0.01
-        assert training.MEASURES["gradient_norm"](moment).item() == pytest.approx(moved.item(), rel=1e-8)
+        moved = (before - get_first_layer(state.model)).norm() / 0.01
+        assert training.QUANTITY_FUNCTIONS["gradient_norm"](moment).item() == pytest.approx(moved.item(), rel=1e-8)
         assert moved > 0
 
 
@@ -198,12 +199,15 @@ def test_records_at_every_epochs_end(data: training.Tensors) -> None:
     assert result.steps.tolist() == [3, 6, 9, 12]
     assert result.curves["test_set_accuracy"][-1] == pytest.approx(result.test_accuracy)
     untrained = training.start(trial, data).model
-    assert training.accuracy(untrained, data.train_images, data.train_labels) < result.curves["train_set_accuracy"][-1]
+    assert (
+        training.compute_accuracy(untrained, data.train_images, data.train_labels)
+        < result.curves["train_set_accuracy"][-1]
+    )
 
 
 def test_even_odd_labels() -> None:
     dataset = make_dataset()
-    tensors = training.tensors(dataset, "cpu", task="even_odd")
+    tensors = training.to_tensors(dataset, "cpu", task="even_odd")
     assert tensors.classes == 2
     assert tensors.train_labels.tolist() == [label % 2 for label in dataset.train_labels]
     trial = make_trial(task="even_odd", architecture="logistic")
@@ -213,7 +217,7 @@ def test_even_odd_labels() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_training_draws_no_random_number(architecture: str) -> None:
     """So a checkpoint needs no generator to decide a trial's future."""
-    data = training.tensors(make_dataset(side=32), "cpu")
+    data = training.to_tensors(make_dataset(side=32), "cpu")
     trial = make_trial(architecture=architecture, epochs=1)
     state = training.start(trial, data)
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
@@ -237,7 +241,7 @@ def test_a_trial_that_diverges_ends_at_that_record(data: training.Tensors) -> No
     assert result.diverged
 
     resumed = training.start(trial, data)
-    training.load_state_dict(resumed, training.state_dict(state, len(result.steps)))
+    training.load_state_dict(resumed, training.make_state_dict(state, len(result.steps)))
     assert list(training.train(trial, data, resumed)) == []
     again = training.finish(trial, data, resumed)
     assert again.curves["train_loss"].tobytes() == result.curves["train_loss"].tobytes()

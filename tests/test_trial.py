@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sweeps.sweep import Sweep
 from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOLINGS
-from trainables.trial import IMAGE_DATASETS, OPTIMIZERS, BadInputError, Trial
+from trainables.errors import BadInputError
+from trainables.trial import IMAGE_DATASETS, OPTIMIZERS, Trial
 
 SETTINGS = st.fixed_dictionaries(
     {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from analysis.xor import median_interval
+from analysis.xor import compute_median_interval
 from sweeps.xor import Xor
 from trainables import xor
 from trainables.trial import Trial
@@ -24,7 +24,7 @@ def test_the_reports_figures_without_noise() -> None:
     result = xor.train(trial(0.0))
     predictions = xor.predict(result.first_layer, xor.POINTS)
     np.testing.assert_allclose(predictions, PREDICTIONS, atol=5e-9)
-    assert xor.loss(predictions) == pytest.approx(LOSS, rel=1e-12)
+    assert xor.compute_loss(predictions) == pytest.approx(LOSS, rel=1e-12)
     assert result.curves["train_loss"][-1] == pytest.approx(LOSS, rel=1e-12)
     assert result.test_accuracy == 100
     assert len(result.steps) == 2000
@@ -32,14 +32,16 @@ def test_the_reports_figures_without_noise() -> None:
 
 def test_the_reports_figures_with_noise() -> None:
     weights = xor.train(trial(0.5)).first_layer
-    assert xor.loss(xor.predict(weights, xor.POINTS)) == pytest.approx(NOISY_CLEAN_LOSS, rel=1e-12)
-    assert xor.loss(xor.predict(weights, xor.noisy_points(46, 0.5))) == pytest.approx(NOISY_LOSS, rel=1e-12)
+    assert xor.compute_loss(xor.predict(weights, xor.POINTS)) == pytest.approx(NOISY_CLEAN_LOSS, rel=1e-12)
+    assert xor.compute_loss(xor.predict(weights, xor.make_noisy_points(46, 0.5))) == pytest.approx(
+        NOISY_LOSS, rel=1e-12
+    )
 
 
 def test_seeds_differ_in_weights_and_noise() -> None:
-    assert not np.array_equal(xor.initial_weights(0), xor.initial_weights(1))
-    assert not np.array_equal(xor.noisy_points(0, 1.0), xor.noisy_points(1, 1.0))
-    np.testing.assert_array_equal(xor.noisy_points(0, 0.0), xor.POINTS)
+    assert not np.array_equal(xor.draw_initial_weights(0), xor.draw_initial_weights(1))
+    assert not np.array_equal(xor.make_noisy_points(0, 1.0), xor.make_noisy_points(1, 1.0))
+    np.testing.assert_array_equal(xor.make_noisy_points(0, 0.0), xor.POINTS)
     assert not np.array_equal(xor.train(trial(1.0, 0, 5)).first_layer, xor.train(trial(1.0, 1, 5)).first_layer)
 
 
@@ -50,14 +52,14 @@ def test_the_global_generator_is_left_alone() -> None:
 
 
 def test_log_of_zero() -> None:
-    assert xor.loss(np.array([0.0, 1.0, 0.0, 1.0])) == 2 * 9999
-    assert xor.sigmoid(-1e9) == 0.0
-    assert xor.sigmoid(1e9) == 1.0
+    assert xor.compute_loss(np.array([0.0, 1.0, 0.0, 1.0])) == 2 * 9999
+    assert xor.compute_sigmoid(-1e9) == 0.0
+    assert xor.compute_sigmoid(1e9) == 1.0
 
 
 @pytest.mark.parametrize("n", [6, 20, 33])
 def test_median_interval_covers_at_least_what_it_says(n: int) -> None:
-    low, median, high = median_interval(np.arange(n, dtype=float))
+    low, median, high = compute_median_interval(np.arange(n, dtype=float))
     assert low < median < high
     rank = int(low) + 1  # of the lower order statistic, from 1
     assert 1 - 2 * binom.cdf(rank - 1, n, 0.5) >= 0.95

@@ -66,17 +66,17 @@ ARCHITECTURES: dict[str, tuple[Layer, ...]] = {
 }
 
 
-def uses(architecture: str, layer: Layer) -> bool:
+def has_layer(architecture: str, layer: Layer) -> bool:
     """Whether the architecture has the given layer: `uses("mlp_1", POOL)` is false."""
     return layer in ARCHITECTURES.get(architecture, ())
 
 
-def convolves(architecture: str) -> bool:
+def has_convolution(architecture: str) -> bool:
     """Whether the architecture has a convolution."""
     return any(isinstance(layer, Conv) for layer in ARCHITECTURES.get(architecture, ()))
 
 
-def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+def compute_output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of one example after `layer`: `(channels, height, width)`, or `(features,)` after a `Linear`."""
     match layer:
         case Linear(features=features):
@@ -90,11 +90,11 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
             return (shape[0], shape[1] // 2, shape[2] // 2)
 
 
-def flops(architecture: str, input_shape: tuple[int, int, int], classes: int = 10) -> int:
+def count_flops(architecture: str, input_shape: tuple[int, int, int], classes: int = 10) -> int:
     """Floating-point operations of one image's way forward, those of its matrix products: two a multiplication."""
     total, shape = 0, tuple(input_shape)
     for layer in (*ARCHITECTURES[architecture], Linear(classes)):
-        after = output_shape(layer, shape)
+        after = compute_output_shape(layer, shape)
         match layer:
             case Conv(kernel=kernel):
                 total += 2 * kernel**2 * shape[0] * math.prod(after)
@@ -127,7 +127,7 @@ def build(
     modules: list[nn.Module] = []
     shape: tuple[int, ...] = input_shape
     for layer in (*ARCHITECTURES[architecture], Linear(classes)):
-        after = output_shape(layer, shape)
+        after = compute_output_shape(layer, shape)
         if min(after) < 1:
             raise ValueError(f"{architecture} needs larger inputs than {input_shape[1]}×{input_shape[2]} pixels")
         match layer:
@@ -148,6 +148,45 @@ def build(
     return nn.Sequential(*modules)
 
 
-def first_layer(model: nn.Module) -> nn.Parameter:
+def get_first_layer(model: nn.Module) -> nn.Parameter:
     """Weights of the first layer: `(filters, channels, k, k)` of a CNN, `(features, inputs)` of an MLP."""
     return next(model.parameters())
+
+
+CLASSES = 10
+
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Weights and biases of a network, and the sum that gives them."""
+
+    weights: int
+    biases: int
+    formula: str
+
+
+def count_parameters(architecture: str, input_shape: tuple[int, int, int]) -> ParameterCount:
+    """Count by the closed formulas, without building the network.
+
+    A fully connected layer with H outputs on D inputs has D·H weights and H biases, a convolution with C filters of
+    H×W on C' channels H·W·C·C' weights and C biases.
+    """
+    weights = biases = 0
+    terms = []
+    shape: tuple[int, ...] = input_shape
+    for layer in (*ARCHITECTURES[architecture], Linear(CLASSES)):
+        match layer:
+            case Conv(kernel=kernel, filters=filters):
+                weights += kernel * kernel * filters * shape[0]
+                biases += filters
+                terms.append(f"({kernel}·{kernel}·{filters}·{shape[0]} + {filters})")
+            case Linear(features=features, bias=bias):
+                inputs = shape[0] if len(shape) == 1 else shape[0] * shape[1] * shape[2]
+                weights += inputs * features
+                biases += features * bias
+                terms.append(f"({inputs}·{features} + {features})" if bias else f"{inputs}·{features}")
+        shape = compute_output_shape(layer, shape)
+    return ParameterCount(weights, biases, " + ".join(terms))

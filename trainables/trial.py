@@ -5,21 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from trainables.architectures import ACT, ACTIVATIONS, ARCHITECTURES, POOL, POOLINGS, uses
+from trainables.architectures import ACT, ACTIVATIONS, ARCHITECTURES, POOL, POOLINGS, has_layer
+from trainables.errors import BadInputError, check_choice, check_positive
 
 # Bump when training computes something else for the same settings: every trial then gets a new id.
 VERSION = 3
 
+
 IMAGE_DATASETS = ("cifar10", "fashion_mnist", "mnist", "digits")
+
+
 XOR = "xor"  # both the data set of four points and the one network that trains on it
+
+
 PIPELINES = ("unit", "colour")
+
+
 TASKS = ("even_odd",)
+
+
 OPTIMIZERS = ("adam", "sgd")
+
+
 QUANTITIES = (
     "train_loss",  # of the step's batch
     "train_accuracy",  # of the step's batch, %
@@ -32,33 +43,10 @@ QUANTITIES = (
 
 # The largest number of epochs, batch size, learning rate and noise: far beyond what anybody means, far below what
 # overflows a float32 or fills the memory.
-LARGEST = 1_000_000
-LARGEST_SEED = 2**32 - 1  # NumPy's
-LONGEST_QUOTE = 100
+MAX_SETTING = 1_000_000
 
 
-class BadInputError(ValueError):
-    """One sentence for the person at the terminal: the value, what is allowed, and what to do."""
-
-
-def quoted(value: object) -> str:
-    """A value as a message shows it: on one line whatever it holds, and cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
-
-
-def check_choice(what: str, value: str | None, allowed: Collection[str | None]) -> None:
-    """Raise `BadInputError` unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise BadInputError(f"unknown {what} {quoted(value)}; choose from {', '.join(str(name) for name in allowed)}")
-
-
-def check_positive(what: str, value: float, *, whole: bool, most: float = math.inf) -> None:
-    """Raise `BadInputError` unless `value` is a finite positive number up to `most`, whole if asked."""
-    if not 0 < value < math.inf or (whole and value != int(value)):  # NaN compares as false
-        raise BadInputError(f"{what} is {quoted(value)}; it must be a positive {'whole ' if whole else ''}number")
-    if value > most:
-        raise BadInputError(f"{what} is {quoted(value)}; it must be {most:,} at most")
+MAX_SEED = 2**32 - 1  # NumPy's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +89,8 @@ class Trial:
     def __post_init__(self) -> None:
         if self.dataset == XOR:
             check_choice("architecture", self.architecture, (XOR,))
-            if self.noise_sigma is None or not 0 <= self.noise_sigma <= LARGEST:
-                raise BadInputError(f"noise sigma is {self.noise_sigma}; it must be a number from 0 to {LARGEST:,}")
+            if self.noise_sigma is None or not 0 <= self.noise_sigma <= MAX_SETTING:
+                raise BadInputError(f"noise sigma is {self.noise_sigma}; it must be a number from 0 to {MAX_SETTING:,}")
             object.__setattr__(self, "noise_sigma", float(self.noise_sigma) + 0.0)  # -0.0 is 0.0, and has its id
         else:
             check_choice("dataset", self.dataset, IMAGE_DATASETS)
@@ -115,21 +103,21 @@ class Trial:
         if self.pipeline is not None and "val_accuracy" in self.quantities:
             raise BadInputError(f"val_accuracy cannot be recorded: pipeline '{self.pipeline}' holds no images out")
         for field, layer, allowed in (("activation", ACT, ACTIVATIONS), ("pooling", POOL, POOLINGS)):
-            if uses(self.architecture, layer):
+            if has_layer(self.architecture, layer):
                 check_choice(field, getattr(self, field), allowed)
             else:
                 object.__setattr__(self, field, None)
         for field in ("batch_size", "epochs"):
-            check_positive(field.replace("_", " "), getattr(self, field), whole=True, most=LARGEST)
+            check_positive(field.replace("_", " "), getattr(self, field), whole=True, most=MAX_SETTING)
         if self.record_every_steps is not None:
             check_positive("record every steps", self.record_every_steps, whole=True)
-        if not 0 <= self.seed <= LARGEST_SEED or self.seed != int(self.seed):
-            raise BadInputError(f"seed is {self.seed}; it must be a whole number from 0 to {LARGEST_SEED:,}")
+        if not 0 <= self.seed <= MAX_SEED or self.seed != int(self.seed):
+            raise BadInputError(f"seed is {self.seed}; it must be a whole number from 0 to {MAX_SEED:,}")
         steps = [0, *(step for step, _ in self.milestones)]
         if any(later <= earlier for earlier, later in pairwise(steps)):
             raise BadInputError(f"milestones are at steps {steps[1:]}; they must be positive and rising")
         for rate in (self.learning_rate, *(rate for _, rate in self.milestones)):
-            check_positive("learning rate", rate, whole=False, most=LARGEST)
+            check_positive("learning rate", rate, whole=False, most=MAX_SETTING)
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
         object.__setattr__(self, "milestones", tuple((int(step), float(rate)) for step, rate in self.milestones))
         object.__setattr__(self, "quantities", tuple(q for q in QUANTITIES if q in self.quantities))

@@ -94,7 +94,7 @@ def of_a_trial(*_: Any, tags: Mapping[str, str], **__: Any) -> bool:
 
 # place → (module, function, what happens after it, which calls)
 DEATHS: dict[str, tuple[str, str, Callable[[], None], Callable[..., bool]]] = {
-    "checkpoint written": ("trainables.checkpoints", "TrialFolder.write", die, always),
+    "checkpoint written": ("trainables.checkpoints", "TrialFolder.write_checkpoint", die, always),
     "points sent": ("trainables.tracking", "MlflowClient.log_batch", die, points),
     "result written": ("trainables.checkpoints", "TrialFolder.write_result", die, always),
     "artifacts sent": ("trainables.tracking", "MlflowClient.log_artifacts", die, always),

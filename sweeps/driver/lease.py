@@ -14,33 +14,38 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from trainables.tracking import BEAT, DRIVER, STORAGE, Store, TrackingError
-from trainables.trial import BadInputError
+from trainables.errors import BadInputError, TrackingError
+from trainables.persistence.connection import DRIVER_TAG, HEARTBEAT_TAG, STORAGE_TAG
+from trainables.persistence.store import Store
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
+
+
 WATCH_SECONDS = 30.0
+
+
 RACE_SECONDS = 1.0  # two drivers that claim at the same moment each read again after this time: the later one stays
 
 
-def alive(store: Store, driver: str) -> bool:
+def is_alive(store: Store, driver: str) -> bool:
     """Whether a driver, `<parent run>/<name>`, lives: its claim stands, and its beat goes on within `WATCH_SECONDS`."""
     parent_run_id, _, _ = driver.partition("/")
-    first = store.tags(parent_run_id) if parent_run_id else {}
-    if first.get(DRIVER) != driver:
+    first = store.read_tags(parent_run_id) if parent_run_id else {}
+    if first.get(DRIVER_TAG) != driver:
         return False
     deadline = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < deadline:
-        time.sleep(BEAT_SECONDS / 2)
-        now = store.tags(parent_run_id)
-        if now.get(DRIVER) != driver:
+        time.sleep(HEARTBEAT_SECONDS / 2)
+        now = store.read_tags(parent_run_id)
+        if now.get(DRIVER_TAG) != driver:
             return False
-        if now.get(BEAT) != first.get(BEAT):
+        if now.get(HEARTBEAT_TAG) != first.get(HEARTBEAT_TAG):
             return True
     return False
 
 
 @contextmanager
-def claimed(store: Store, sweep: str, parent_run_id: str, storage: str, say: Callable[[str], None]) -> Iterator[str]:
+def hold_lease(store: Store, sweep: str, parent_run_id: str, storage: str, say: Callable[[str], None]) -> Iterator[str]:
     """Claim the sweep for as long as the context lasts; the driver's name.
 
     Args:
@@ -54,20 +59,20 @@ def claimed(store: Store, sweep: str, parent_run_id: str, storage: str, say: Cal
         BadInputError: A living driver has claimed the sweep.
     """
     dead = None
-    while (tags := store.tags(parent_run_id)).get(DRIVER, dead) != dead and tags.get(STORAGE) != storage:
-        say(f"{sweep} is claimed with --storage {tags.get(STORAGE)}: watching for a sign of life")
-        if alive(store, tags[DRIVER]):
+    while (tags := store.read_tags(parent_run_id)).get(DRIVER_TAG, dead) != dead and tags.get(STORAGE_TAG) != storage:
+        say(f"{sweep} is claimed with --storage {tags.get(STORAGE_TAG)}: watching for a sign of life")
+        if is_alive(store, tags[DRIVER_TAG]):
             raise BadInputError(
-                f"{sweep} trains already, with --storage {tags.get(STORAGE)}; wait for that to end, or stop it"
+                f"{sweep} trains already, with --storage {tags.get(STORAGE_TAG)}; wait for that to end, or stop it"
             )
-        dead = tags[DRIVER]  # unless yet another driver has claimed the sweep meanwhile, the way is free
+        dead = tags[DRIVER_TAG]  # unless yet another driver has claimed the sweep meanwhile, the way is free
     driver = f"{parent_run_id}/{uuid.uuid4().hex[:12]}"
-    store.tag(parent_run_id, {DRIVER: driver, STORAGE: storage, BEAT: "0"})
+    store.set_tags(parent_run_id, {DRIVER_TAG: driver, STORAGE_TAG: storage, HEARTBEAT_TAG: "0"})
     time.sleep(RACE_SECONDS)
-    if store.tags(parent_run_id).get(DRIVER) != driver:
+    if store.read_tags(parent_run_id).get(DRIVER_TAG) != driver:
         raise BadInputError(f"{sweep} was started twice at the same moment; the other one goes on")
     ended = threading.Event()
-    thread = threading.Thread(target=beat, args=(store, driver, ended, say), daemon=True)
+    thread = threading.Thread(target=send_heartbeats, args=(store, driver, ended, say), daemon=True)
     thread.start()
     try:
         yield driver
@@ -75,19 +80,19 @@ def claimed(store: Store, sweep: str, parent_run_id: str, storage: str, say: Cal
         ended.set()
         thread.join()
         with suppress(TrackingError):
-            if store.tags(parent_run_id).get(DRIVER) == driver:
-                store.untag(parent_run_id, DRIVER)
+            if store.read_tags(parent_run_id).get(DRIVER_TAG) == driver:
+                store.remove_tag(parent_run_id, DRIVER_TAG)
 
 
-def beat(store: Store, driver: str, ended: threading.Event, say: Callable[[str], None]) -> None:
+def send_heartbeats(store: Store, driver: str, ended: threading.Event, say: Callable[[str], None]) -> None:
     """Count up the beat until the end; a store that is away misses some. Stop the driver if its claim is lost."""
     parent_run_id, _, _ = driver.partition("/")
     count = 0
-    while not ended.wait(BEAT_SECONDS):
+    while not ended.wait(HEARTBEAT_SECONDS):
         count += 1
         with suppress(TrackingError):
-            if store.tags(parent_run_id).get(DRIVER) != driver:
+            if store.read_tags(parent_run_id).get(DRIVER_TAG) != driver:
                 say("another driver has taken over this sweep: stopping")
                 os.kill(os.getpid(), signal.SIGINT)
                 return
-            store.tag(parent_run_id, {BEAT: str(count)})
+            store.set_tags(parent_run_id, {HEARTBEAT_TAG: str(count)})

@@ -1,27 +1,21 @@
-"""What Ray Tune runs, and what it is told: a pack of trials, in a process that stays for the next pack.
-
-Quick to import: drivers read this as well, before they know whether anything is to be trained. And Ray reads settings
-when it is imported, which `sweeps/launch.py` makes first.
-"""
+"""TODO."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from trainables.probe import limit
 from trainables.trial import Trial
 
 if TYPE_CHECKING:
-    from trainables.datasets import Dataset
-    from trainables.delivery import Target
+    from trainables.persistence.delivery import SweepContext
+from collections.abc import Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class WorkerSettings:
     """How trials are trained and where they keep what they have.
 
     None of it changes a result, but for the last bits, which follow `threads`, `stacked` and `convolutions`. These are
@@ -35,7 +29,7 @@ class Settings:
         compiled: Steps of a stack are compiled.
     """
 
-    target: Target
+    context: SweepContext
     threads: int
     checkpoint_seconds: float
     stacked: Collection[str] = ()
@@ -74,18 +68,16 @@ class Pack:
         )
 
 
-def trainable(config: dict[str, str], *, data: Dataset | None, settings: Settings) -> None:
-    """Train the trials of the pack in `config["pack"]`; report to Ray Tune what `members.Progress` says.
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial that was not stopped.
 
-    Args:
-        config: What Ray Tune chose.
-        data: The data set; None for "xor", which has its own.
-        settings: The same for all packs of a sweep.
+    Attributes:
+        error: Why it could not be trained.
+        out_of_memory: With a larger share of a GPU it could.
+        notes: What else a person should know.
     """
-    os.environ.update(limit(settings.convolutions))  # which torch, imported from here on, reads once
 
-    from ray import tune
-
-    from trainables import members
-
-    members.run(Pack.from_json(config["pack"]), data, settings, tune.report)
+    error: str | None = None
+    out_of_memory: bool = False
+    notes: Sequence[str] = ()

@@ -19,8 +19,6 @@ import io
 import os
 import pickle
 import shutil
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,53 +26,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from trainables.trial import BadInputError, Trial
+from trainables.errors import BadInputError
+from trainables.files import report_write_errors, sync_folder
+from trainables.trial import Trial
 
-KEPT = 2  # checkpoints: the newest, and the one before in case the newest turns out to be damaged
+CHECKPOINTS_KEPT = 2  # checkpoints: the newest, and the one before in case the newest turns out to be damaged
+
+
 DIGEST_BYTES = 32
-RESULT = "result.checkpoint"
+
+
+RESULT_FILE = "result.checkpoint"
+
+
 # A process whose node is gone may hold its lock on a shared file system until the server's lease ends (NFS: 90 s).
 LOCK_WAIT_SECONDS = 120.0
-
-
-class StorageError(BadInputError):
-    """The storage folder cannot be written."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write into `StorageError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StorageError(
-            f"cannot write {path} ({reason}); make room or restore access, and run the same command again"
-        ) from None
-
-
-def synchronise(folder: Path) -> None:
-    """Let the names of the files in a folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def check_storage(storage: Path) -> None:
-    """Raise `BadInputError` on a node that joined after the driver looked at all, and does not see what it made."""
-    if not storage.is_dir():
-        raise BadInputError(f"the node {socket.gethostname()} does not see --storage {storage}; mount it there")
-
-
-def appears(path: str) -> bool:
-    """Whether a file is there, or comes within the time for which a network file system may keep an old listing."""
-    for _ in range(5):
-        if Path(path).exists():
-            return True
-        time.sleep(1)
-    return False
 
 
 class TrialFolder:
@@ -85,14 +51,14 @@ class TrialFolder:
         self.trial = trial
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the folder alone; a process that was told to die may take a moment to let go of it.
 
         Raises:
             BadInputError: Another process trains the trial.
             StorageError: The folder cannot be written.
         """
-        with writing(self.path):
+        with report_write_errors(self.path):
             lock = FileLock(self.path / "lock", timeout=LOCK_WAIT_SECONDS)
             while not lock.is_locked:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -111,19 +77,19 @@ class TrialFolder:
         finally:
             lock.release()
 
-    def write(self, step: int, content: dict[str, Any]) -> None:
+    def write_checkpoint(self, step: int, content: dict[str, Any]) -> None:
         """Write the checkpoint of a step, and remove those but the newest two.
 
         Raises:
             StorageError: It could not be written; those before are still there.
         """
         self._write(f"{step:09d}.checkpoint", content)
-        with writing(self.path):
-            for old in self._checkpoints()[KEPT:]:
+        with report_write_errors(self.path):
+            for old in self._checkpoints()[CHECKPOINTS_KEPT:]:
                 old.unlink()
             (self.path / "starts").unlink(missing_ok=True)
 
-    def newest(self) -> dict[str, Any] | None:
+    def read_newest_checkpoint(self) -> dict[str, Any] | None:
         """What the newest usable checkpoint holds; None if there is none.
 
         Where a newer one is damaged, points that it covered may be in the store, and training again from an older one
@@ -142,13 +108,13 @@ class TrialFolder:
         Raises:
             StorageError: It could not be written.
         """
-        self._write(RESULT, content)
+        self._write(RESULT_FILE, content)
 
-    def result(self) -> dict[str, Any] | None:
+    def read_result(self) -> dict[str, Any] | None:
         """What `write_result` kept; None if it is not there or damaged. Damage has the consequences of `newest`."""
         if not self.has_result:
             return None
-        content = self._read(self.path / RESULT)
+        content = self._read(self.path / RESULT_FILE)
         if content is None:
             self.forget_run()
         return content
@@ -156,7 +122,7 @@ class TrialFolder:
     @property
     def has_result(self) -> bool:
         """Whether a result is kept here."""
-        return (self.path / RESULT).exists()
+        return (self.path / RESULT_FILE).exists()
 
     def remove(self) -> None:
         """Remove the folder and all in it."""
@@ -174,28 +140,28 @@ class TrialFolder:
 
     def forget_run(self) -> None:
         """Bind the folder to no run."""
-        with writing(self.path):
+        with report_write_errors(self.path):
             (self.path / "run_id").unlink(missing_ok=True)
 
-    def starts(self, driver: str) -> int:
+    def read_starts(self, driver: str) -> int:
         """How often a driver has started the trial since its last checkpoint."""
         words = self._text("starts").split()
         return int(words[1]) if len(words) == 2 and words[0] == driver and words[1].isdigit() else 0
 
-    def count_start(self, driver: str) -> int:
+    def record_start(self, driver: str) -> int:
         """Count a start of the trial by a driver; how many there were since its last checkpoint, with this one."""
-        starts = self.starts(driver) + 1
+        starts = self.read_starts(driver) + 1
         if starts == 1:
             (self.path / "error.txt").unlink(missing_ok=True)
         self._replace("starts", f"{driver} {starts}".encode())
         return starts
 
-    def forget_starts(self) -> None:
+    def reset_starts(self) -> None:
         """Count the next start as the first."""
         with suppress(OSError):
             (self.path / "starts").unlink(missing_ok=True)
 
-    def note(self, text: str) -> None:
+    def add_note(self, text: str) -> None:
         """Keep a sentence for the person who runs the sweep, as far as there is room for it."""
         with suppress(OSError), (self.path / "notes.txt").open("a") as file:
             file.write(text + "\n")
@@ -205,12 +171,12 @@ class TrialFolder:
         """The different sentences kept, in order."""
         return list(dict.fromkeys(self._text("notes.txt").splitlines()))
 
-    def keep_error(self, traceback: str) -> None:
+    def write_error(self, traceback: str) -> None:
         """Keep the traceback of what ended the trial."""
         with suppress(OSError):
             (self.path / "error.txt").write_text(traceback)
 
-    def last_error(self) -> str:
+    def describe_last_error(self) -> str:
         """What ended the trial the last time, and where to read more of it."""
         lines = self._text("error.txt").strip().splitlines()
         return f"{lines[-1]} (see {self.path / 'error.txt'})" if lines else "its process was killed"
@@ -236,7 +202,7 @@ class TrialFolder:
     def _replace(self, name: str, content: bytes, *, durable: bool = False) -> None:
         """Put a file in place, whole; a durable one outlives a power cut."""
         partial = self.path / f"{name}.partial"
-        with writing(self.path / name):
+        with report_write_errors(self.path / name):
             try:
                 with partial.open("wb") as file:
                     file.write(content)
@@ -245,7 +211,7 @@ class TrialFolder:
                         os.fsync(file.fileno())
                 partial.replace(self.path / name)
                 if durable:
-                    synchronise(self.path)
+                    sync_folder(self.path)
             except OSError:
                 with suppress(OSError):  # it takes up room that is needed
                     partial.unlink()
@@ -266,7 +232,7 @@ class TrialFolder:
         except FileNotFoundError:
             return None
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            self.note(f"{path} could not be used ({error}): the trial went on from what it had before")
+            self.add_note(f"{path} could not be used ({error}): the trial went on from what it had before")
             with suppress(OSError):
                 path.replace(path.with_suffix(".unusable"))
             return None

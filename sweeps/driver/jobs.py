@@ -21,26 +21,41 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# Ray reads this when it is imported. It sends the token of ~/.ray/auth_token, if there is one, only when asked to.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from sweeps.options import JOB_ADDRESS, Selection
-from sweeps.run import provenance
-from trainables.trial import BadInputError
+from sweeps.driver.provenance import collect_provenance
+from sweeps.experiment import JOB_ADDRESS_VARIABLE, SweepOptions
+from trainables.errors import BadInputError
 
-CODE = Path(__file__).resolve().parent.parent
+# Ray reads this when it is imported. It sends the token of ~/.ray/auth_token, if there is one, only when asked to.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+CODE_FOLDER = Path(__file__).resolve().parent.parent
+
+
 PACKAGES = ("sweeps", "trainables")
+
+
 POLL_SECONDS = 2.0
+
+
 ANSWER_SECONDS = 30.0  # a tunnel that hangs must not hold us for ever
+
+
 PATIENCE_SECONDS = 60.0  # for a tunnel to come back, before we stop following
+
+
 STOP_SECONDS = 180  # a sweep that is stopped saves, and may have to wait for its store (Ray: 3 s)
-STATUSES = (0, 1, 2, 130)  # of a sweep
+
+
+SWEEP_STATUSES = (0, 1, 2, 130)  # of a sweep
+
+
 # Of Ray's client: what requests raises is an OSError, and whoever listens there may answer anything.
-FAILURES = (AuthenticationError, OSError, RuntimeError, ValueError, KeyError, TypeError)
+CLIENT_ERRORS = (AuthenticationError, OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 class Client(JobSubmissionClient):
@@ -50,7 +65,7 @@ class Client(JobSubmissionClient):
         return super()._do_request(*words, timeout=ANSWER_SECONDS, **settings)
 
 
-def run_as_job(selection: Selection, address: str, command: Sequence[str]) -> int:
+def run_as_job(selection: SweepOptions, address: str, command: Sequence[str]) -> int:
     """Run a command line as a job of the cluster at `address`, or find it running there; follow it to its end.
 
     Args:
@@ -68,9 +83,9 @@ def run_as_job(selection: Selection, address: str, command: Sequence[str]) -> in
     again = shlex.join(["python", *command])
     job = None
     try:
-        with explained(address):
+        with convert_submission_errors(address):
             client = connect(address)
-            job = start(client, selection.experiment, passed_on(command[1:]), address)
+            job = find_or_submit(client, selection.experiment, select_forwarded_options(command[1:]), address)
         return follow(client, job)
     except KeyboardInterrupt:
         print(f"no longer following; {f'job {job}' if job else 'the job, if it started,'} goes on", file=sys.stderr)
@@ -80,7 +95,7 @@ def run_as_job(selection: Selection, address: str, command: Sequence[str]) -> in
         return 130
 
 
-def passed_on(words: Sequence[str]) -> list[str]:
+def select_forwarded_options(words: Sequence[str]) -> list[str]:
     """The words of a command line but for `--address`, its options in the order of their names."""
     options: list[list[str]] = []
     for word in words:
@@ -93,7 +108,7 @@ def passed_on(words: Sequence[str]) -> list[str]:
     return [word for name, option in named if name != "--address" for word in option]
 
 
-def job_name(experiment: str, words: Sequence[str]) -> str:
+def make_job_name(experiment: str, words: Sequence[str]) -> str:
     """What the ids of a command's jobs start with."""
     return f"{experiment}-{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:8]}"
 
@@ -122,7 +137,7 @@ def is_url(address: str) -> bool:
 
 
 @contextmanager
-def explained(address: str) -> Iterator[None]:
+def convert_submission_errors(address: str) -> Iterator[None]:
     """What keeps a job from being submitted, in a sentence."""
     try:
         yield
@@ -133,23 +148,23 @@ def explained(address: str) -> Iterator[None]:
             f"the cluster at {address} wants another token than this computer has; copy ~/.ray/auth_token of the "
             "computer that started the cluster, and leave RAY_AUTH_MODE and RAY_AUTH_TOKEN unset"
         ) from None
-    except FAILURES as error:
+    except CLIENT_ERRORS as error:
         raise BadInputError(
-            f"no Ray cluster takes jobs at --address {address} ({last_line(error)}); is the tunnel open? "
+            f"no Ray cluster takes jobs at --address {address} ({get_last_line(error)}); is the tunnel open? "
             "docs/cluster.md has the command"
         ) from None
 
 
-def last_line(error: Exception) -> str:
+def get_last_line(error: Exception) -> str:
     """What an error says in the end: the cluster may send a whole traceback, and Ray's client puts a dot after it."""
     lines = [line for line in str(error).splitlines() if line.strip(" .")]
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def start(client: Client, experiment: str, words: Sequence[str], address: str) -> str:
+def find_or_submit(client: Client, experiment: str, words: Sequence[str], address: str) -> str:
     """The id of the job that runs these words: the one that is there and has not ended, or a new one."""
-    name, commit = job_name(experiment, words), provenance()["git_commit"]
-    jobs = {number: job for job in client.list_jobs() if (number := job_number(job.submission_id, name))}
+    name, commit = make_job_name(experiment, words), collect_provenance()["git_commit"]
+    jobs = {number: job for job in client.list_jobs() if (number := parse_job_number(job.submission_id, name))}
     last = max(jobs, default=0)
     if last and not jobs[last].status.is_terminal():
         job = f"{name}-{last}"
@@ -163,7 +178,7 @@ def start(client: Client, experiment: str, words: Sequence[str], address: str) -
     return job
 
 
-def job_number(job: str | None, name: str) -> int:
+def parse_job_number(job: str | None, name: str) -> int:
     """The running number of a job, 0 for one of another name."""
     found = re.fullmatch(rf"{re.escape(name)}-([1-9]\d*)", job or "")
     return int(found[1]) if found else 0
@@ -173,13 +188,13 @@ def submit(client: Client, job: str, script: str, words: Sequence[str], address:
     """Submit a job with this checkout's code, unless somebody did so just now: two jobs never have the same id."""
     variables = {
         "SWEEPS_COMMIT": commit,
-        JOB_ADDRESS: address,
+        JOB_ADDRESS_VARIABLE: address,
         "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray blocks it in a job that is stopped by another
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
     }
     with tempfile.TemporaryDirectory(prefix="neural-sweeps-") as folder:
         for package in PACKAGES:
-            shutil.copytree(CODE / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(CODE_FOLDER / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
         try:
             client.submit_job(
                 # Files that a job leaves in its current folder go with Ray's copy of the code, so not there.
@@ -201,9 +216,9 @@ def follow(client: Client, job: str) -> int:
         try:
             details = client.get_job_info(job)
             log = client.get_job_logs(job)
-        except FAILURES as error:
+        except CLIENT_ERRORS as error:
             if time.monotonic() > answered + PATIENCE_SECONDS:
-                print(f"the cluster says no more of job {job} ({last_line(error)})", file=sys.stderr)
+                print(f"the cluster says no more of job {job} ({get_last_line(error)})", file=sys.stderr)
                 print("it may go on without us; the same command finds it again", file=sys.stderr)
                 return 1
         else:
@@ -211,16 +226,16 @@ def follow(client: Client, job: str) -> int:
             print(log[printed:], end="", flush=True)
             printed = len(log)
             if details.status.is_terminal():
-                return exit_status(details)
+                return get_exit_status(details)
         time.sleep(POLL_SECONDS)
 
 
-def exit_status(details: JobDetails) -> int:
+def get_exit_status(details: JobDetails) -> int:
     """The exit status of a job that has ended."""
     if details.status == JobStatus.STOPPED:
         print("the job was stopped", file=sys.stderr)
         return 130
-    if details.driver_exit_code in STATUSES:
+    if details.driver_exit_code in SWEEP_STATUSES:
         return int(details.driver_exit_code)
     print(f"the job failed: {details.message}", file=sys.stderr)
     return 1

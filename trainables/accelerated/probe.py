@@ -22,20 +22,28 @@ from trainables.trial import Trial
 
 if TYPE_CHECKING:
     import torch
+from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, get_environment
 
-STEPS = 3  # a turn
-TURNS = 3  # at least, of which the fastest counts, against whatever else the machine does
-MOST_TURNS = 100
-ENOUGH_TRIALS = 4
-TRY_SECONDS = 0.2
-OWN = "own"  # convolutions of `trainables/convolutions.cpp`
-THEIRS = "PyTorch"  # as they come
-ONEDNN = "ONEDNN_MAX_CPU_ISA"  # environment variable of the library that computes torch's convolutions on the CPU
-WORTH = 0.95  # of the time: less is noise
+STEPS_PER_TURN = 3  # a turn
+
+
+MIN_TURNS = 3  # at least, of which the fastest counts, against whatever else the machine does
+
+
+MAX_TURNS = 100
+
+
+CPU_PROBE_TRIALS = 4
+
+
+MIN_PROBE_SECONDS = 0.2
+
+
+WORTHWHILE_TIME_RATIO = 0.95  # of the time: less is noise
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What was seen.
 
     Attributes:
@@ -47,43 +55,44 @@ class Probed:
     memory: float | None
 
 
-def probe(trials: Sequence[Trial], data: Dataset, threads: int, convolutions: str | None) -> Probed:
+def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, convolutions: str | None) -> ProbeResult:
     """Train some steps of trials of one kind, side by side and one alone; on a CPU of a few, which tells enough.
 
     On a GPU in a process of its own, and with a GPU of its own: the memory that others use there would be counted.
     """
-    os.environ.update(limit(convolutions))  # which torch, imported from here on, reads once
+    os.environ.update(get_environment(convolutions))  # which torch, imported from here on, reads once
     import torch
 
-    from trainables import stack, training
-    from trainables.convolutions import CompilerError, passes
+    from trainables import training
+    from trainables.accelerated import stack
+    from trainables.accelerated.convolutions import CompilerError, choose_forward
 
     training.prepare_process(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        trials = trials[:ENOUGH_TRIALS]
-    steps = 1 + MOST_TURNS * STEPS
+        trials = trials[:CPU_PROBE_TRIALS]
+    steps = 1 + MAX_TURNS * STEPS_PER_TURN
     unrecorded = [replace(trial, epochs=steps, milestones=(), record_every_steps=steps * 10**6) for trial in trials]
     try:
-        tensors = training.tensors(data, device, trials[0].task)
+        tensors = training.to_tensors(data, device, trials[0].task)
         states = [training.start(trial, tensors) for trial in unrecorded]
-        together = step_seconds(stack.train(unrecorded, tensors, states), device)
+        together = time_steps(stack.train_stack(unrecorded, tensors, states), device)
         state = training.start(unrecorded[0], tensors)
         with suppress(CompilerError):  # on another kind of machine
-            state.forward = passes(trials[0].architecture, convolutions, device)
-        alone = step_seconds(training.train(unrecorded[0], tensors, state), device)
+            state.forward = choose_forward(trials[0].architecture, convolutions, device)
+        alone = time_steps(training.train(unrecorded[0], tensors, state), device)
         if device.type == "cuda":  # whose memory this takes as well
             images = tensors.test_images[: 2 * training.EVALUATION_BATCH]
-            training.accuracy(state.model, images, tensors.test_labels[: len(images)])
+            training.compute_accuracy(state.model, images, tensors.test_labels[: len(images)])
     except torch.OutOfMemoryError:  # a trial will say so itself
-        return Probed(0.0, 1.0)
+        return ProbeResult(0.0, 1.0)
     if device.type == "cpu":
-        return Probed(len(trials) * alone / together, None)
+        return ProbeResult(len(trials) * alone / together, None)
     free_bytes, total_bytes = torch.cuda.mem_get_info()
-    return Probed(len(trials) * alone / together, 1 - free_bytes / total_bytes)
+    return ProbeResult(len(trials) * alone / together, 1 - free_bytes / total_bytes)
 
 
-def fastest_for_convolutions(threads: int) -> str:
+def find_fastest_backend(threads: int) -> str:
     """How convolutions are computed fastest on this machine.
 
     Returns:
@@ -95,23 +104,18 @@ def fastest_for_convolutions(threads: int) -> str:
     def seconds(way: str) -> float:
         # In a process of its own: oneDNN looks once.
         command = [sys.executable, str(Path(__file__)), str(threads), way]
-        environment = {**inherited, **limit(way), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        environment = {**inherited, **get_environment(way), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
-    inherited = {name: value for name, value in os.environ.items() if name != ONEDNN}
+    inherited = {name: value for name, value in os.environ.items() if name != ONEDNN_VARIABLE}
     flags = Path("/proc/cpuinfo")  # Linux's
     wide = flags.exists() and "avx512f" in flags.read_text()
-    took = {way: seconds(way) for way in (THEIRS, OWN, *(["AVX2"] if wide else []))}
+    took = {way: seconds(way) for way in (PYTORCH, NATIVE, *(["AVX2"] if wide else []))}
     fastest = min(took, key=lambda way: took[way])
-    return fastest if took[fastest] < WORTH * took[THEIRS] else THEIRS
+    return fastest if took[fastest] < WORTHWHILE_TIME_RATIO * took[PYTORCH] else PYTORCH
 
 
-def limit(way: str | None) -> dict[str, str]:
-    """The environment that convolutions computed in this way need when torch is imported."""
-    return {} if way in (None, OWN, THEIRS) else {ONEDNN: str(way)}
-
-
-def convolution_seconds(threads: int, way: str) -> float:
+def time_convolutions(threads: int, way: str) -> float:
     """Of a step of each convolutional architecture of the reports' main part, with its part of a record.
 
     Infinite where there is no compiler for convolutions of our own.
@@ -119,15 +123,15 @@ def convolution_seconds(threads: int, way: str) -> float:
     import torch
 
     from trainables import training
+    from trainables.accelerated.convolutions import CompilerError, choose_forward
     from trainables.architectures import build
-    from trainables.convolutions import CompilerError, passes
 
     training.prepare_process(threads)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(50, 1, 28, 28, generator=generator)
     many = images.repeat(12, 1, 1, 1)  # 6,000 every tenth step
     try:
-        forward = passes("cnn_3", way, torch.device("cpu"))
+        forward = choose_forward("cnn_3", way, torch.device("cpu"))
     except CompilerError:
         return math.inf
 
@@ -135,14 +139,14 @@ def convolution_seconds(threads: int, way: str) -> float:
         while True:
             for model in models:
                 forward(model, images).sum().backward()
-                training.accuracy(model, many, torch.zeros(600), forward)
+                training.compute_accuracy(model, many, torch.zeros(600), forward)
             yield
 
     models = [build(name, (1, 28, 28)).to(memory_format=torch.channels_last) for name in ("cnn_3", "cnn_4", "cnn_5")]
-    return step_seconds(steps(), torch.device("cpu"))
+    return time_steps(steps(), torch.device("cpu"))
 
 
-def step_seconds(steps: Iterator[None], device: torch.device) -> float:
+def time_steps(steps: Iterator[None], device: torch.device) -> float:
     """Of a step, at the fastest; the first step, which sets things up, does not count."""
     import torch
 
@@ -155,12 +159,12 @@ def step_seconds(steps: Iterator[None], device: torch.device) -> float:
         return (time.perf_counter() - started) / length
 
     turn(1)
-    deadline = time.monotonic() + TRY_SECONDS
-    turns = [turn(STEPS) for _ in range(TURNS)]
-    while len(turns) < MOST_TURNS and time.monotonic() < deadline:
-        turns.append(turn(STEPS))
+    deadline = time.monotonic() + MIN_PROBE_SECONDS
+    turns = [turn(STEPS_PER_TURN) for _ in range(MIN_TURNS)]
+    while len(turns) < MAX_TURNS and time.monotonic() < deadline:
+        turns.append(turn(STEPS_PER_TURN))
     return min(turns)
 
 
 if __name__ == "__main__":
-    print(convolution_seconds(int(sys.argv[1]), sys.argv[2]))
+    print(time_convolutions(int(sys.argv[1]), sys.argv[2]))

@@ -14,21 +14,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.checkpoints import TrialFolder, writing
+from trainables.errors import TrackingError
+from trainables.files import report_write_errors
+from trainables.persistence.connection import DRIVER_TAG, STORAGE_TAG
+from trainables.persistence.store import Store
+from trainables.persistence.trial_folder import TrialFolder
+from trainables.persistence.trial_run import MODEL_ARTIFACT, RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
-from trainables.tracking import ARTIFACT, DRIVER, MODEL, STORAGE, Store, TrackingError, TrialRun
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a driver that trains nothing need not wait for
     from torch import Tensor
 
+
 # The store is tried again after this time, and after ten times as long as the failed attempt took: a server that
 # answers nobody costs a tenth of the training time at most.
-WAIT_SECONDS = 5.0
-WAIT_FACTOR = 10.0
+RETRY_WAIT_SECONDS = 5.0
+
+
+RETRY_WAIT_FACTOR = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class SweepContext:
     """Where a sweep's trials keep what they have.
 
     Attributes:
@@ -55,10 +62,10 @@ class Delivery:
         failure: Why the store could not be used at the last attempt; None if it could.
     """
 
-    def __init__(self, folder: TrialFolder, name: str, target: Target) -> None:
+    def __init__(self, folder: TrialFolder, name: str, target: SweepContext) -> None:
         self.folder = folder
         self.name = name
-        self.target = target
+        self.context = target
         self.run: TrialRun | None = None
         self.failure: str | None = None
         self._not_before = 0.0
@@ -85,13 +92,13 @@ class Delivery:
         except TrackingError as error:
             now = time.monotonic()
             self.failure = str(error)
-            self._not_before = now + max(WAIT_SECONDS, WAIT_FACTOR * (now - started))
+            self._not_before = now + max(RETRY_WAIT_SECONDS, RETRY_WAIT_FACTOR * (now - started))
 
-    def open(self) -> None:
+    def open_run(self) -> None:
         """Find or make the trial's run, if the store can be used."""
         self.attempt(lambda run: None)
 
-    def result(self) -> None:
+    def deliver_result(self) -> None:
         """Bring the kept result into the store, and remove the trial's folder once it is there.
 
         Raises:
@@ -99,32 +106,32 @@ class Delivery:
         """
         import torch
 
-        kept = self.folder.result()
+        kept = self.folder.read_result()
         if kept is None:
             raise ValueError(f"{self.folder.path} keeps no result")
         artifacts = self.folder.path / "artifacts"
-        with writing(artifacts):
+        with report_write_errors(artifacts):
             shutil.rmtree(artifacts, ignore_errors=True)
             artifacts.mkdir()
-            result = kept_result(kept)
-            result.save(artifacts / ARTIFACT)
+            result = unpack_result(kept)
+            result.save(artifacts / RESULT_ARTIFACT)
             if kept["model"] is not None:
                 buffer = io.BytesIO()  # to a file `torch.save` hides what went wrong with it
                 torch.save(kept["model"], buffer)
-                (artifacts / MODEL).write_bytes(buffer.getvalue())
+                (artifacts / MODEL_ARTIFACT).write_bytes(buffer.getvalue())
         self._not_before = 0.0
         self.attempt(lambda run: run.finish(result, kept["last_step"], kept["tags"], artifacts))
         if self.failure is None:
             self.folder.remove()
 
     def _open(self) -> TrialRun:
-        target = self.target
-        run = Store(target.tracking_uri).open(
+        target = self.context
+        run = Store(target.tracking_uri).open_run(
             self.folder.trial,
             self.name,
             target.experiment_id,
             target.parent_run_id,
-            {**target.tags, STORAGE: target.storage_name, DRIVER: target.driver},
+            {**target.tags, STORAGE_TAG: target.storage_name, DRIVER_TAG: target.driver},
             run_id=self.folder.run_id,
         )
         if not run.finished:
@@ -132,7 +139,7 @@ class Delivery:
         return run
 
 
-def to_keep(
+def pack_result(
     result: Result, last_step: int, tags: Mapping[str, str], model: Mapping[str, Tensor] | None
 ) -> dict[str, Any]:
     """What a trained trial keeps, as tensors and plain values."""
@@ -149,7 +156,7 @@ def to_keep(
     }
 
 
-def kept_result(kept: Mapping[str, Any]) -> Result:
+def unpack_result(kept: Mapping[str, Any]) -> Result:
     """The result in what `to_keep` made."""
     return Result(
         steps=kept["steps"].numpy(),

@@ -13,7 +13,7 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -22,75 +22,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional
 
-from trainables.architectures import convolves
-from trainables.probe import OWN
+from trainables.accelerated.backends import NATIVE
+from trainables.architectures import has_convolution
+from trainables.training import CPU_CHUNK_IMAGES, Forward, forward_torch
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-# Images that go through PyTorch's layers at a time, outside training on the CPU: convolutional networks were fastest
-# with 50 to 100, by a tenth over 250.
-AT_ONCE = 96
-OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-shared", "-fPIC")
-
-# What a network makes of images `(n, channels, height, width)`: logits `(n, classes)`
-Forward = Callable[[nn.Sequential, Tensor], Tensor]
 
 
-def by_torch(model: nn.Sequential, images: Tensor) -> Tensor:
-    """The pass as PyTorch computes it; outside training, on the CPU, for some images at a time."""
-    if images.is_cuda or torch.is_grad_enabled():
-        outputs: Tensor = model(images)
-        return outputs
-    return torch.cat([module_by_module(model, some) for some in images.split(AT_ONCE)])
+COMPILER_OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-shared", "-fPIC")
 
 
-def module_by_module(model: nn.Sequential, images: Tensor) -> Tensor:
-    """The pass outside training on the CPU.
-
-    ReLU works in place and maxima are taken of slices, which is the same to the last bit; the CNNs of the reports' main
-    part took an eighth less time with it.
-    """
-    outputs = images
-    for module in model:
-        match module:
-            case nn.ReLU() if outputs is not images:
-                outputs = functional.relu_(outputs)
-            case nn.MaxPool2d(kernel_size=2, stride=2, padding=0):
-                outputs = largest_of_windows(outputs)
-            case _:
-                outputs = module(outputs)
-    return outputs
-
-
-def largest_of_windows(images: Tensor) -> Tensor:
-    """Maxima of 2×2 windows with stride 2: `(n, channels, h, w)` → `(n, channels, h // 2, w // 2)`."""
-    height, width = (size // 2 * 2 for size in images.shape[2:])
-    rows = torch.maximum(images[:, :, 0:height:2], images[:, :, 1:height:2])
-    return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
-
-
-def passes(architecture: str, way: str | None, device: torch.device) -> Forward:
+def choose_forward(architecture: str, way: str | None, device: torch.device) -> Forward:
     """How a network's passes are computed where `way` was found to be the fastest (`probe.fastest_for_convolutions`).
 
     Raises:
         CompilerError: By our own convolutions, which this machine cannot compile.
     """
-    if way != OWN or device.type != "cpu" or not convolves(architecture):
-        return by_torch
-    loaded()
-    return by_our_own
+    if way != NATIVE or device.type != "cpu" or not has_convolution(architecture):
+        return forward_torch
+    load_library()
+    return forward_native
 
 
-def by_our_own(model: nn.Sequential, images: Tensor) -> Tensor:
+def forward_native(model: nn.Sequential, images: Tensor) -> Tensor:
     """The same but for rounding, with convolutions of our own; outside training, if it can, by one call for all."""
     if torch.is_grad_enabled():
-        return layer_by_layer(model, images)
-    found = logits(model, images)
-    return torch.cat([layer_by_layer(model, some) for some in images.split(AT_ONCE)]) if found is None else found
+        return forward_by_layer(model, images)
+    found = compute_logits(model, images)
+    return (
+        torch.cat([forward_by_layer(model, some) for some in images.split(CPU_CHUNK_IMAGES)])
+        if found is None
+        else found
+    )
 
 
-def layer_by_layer(model: nn.Sequential, images: Tensor) -> Tensor:
+def forward_by_layer(model: nn.Sequential, images: Tensor) -> Tensor:
     """The pass with our convolutions and PyTorch's other layers.
 
     In between, channels and images have changed places, and the images lie side by side in memory: `(channels, n,
@@ -102,7 +69,7 @@ def layer_by_layer(model: nn.Sequential, images: Tensor) -> Tensor:
         match module:
             case nn.Conv2d():
                 relu = isinstance(after, nn.ReLU)
-                outputs = Convolution.apply(outputs, module.weight, module.bias, padding_of(module), relu)
+                outputs = Convolution.apply(outputs, module.weight, module.bias, get_padding(module), relu)
             case nn.ReLU() if isinstance(before, nn.Conv2d):
                 pass  # the convolution has done it
             case nn.Flatten():
@@ -118,7 +85,7 @@ class Convolution(Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, padding: int, relu: bool) -> Tensor:
         """`(channels, n, height, width)`, `(outputs, channels, k, k)`, `(outputs,)` → `(outputs, n, …)`."""
-        images = side_by_side(images)
+        images = put_images_innermost(images)
         outputs = convolve(images, None, weight, bias, padding, relu)
         ctx.save_for_backward(images, weight, outputs if relu else None)
         ctx.padding = padding
@@ -128,15 +95,15 @@ class Convolution(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         """Of the outputs → of images, weight and bias."""
         images, weight, outputs = ctx.saved_tensors
-        gradient = side_by_side(gradient)
+        gradient = put_images_innermost(gradient)
         of_images = None
         if ctx.needs_input_grad[0]:  # a convolution as well, with the kernel turned around
             turned = weight.flip(2, 3).transpose(0, 1)
             of_images = convolve(gradient, outputs, turned, None, weight.shape[2] - 1 - ctx.padding, relu=False)
         of_weight, of_bias = torch.empty(weight.shape), torch.empty(len(weight))
-        layer = Sizes(len(images), *images.shape[2:], images.shape[1], *weight.shape[::3], ctx.padding)
-        found = map(pointer, (images, outputs, gradient, of_weight, of_bias))
-        loaded().layer_gradients(ctypes.byref(layer), *found)
+        layer = LayerStruct(len(images), *images.shape[2:], images.shape[1], *weight.shape[::3], ctx.padding)
+        found = map(get_pointer, (images, outputs, gradient, of_weight, of_bias))
+        load_library().layer_gradients(ctypes.byref(layer), *found)
         return of_images, of_weight, of_bias, None, None
 
 
@@ -153,14 +120,14 @@ def convolve(
     shrink = weight.shape[2] - 1 - 2 * padding
     size = len(weight), n, height - shrink, width - shrink
     convolved = torch.empty(size, memory_format=torch.channels_last)
-    layer = Sizes(channels, height, width, n, *weight.shape[::3], padding)
-    loaded().layer_outputs(
-        ctypes.byref(layer), *map(pointer, (images, outputs, weight, bias)), int(relu), pointer(convolved)
+    layer = LayerStruct(channels, height, width, n, *weight.shape[::3], padding)
+    load_library().layer_outputs(
+        ctypes.byref(layer), *map(get_pointer, (images, outputs, weight, bias)), int(relu), get_pointer(convolved)
     )
     return convolved
 
 
-def padding_of(convolution: nn.Conv2d) -> int:
+def get_padding(convolution: nn.Conv2d) -> int:
     """Its padding; our own code computes square convolutions with stride 1 and less padding than the kernel's size."""
     kernel, padding = convolution.kernel_size, convolution.padding
     assert isinstance(padding, tuple)
@@ -169,7 +136,7 @@ def padding_of(convolution: nn.Conv2d) -> int:
     return padding[0]
 
 
-class Sizes(ctypes.Structure):
+class LayerStruct(ctypes.Structure):
     """Of a convolution and what comes into it: the struct Layer of `convolutions.cpp`."""
 
     _fields_ = [
@@ -177,7 +144,7 @@ class Sizes(ctypes.Structure):
     ]
 
 
-class Step(ctypes.Structure):
+class StepStruct(ctypes.Structure):
     """A layer of a network: the struct Step of `convolutions.cpp`."""
 
     CONVOLVE, FLATTEN, LARGEST, AVERAGE = range(4)
@@ -187,43 +154,45 @@ class Step(ctypes.Structure):
     ]
 
 
-def logits(model: nn.Sequential, images: Tensor) -> Tensor | None:
+def compute_logits(model: nn.Sequential, images: Tensor) -> Tensor | None:
     """Of images `(n, channels, height, width)`, by one call for all layers; None if it does not know one of them."""
-    steps: list[Step] = []
+    steps: list[StepStruct] = []
     used = [images.contiguous()]  # kept until the call is over
 
-    def step(module: nn.Conv2d | nn.Linear, kernel: int, padding: int) -> Step:
+    def step(module: nn.Conv2d | nn.Linear, kernel: int, padding: int) -> StepStruct:
         used.append(module.weight.contiguous())
         sizes = len(module.weight), kernel, padding
-        return Step(Step.CONVOLVE, *sizes, 0, pointer(used[-1]), pointer(module.bias))
+        return StepStruct(StepStruct.CONVOLVE, *sizes, 0, get_pointer(used[-1]), get_pointer(module.bias))
 
     for module in model:
         match module:
             case nn.Conv2d():
-                steps.append(step(module, module.kernel_size[0], padding_of(module)))
+                steps.append(step(module, module.kernel_size[0], get_padding(module)))
             case nn.Linear():
                 steps.append(step(module, 1, 0))
-            case nn.ReLU() if steps and steps[-1].kind == Step.CONVOLVE:
+            case nn.ReLU() if steps and steps[-1].kind == StepStruct.CONVOLVE:
                 steps[-1].relu = 1
             case nn.Flatten():
-                steps.append(Step(Step.FLATTEN))
+                steps.append(StepStruct(StepStruct.FLATTEN))
             case nn.MaxPool2d(kernel_size=2, stride=2, padding=0):
-                steps.append(Step(Step.LARGEST))
+                steps.append(StepStruct(StepStruct.LARGEST))
             case nn.AvgPool2d(kernel_size=2, stride=2, padding=0):
-                steps.append(Step(Step.AVERAGE))
+                steps.append(StepStruct(StepStruct.AVERAGE))
             case _:
                 return None
     found = torch.empty(len(images), steps[-1].outputs)
-    loaded().network_logits((Step * len(steps))(*steps), len(steps), pointer(used[0]), *images.shape, pointer(found))
+    load_library().network_logits(
+        (StepStruct * len(steps))(*steps), len(steps), get_pointer(used[0]), *images.shape, get_pointer(found)
+    )
     return found
 
 
-def side_by_side(images: Tensor) -> Tensor:
+def put_images_innermost(images: Tensor) -> Tensor:
     """The same `(channels, n, height, width)` with the images innermost in memory."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def pointer(tensor: Tensor | None) -> int | None:
+def get_pointer(tensor: Tensor | None) -> int | None:
     """Where a tensor's float32 numbers are."""
     if tensor is None:
         return None
@@ -236,23 +205,23 @@ class CompilerError(Exception):
 
 
 @cache
-def loaded() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
     """The compiled loops, from the cache if they have been compiled for such a machine before.
 
     Raises:
         CompilerError: There is no compiler, or it fails.
     """
     try:
-        compiler = [*shlex.split(os.environ.get("CXX", "c++")), *OPTIONS]
+        compiler = [*shlex.split(os.environ.get("CXX", "c++")), *COMPILER_OPTIONS]
         # What the compiler defines names its version and the instructions that the processor has.
-        defined = run([*compiler, "-dM", "-E", "-x", "c++", os.devnull])
-        name = hashlib.sha256(f"{SOURCE.read_text()}{OPTIONS}{defined}".encode()).hexdigest()[:16]
-        path = cache_folder() / f"convolutions-{name}.so"
+        defined = run_command([*compiler, "-dM", "-E", "-x", "c++", os.devnull])
+        name = hashlib.sha256(f"{SOURCE.read_text()}{COMPILER_OPTIONS}{defined}".encode()).hexdigest()[:16]
+        path = get_cache_folder() / f"convolutions-{name}.so"
         try:
             library = ctypes.CDLL(str(path))
         except OSError:  # it is not there, or none
             path.unlink(missing_ok=True)
-            build(compiler, path)
+            compile_library(compiler, path)
             library = ctypes.CDLL(str(path))
     except (OSError, ValueError, RuntimeError) as error:  # no compiler; a command line that is none; no home folder
         raise CompilerError(str(error)) from error
@@ -263,23 +232,23 @@ def loaded() -> ctypes.CDLL:
     return library
 
 
-def build(compiler: Sequence[str], path: Path) -> None:
+def compile_library(compiler: Sequence[str], path: Path) -> None:
     """Compile into `path`, unless another process is first: what that has loaded must stay, on NFS as well."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, suppress(FileExistsError):
         made = Path(folder) / path.name
-        run([*compiler, "-o", str(made), str(SOURCE)])
+        run_command([*compiler, "-o", str(made), str(SOURCE)])
         with made.open("rb") as file:  # half a library would end the process that loads it
             os.fsync(file.fileno())
         path.hardlink_to(made)
 
 
-def cache_folder() -> Path:
+def get_cache_folder() -> Path:
     """Of this project, by the convention of XDG."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "neural-sweeps"
 
 
-def run(command: list[str]) -> str:
+def run_command(command: list[str]) -> str:
     """What a command prints.
 
     Raises:

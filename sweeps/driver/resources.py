@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainables.architectures import ARCHITECTURES
-from trainables.trial import XOR, BadInputError, check_choice, quoted
+from trainables.errors import BadInputError, check_choice, quote
+from trainables.trial import XOR
 
 # Four small models on a GPU: a guess that leaves each a quarter of the memory, not a measurement.
-SHARED_GPU = 0.25
-SMALLEST_SHARE = 0.01  # of a GPU: a hundred trials on one
-MARGIN = 1.2  # between the memory that a probe used and what a trial is given
+DEFAULT_GPU_SHARE = 0.25
+
+
+MIN_GPU_SHARE = 0.01  # of a GPU: a hundred trials on one
+
+
+MEMORY_MARGIN = 1.2  # between the memory that a probe used and what a trial is given
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Share:
+class Allocation:
     """What one trial gets, and how many of them run at once.
 
     Attributes:
@@ -40,7 +45,7 @@ class Share:
     at_once: int
 
 
-def this_machine() -> Node:
+def detect_machine() -> Node:
     """The CPUs this process may use and the NVIDIA devices of this machine."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -49,7 +54,7 @@ def this_machine() -> Node:
     return Node(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, gpus)
 
 
-def with_planned(living: Sequence[Node], launcher_config: Mapping[str, object]) -> list[Node]:
+def add_planned_nodes(living: Sequence[Node], launcher_config: Mapping[str, object]) -> list[Node]:
     """The nodes that live, and those that the cluster launcher would start if trials waited for them.
 
     Args:
@@ -67,7 +72,7 @@ def with_planned(living: Sequence[Node], launcher_config: Mapping[str, object]) 
     return list((Counter(living) | planned).elements())
 
 
-def parse_gpus(words: Iterable[str]) -> dict[str, float | None]:
+def parse_gpu_requests(words: Iterable[str]) -> dict[str, float | None]:
     """What `--gpus-per-trial` asks for, by architecture, under "" for all others; None is to be measured.
 
     Raises:
@@ -80,25 +85,25 @@ def parse_gpus(words: Iterable[str]) -> dict[str, float | None]:
             check_choice("architecture of --gpus-per-trial", architecture, tuple(ARCHITECTURES))
         if architecture in asked:
             raise BadInputError(f"--gpus-per-trial says twice what {architecture or 'a trial'} gets; say it once")
-        asked[architecture] = None if value == "auto" else gpu_share(value)
+        asked[architecture] = None if value == "auto" else parse_gpu_share(value)
     return asked
 
 
-def gpu_share(text: str) -> float:
+def parse_gpu_share(text: str) -> float:
     """A share of a GPU, or a number of GPUs."""
     try:
         share = float(text)
     except ValueError:
         share = float("nan")
-    if not (share == 0 or SMALLEST_SHARE <= share <= 1 or (1 < share < float("inf") and share == int(share))):
+    if not (share == 0 or MIN_GPU_SHARE <= share <= 1 or (1 < share < float("inf") and share == int(share))):
         raise BadInputError(
-            f"--gpus-per-trial is {quoted(text)}; it must be 0, a fraction from {SMALLEST_SHARE} to 1, a whole number "
+            f"--gpus-per-trial is {quote(text)}; it must be 0, a fraction from {MIN_GPU_SHARE} to 1, a whole number "
             "of GPUs, or auto; for one architecture: mlp_1=0.1"
         )
     return share
 
 
-def gpu_shares(
+def choose_gpu_shares(
     asked: Mapping[str, float | None],
     architectures: Iterable[str],
     nodes: Sequence[Node],
@@ -108,7 +113,7 @@ def gpu_shares(
 
     The network of XOR trains in NumPy and gets none.
     """
-    default = SHARED_GPU if any(node.gpus > 0 for node in nodes) else 0.0
+    default = DEFAULT_GPU_SHARE if any(node.gpus > 0 for node in nodes) else 0.0
     shares: dict[str, float] = {}
     for architecture in architectures:
         share = 0.0 if architecture == XOR else asked.get(architecture, asked.get("", default))
@@ -116,13 +121,13 @@ def gpu_shares(
     return shares
 
 
-def share_for(used: float) -> float:
+def size_gpu_share(used: float) -> float:
     """The share of a GPU to give a trial that used the part `used` of its memory: as many as fit, with a margin."""
-    at_once = max(1, int(1 / max(SMALLEST_SHARE, used * MARGIN)))
+    at_once = max(1, int(1 / max(MIN_GPU_SHARE, used * MEMORY_MARGIN)))
     return math.floor(10_000 / at_once) / 10_000  # Ray counts in ten-thousandths: 1/7 must not become 0.1429
 
 
-def share(cpus: int, gpus: Mapping[str, float], nodes: Sequence[Node], max_concurrent: int | None) -> Share:
+def allocate(cpus: int, gpus: Mapping[str, float], nodes: Sequence[Node], max_concurrent: int | None) -> Allocation:
     """What each trial gets of the nodes, and how many run at once.
 
     Args:
@@ -144,13 +149,13 @@ def share(cpus: int, gpus: Mapping[str, float], nodes: Sequence[Node], max_concu
             raise BadInputError(
                 f"--gpus-per-trial is {each:g} GPUs, but no node has {have}; ask for at most {most_gpus:g}"
             )
-        if not any(fitting(node, cpus, each) for node in nodes):
+        if not any(count_fitting(node, cpus, each) for node in nodes):
             raise BadInputError(f"no node has {cpus} CPUs and {each:g} GPUs together; ask for fewer of one")
-    at_once = max(sum(fitting(node, cpus, each) for node in nodes) for each in gpus.values())
-    return Share(cpus, gpus, min(at_once, max_concurrent or at_once))
+    at_once = max(sum(count_fitting(node, cpus, each) for node in nodes) for each in gpus.values())
+    return Allocation(cpus, gpus, min(at_once, max_concurrent or at_once))
 
 
-def fitting(node: Node, cpus: int, gpus: float) -> int:
+def count_fitting(node: Node, cpus: int, gpus: float) -> int:
     """How many trials fit on a node. A fraction of a GPU is never split over two."""
     by_cpu = int(node.cpus // cpus)
     if gpus == 0:

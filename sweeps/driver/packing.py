@@ -11,22 +11,33 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from trainables.architectures import flops
+from trainables.architectures import count_flops
 from trainables.datasets import Dataset
-from trainables.trainable import Pack
-from trainables.trial import BadInputError, Trial, quoted
+from trainables.errors import BadInputError, quote
+from trainables.trial import Trial
+from trainables.worker.pack import Pack
 
-MOST_TRIALS = 16  # side by side: more gained nothing on the CPU
-PACK_SECONDS = 20.0  # of trials one after another
-PACKS_EACH = 4  # for every process at least, so that all end at about the same time
+MAX_STACKED_TRIALS = 16  # side by side: more gained nothing on the CPU
+
+
+SEQUENTIAL_PACK_SECONDS = 20.0  # of trials one after another
+
+
+MIN_PACKS_PER_PROCESS = 4  # for every process at least, so that all end at about the same time
+
+
 # Rough, on the slow side: they size packs, and a pack of the wrong size trains as well.
-FLOPS_A_SECOND = 2e10
-STEP_SECONDS = 5e-4
-XOR_SECONDS = 1.0
+FLOPS_PER_SECOND = 2e10
+
+
+STEP_OVERHEAD_SECONDS = 5e-4
+
+
+XOR_TRIAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageCounts:
     """How large a data set is: the shape of an image, and how many of them the quantities that a trial records see."""
 
     shape: tuple[int, int, int]
@@ -35,12 +46,12 @@ class Images:
     test: int
 
     @staticmethod
-    def of(data: Dataset) -> Images:
+    def of(data: Dataset) -> ImageCounts:
         """Of a data set."""
-        return Images(data.input_shape, len(data.train_labels), len(data.val_labels), len(data.test_labels))
+        return ImageCounts(data.input_shape, len(data.train_labels), len(data.val_labels), len(data.test_labels))
 
 
-def parse_pack(word: str) -> int | None:
+def parse_pack_size(word: str) -> int | None:
     """What `--pack` asks for: at most so many trials in a pack; None, as many as pays.
 
     Raises:
@@ -49,31 +60,31 @@ def parse_pack(word: str) -> int | None:
     if word == "auto":
         return None
     if not word.isdecimal() or int(word) < 1:
-        raise BadInputError(f"--pack is {quoted(word)}; it must be auto, or a whole number of trials from 1 on")
+        raise BadInputError(f"--pack is {quote(word)}; it must be auto, or a whole number of trials from 1 on")
     return int(word)
 
 
-def stackable(trial: Trial) -> Trial:
+def remove_stack_differences(trial: Trial) -> Trial:
     """What trials have in common that can train side by side: all but seed and learning rates."""
     return replace(trial, seed=0, learning_rate=1.0, milestones=())
 
 
-def seconds(trial: Trial, images: Images | None) -> float:
+def estimate_seconds(trial: Trial, images: ImageCounts | None) -> float:
     """About how long a trial trains on one core."""
     if images is None:
-        return XOR_SECONDS * trial.epochs / 2000
+        return XOR_TRIAL_SECONDS * trial.epochs / 2000
     steps = trial.epochs * trial.steps_per_epoch(images.train)
     records = steps // trial.record_interval(images.train)
     seen = {"val_accuracy": images.val, "train_set_accuracy": images.train, "test_set_accuracy": images.test}
     forward = 3 * trial.epochs * images.train + records * sum(seen.get(name, 0) for name in trial.quantities)
-    return steps * STEP_SECONDS + forward * flops(trial.architecture, images.shape) / FLOPS_A_SECOND
+    return steps * STEP_OVERHEAD_SECONDS + forward * count_flops(trial.architecture, images.shape) / FLOPS_PER_SECOND
 
 
-def packs(
+def make_packs(
     trials: Sequence[Trial],
     names: Mapping[str, str],
     gpus: Mapping[str, float],
-    images: Images | None,
+    images: ImageCounts | None,
     stacked: Collection[str],
     at_once: int,
     most: int | None,
@@ -90,22 +101,22 @@ def packs(
     """
     groups: dict[tuple[float, Trial | str], list[Trial]] = {}
     for trial in trials:
-        alike = stackable(trial) if trial.architecture in stacked else trial.architecture
+        alike = remove_stack_differences(trial) if trial.architecture in stacked else trial.architecture
         groups.setdefault((gpus[trial.id], alike), []).append(trial)
     parts: list[Sequence[Trial]] = []
     for group in groups.values():
         if group[0].architecture in stacked:
-            size = min(most or MOST_TRIALS, math.ceil(len(group) / at_once))
+            size = min(most or MAX_STACKED_TRIALS, math.ceil(len(group) / at_once))
         else:
-            short = int(PACK_SECONDS / max(seconds(trial, images) for trial in group))
-            size = min(short, len(group) // (PACKS_EACH * at_once), most or len(group))
-        parts += split(group, max(1, size))
+            short = int(SEQUENTIAL_PACK_SECONDS / max(estimate_seconds(trial, images) for trial in group))
+            size = min(short, len(group) // (MIN_PACKS_PER_PROCESS * at_once), most or len(group))
+        parts += split_evenly(group, max(1, size))
     order = {trial.id: position for position, trial in enumerate(trials)}
     parts.sort(key=lambda part: order[part[0].id])
     return [Pack(tuple(part), tuple(names[trial.id] for trial in part), gpus[part[0].id]) for part in parts]
 
 
-def split(trials: Sequence[Trial], size: int) -> Iterator[Sequence[Trial]]:
+def split_evenly(trials: Sequence[Trial], size: int) -> Iterator[Sequence[Trial]]:
     """As few parts as possible, of `size` trials at most and as equal as possible."""
     parts = math.ceil(len(trials) / size)
     bounds = [len(trials) * part // parts for part in range(parts + 1)]

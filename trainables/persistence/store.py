@@ -13,54 +13,60 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import wraps
 from itertools import chain
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
-
-from trainables.result import Result
-from trainables.trial import BadInputError, Trial
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# MLflow would retry for minutes, and a trial must not wait for that long: it goes on training, and sends later.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema migrations of a new sqlite file
-logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what goes wrong is a `TrackingError`, and said once
+from trainables.errors import BadInputError
+from trainables.persistence.connection import (
+    DIVERGED_TAG,
+    DRIVER_TAG,
+    PARENT_TAG,
+    STORAGE_TAG,
+    SWEEP_TAG,
+    TRIAL_ID_TAG,
+    convert_store_errors,
+    get_sqlite_file,
+    raises_tracking_errors,
+    resolve_uri,
+)
+from trainables.persistence.trial_run import RESULT_ARTIFACT, TrialRun
+from trainables.result import Result
+from trainables.trial import Trial
 
-TRIAL_ID = "trial_id"
-SWEEP = "sweep"
-STORAGE = "storage"  # host and folder that a trial resumes from
-DRIVER = "driver"  # the process that runs a sweep: `<its parent run>/<its own name>`
-BEAT = "driver_beat"  # of a parent run: counts up for as long as its driver lives
-DIVERGED = "diverged_at_step"  # of a finished trial whose loss became NaN or infinite there
-PARENT = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
-METRICS_PER_CALL = 1000  # MLflow's limit
-ARTIFACT = "result.npz"
-MODEL = "model.pt"
-SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
+# MLflow would retry for minutes, and a trial must not wait for that long: it goes on training, and sends later.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema migrations of a new sqlite file
+
+
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what goes wrong is a `TrackingError`, and said once
 
 
 @dataclass(frozen=True)
-class Recorded:
+class StoredRun:
     """A trial's run as the store has it."""
 
     trial_id: str
@@ -79,105 +85,12 @@ class Recorded:
         return self.status == "FINISHED"
 
 
-def absolute(uri: str) -> str:
-    """The tracking URI as any process on this machine can use it: a relative sqlite path made absolute.
-
-    Raises:
-        BadInputError: Not a URI of a database or a server.
-    """
-    scheme = uri.partition(":")[0].split("+")[0].lower()
-    file = sqlite_file(uri)
-    if scheme not in SCHEMES or (scheme == "sqlite" and file is None):
-        raise BadInputError(
-            f"tracking URI '{uri}' is neither a database nor a server; use sqlite:///FILE or http://HOST:PORT"
-        )
-    return uri if file is None else f"sqlite:///{file}"
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file of a `sqlite:///FILE` URI; None for everything else."""
-    prefix, _, path = uri.partition(":///")
-    return Path(path).absolute() if prefix == "sqlite" and path and not set(path) & set("?:") else None
-
-
-def missing_file(uri: str) -> Path | None:
-    """The file of a `sqlite:///FILE` URI if it does not exist: opening the store would make it."""
-    file = sqlite_file(uri)
-    try:
-        return file if file is not None and not file.exists() else None
-    except OSError:  # a name too long to be a file's
-        return file
-
-
-class TrackingError(BadInputError):
-    """The store cannot be reached, or refuses."""
-
-
-@contextmanager
-def contact(uri: str) -> Iterator[None]:
-    """Turn whatever SQLAlchemy, requests and MLflow raise into `TrackingError`."""
-    try:
-        yield
-    except BadInputError:
-        raise
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip() and "autoflush" not in line]
-        reason = (lines or [type(error).__name__])[0].strip()[:200]
-        raise TrackingError(
-            f"the tracking store {without_password(uri)} cannot be used ({reason}); start it or give it room, or name "
-            "another with --tracking-uri"
-        ) from None
-
-
-def without_password(uri: str) -> str:
-    """The URI as it may be shown."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:…@", uri)
-
-
-class Contact(Protocol):
-    """Something that talks to a store."""
-
-    uri: str
-
-
-C = TypeVar("C", bound=Contact)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def contacting(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
-    """Let a method raise `TrackingError` for whatever goes wrong between here and the store."""
-
-    @wraps(method)
-    def call(talker: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with contact(talker.uri):
-            return method(talker, *args, **kwargs)
-
-    return call
-
-
-def patiently(action: Callable[[], R], seconds: float) -> R:
-    """Do what needs the store, again and again for so long if the store cannot be used.
-
-    Raises:
-        TrackingError: It could not be used for all that time.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return action()
-        except TrackingError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(2)
-
-
 class Store:
     """A tracking store. Its methods raise `TrackingError` where it cannot be reached, or refuses."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = absolute(uri)
-        with contact(uri):
+        self.uri = resolve_uri(uri)
+        with convert_store_errors(uri):
             if not self.uri.startswith("http"):
                 from mlflow.store.db import utils
 
@@ -196,39 +109,39 @@ class Store:
             if not token:
                 return found
 
-    @contacting
-    def recorded(self) -> dict[str, list[Recorded]]:
+    @raises_tracking_errors
+    def find_runs(self) -> dict[str, list[StoredRun]]:
         """The runs of every trial, in whichever experiment, by trial id: one each if all is well."""
         self.experiments = self._experiments()  # another sweep may have made one
-        found: dict[str, list[Recorded]] = defaultdict(list)
-        for run in self._search(f"tags.{TRIAL_ID} LIKE '%'"):
-            found[run.data.tags[TRIAL_ID]].append(self._recorded(run))
+        found: dict[str, list[StoredRun]] = defaultdict(list)
+        for run in self._search(f"tags.{TRIAL_ID_TAG} LIKE '%'"):
+            found[run.data.tags[TRIAL_ID_TAG]].append(self._recorded(run))
         return dict(found)
 
-    def _recorded(self, run: Run) -> Recorded:
-        return Recorded(
-            trial_id=run.data.tags[TRIAL_ID],
+    def _recorded(self, run: Run) -> StoredRun:
+        return StoredRun(
+            trial_id=run.data.tags[TRIAL_ID_TAG],
             run_id=run.info.run_id,
             name=run.info.run_name or run.info.run_id,
             status=run.info.status,
             experiment=self.experiments[run.info.experiment_id],
             test_accuracy=run.data.metrics.get("test_accuracy"),
-            diverged=DIVERGED in run.data.tags,
-            storage=run.data.tags.get(STORAGE, ""),
-            driver=run.data.tags.get(DRIVER, ""),
+            diverged=DIVERGED_TAG in run.data.tags,
+            storage=run.data.tags.get(STORAGE_TAG, ""),
+            driver=run.data.tags.get(DRIVER_TAG, ""),
         )
 
-    def reader(self) -> Callable[[Trial], Result | None]:
+    def make_reader(self) -> Callable[[Trial], Result | None]:
         """A function that gives a trial's result, or None if the store has no finished run of it now."""
 
-        @contacting
-        def finished(store: Store, trial: Trial) -> Recorded | None:
-            runs = (store._recorded(run) for run in store._search(f"tags.{TRIAL_ID} = '{trial.id}'"))
+        @raises_tracking_errors
+        def finished(store: Store, trial: Trial) -> StoredRun | None:
+            runs = (store._recorded(run) for run in store._search(f"tags.{TRIAL_ID_TAG} = '{trial.id}'"))
             return next((run for run in runs if run.finished), None)
 
         def read(trial: Trial) -> Result | None:
             run = finished(self, trial)
-            return None if run is None else self.read(run)
+            return None if run is None else self.read_result(run)
 
         return read
 
@@ -241,15 +154,15 @@ class Store:
             if not token:
                 return
 
-    @contacting
-    def parent(self, sweep: str, dataset: str) -> tuple[str, str]:
+    @raises_tracking_errors
+    def ensure_parent(self, sweep: str, dataset: str) -> tuple[str, str]:
         """The ids of the sweep's experiment and of its parent run, both made if need be.
 
         The parent is a folder for its children and holds no state of its own, so it never stands as running.
         """
         experiment = self.client.get_experiment_by_name(sweep)
         if experiment is None:
-            database = sqlite_file(self.uri)
+            database = get_sqlite_file(self.uri)
             location = None if database is None else str(database.parent / "mlartifacts" / sweep)
             experiment_id = self.client.create_experiment(sweep, artifact_location=location)
             self.experiments[experiment_id] = sweep
@@ -263,7 +176,7 @@ class Store:
         label = f"{sweep} · {dataset}"
         oldest = self._parent(experiment_id, label)
         if oldest is None:
-            run = self.client.create_run(experiment_id, run_name=label, tags={SWEEP: label})
+            run = self.client.create_run(experiment_id, run_name=label, tags={SWEEP_TAG: label})
             self.client.set_terminated(run.info.run_id)
             oldest = self._parent(experiment_id, label) or run.info.run_id
             if oldest != run.info.run_id:  # another driver made one at the same moment
@@ -272,12 +185,12 @@ class Store:
 
     def _parent(self, experiment_id: str, label: str) -> str | None:
         """The id of the oldest parent run with this label."""
-        runs = self.client.search_runs([experiment_id], f"tags.{SWEEP} = '{label}'")
+        runs = self.client.search_runs([experiment_id], f"tags.{SWEEP_TAG} = '{label}'")
         ids = [(run.info.start_time, run.info.run_id) for run in runs]
         return min(ids)[1] if ids else None
 
-    @contacting
-    def tags(self, run_id: str) -> dict[str, str]:
+    @raises_tracking_errors
+    def read_tags(self, run_id: str) -> dict[str, str]:
         """All tags of a run; none of a run that is not there."""
         try:
             return dict(self.client.get_run(run_id).data.tags)
@@ -286,18 +199,18 @@ class Store:
                 return {}
             raise
 
-    @contacting
-    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+    @raises_tracking_errors
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
-    @contacting
-    def untag(self, run_id: str, tag: str) -> None:
+    @raises_tracking_errors
+    def remove_tag(self, run_id: str, tag: str) -> None:
         """Remove a tag of a run."""
         self.client.delete_tag(run_id, tag)
 
-    @contacting
-    def open(
+    @raises_tracking_errors
+    def open_run(
         self,
         trial: Trial,
         name: str,
@@ -319,20 +232,20 @@ class Store:
         Raises:
             BadInputError: A run stands as running for another sweep's driver.
         """
-        runs = list(self._search(f"tags.{TRIAL_ID} = '{trial.id}'"))
-        chosen = choose(runs, run_id, tags.get(DRIVER))
+        runs = list(self._search(f"tags.{TRIAL_ID_TAG} = '{trial.id}'"))
+        chosen = choose_run(runs, run_id, tags.get(DRIVER_TAG))
         if chosen is None or chosen.info.status != "FINISHED":
             others = [run for run in runs if run is not chosen]
             for run in others:
-                if run.info.status == "RUNNING" and run.data.tags.get(DRIVER) != tags.get(DRIVER):
+                if run.info.status == "RUNNING" and run.data.tags.get(DRIVER_TAG) != tags.get(DRIVER_TAG):
                     raise BadInputError(
-                        f"'{name}' trains in another sweep, with --storage {run.data.tags.get(STORAGE)} (run "
+                        f"'{name}' trains in another sweep, with --storage {run.data.tags.get(STORAGE_TAG)} (run "
                         f"{run.info.run_id}); wait for that to end"
                     )
             for run in others:
                 self.client.delete_run(run.info.run_id)
         if chosen is None:
-            tags_at_birth = {TRIAL_ID: trial.id, PARENT: parent_run_id, DRIVER: tags.get(DRIVER, "")}
+            tags_at_birth = {TRIAL_ID_TAG: trial.id, PARENT_TAG: parent_run_id, DRIVER_TAG: tags.get(DRIVER_TAG, "")}
             chosen = self.client.create_run(experiment_id, run_name=name, tags=tags_at_birth)
         trial_run = TrialRun(self.client, self.uri, chosen)
         if not trial_run.finished:
@@ -346,18 +259,18 @@ class Store:
             )
         return trial_run
 
-    @contacting
-    def close(self, run_id: str, status: str) -> None:
+    @raises_tracking_errors
+    def end_run(self, run_id: str, status: str) -> None:
         """Say of a run that trains no more, and has not finished, that it is KILLED or FAILED."""
         self.client.set_terminated(run_id, status)
 
-    @contacting
-    def delete(self, run_id: str) -> None:
+    @raises_tracking_errors
+    def delete_run(self, run_id: str) -> None:
         """Move a run to MLflow's deleted runs."""
         self.client.delete_run(run_id)
 
     @contextmanager
-    def artifact(self, recorded: Recorded, name: str) -> Iterator[Path]:
+    def open_artifact(self, recorded: StoredRun, name: str) -> Iterator[Path]:
         """A file that a finished trial left, on this machine for as long as the context lasts.
 
         Raises:
@@ -372,68 +285,20 @@ class Store:
                     "delete that run in the MLflow UI and run the sweep again"
                 ) from None
 
-    def read(self, recorded: Recorded) -> Result:
+    def read_result(self, recorded: StoredRun) -> Result:
         """The exact result of a finished trial.
 
         Raises:
             BadInputError: The run's artifact is missing or damaged.
         """
-        with self.artifact(recorded, ARTIFACT) as path:
+        with self.open_artifact(recorded, RESULT_ARTIFACT) as path:
             return Result.load(path)
 
 
-def choose(runs: Sequence[Run], run_id: str | None, driver: str | None) -> Run | None:
+def choose_run(runs: Sequence[Run], run_id: str | None, driver: str | None) -> Run | None:
     """Which of a trial's runs goes on: a finished one, the one of the trial's checkpoints, or one without points."""
     finished = (run for run in runs if run.info.status == "FINISHED")
     own = (run for run in runs if run.info.run_id == run_id)
     empty = (run for run in runs if not run.data.metrics)
-    free = (run for run in empty if run.info.status != "RUNNING" or run.data.tags.get(DRIVER) == driver)
+    free = (run for run in empty if run.info.status != "RUNNING" or run.data.tags.get(DRIVER_TAG) == driver)
     return next(chain(finished, own, free), None)
-
-
-class TrialRun:
-    """A trial's run, open for writing."""
-
-    def __init__(self, client: MlflowClient, uri: str, run: Run) -> None:
-        self.client = client
-        self.uri = uri
-        self.run_id: str = run.info.run_id
-        self.start_milliseconds: int = run.info.start_time
-        self.finished = run.info.status == "FINISHED"
-        self.written = 0  # records this process has sent; what an earlier one sent is sent again and dropped there
-
-    @contacting
-    def write(self, steps: Sequence[int] | NDArray[np.int64], curves: Mapping[str, NDArray[np.floating]]) -> None:
-        """Send the records that have not been sent, in large batches. Call it once a checkpoint covers them.
-
-        A finished run is left as it is.
-        """
-        if self.finished:
-            return
-        points = [
-            Metric(name, float(curve[record]), self.start_milliseconds + int(steps[record]), int(steps[record]))
-            for record in range(self.written, len(steps))
-            for name, curve in curves.items()
-        ]
-        for first in range(0, len(points), METRICS_PER_CALL):
-            self.client.log_batch(self.run_id, metrics=points[first : first + METRICS_PER_CALL])
-        self.written = len(steps)
-
-    @contacting
-    def finish(self, result: Result, last_step: int, tags: Mapping[str, str], artifacts: Path) -> None:
-        """Store the result and the files in the folder `artifacts`, then, at last, say that the trial is finished.
-
-        A finished run is left as it is.
-        """
-        if self.finished:
-            return
-        self.write(result.steps, result.curves)
-        self.client.log_artifacts(self.run_id, str(artifacts))
-        timestamp = self.start_milliseconds + last_step
-        outcome = {DIVERGED: str(last_step)} if result.diverged else {}
-        self.client.log_batch(
-            self.run_id,
-            metrics=[] if result.diverged else [Metric("test_accuracy", result.test_accuracy, timestamp, last_step)],
-            tags=[RunTag(name, value) for name, value in {**tags, **outcome}.items()],
-        )
-        self.client.set_terminated(self.run_id)

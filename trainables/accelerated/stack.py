@@ -25,16 +25,19 @@ from torch.nn import functional
 
 from trainables import training
 from trainables.architectures import build
-from trainables.training import Moment, State, Tensors
+from trainables.training import State, StepOutput, Tensors
 from trainables.trial import Trial
 
 EVALUATION_BATCH = 1000  # images a forward pass outside training
+
 
 # Parameters, images `(members, n, …)` and labels `(members, n)` → losses `(members,)`, logits `(members, n, classes)`
 Losses = Callable[[Mapping[str, Tensor], Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def train(trials: Sequence[Trial], data: Tensors, states: Sequence[State], *, compiled: bool = False) -> Iterator[None]:
+def train_stack(
+    trials: Sequence[Trial], data: Tensors, states: Sequence[State], *, compiled: bool = False
+) -> Iterator[None]:
     """Train members that stand at the same step to the last epoch's end, yielding after every step of all.
 
     A member that diverges leaves the stack with that record; the others go on.
@@ -47,14 +50,16 @@ def train(trials: Sequence[Trial], data: Tensors, states: Sequence[State], *, co
     images = len(data.train_images)
     per_epoch, interval = trials[0].steps_per_epoch(images), trials[0].record_interval(images)
     members = list(zip(trials, states, strict=True))
-    while members := [(trial, state) for trial, state in members if not training.ended(trial, data, state)]:
+    while members := [(trial, state) for trial, state in members if not training.has_ended(trial, data, state)]:
         stack = Stack(members, data, compiled=compiled)
         epoch, taken = divmod(members[0][1].step, per_epoch)
-        orders = torch.stack([training.epoch_order(trial.seed, epoch, images) for trial, _ in members])
-        for batch in training.on_device(orders, data.train_images.device).split(trials[0].batch_size, dim=1)[taken:]:
+        orders = torch.stack([training.draw_epoch_order(trial.seed, epoch, images) for trial, _ in members])
+        for batch in training.move_order(orders, data.train_images.device).split(trials[0].batch_size, dim=1)[taken:]:
             moment = stack.take_step(batch)
             if members[0][1].step % interval == 0:
-                training.record(trials[0].quantities, moment, stack.curves, members[0][1].step // interval - 1)
+                training.record_quantities(
+                    trials[0].quantities, moment, stack.curves, members[0][1].step // interval - 1
+                )
                 for (_, state), finite in zip(members, torch.isfinite(moment.loss).tolist(), strict=True):
                     state.diverged = not finite
             yield
@@ -88,7 +93,7 @@ class Linear(Function):
         )
 
 
-def forward(network: nn.Sequential, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+def forward_stack(network: nn.Sequential, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     """What each member's network makes of its inputs: `(members, n, …)` → `(members, n, classes)`."""
     outputs = inputs
     for name, module in network.named_children():
@@ -107,16 +112,16 @@ def forward(network: nn.Sequential, parameters: Mapping[str, Tensor], inputs: Te
     return outputs
 
 
-def losses_of(
+def compute_losses(
     network: nn.Sequential, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Each member's mean loss on a batch of its own, and its logits: see `Losses`."""
-    logits = forward(network, parameters, images)
+    logits = forward_stack(network, parameters, images)
     each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     return each.view(labels.shape).mean(dim=1), logits
 
 
-class Compiled:
+class CompiledLosses:
     """`losses_of` compiled at its first call; where that cannot be done, a warning says so and it stays as it is.
 
     On a GPU the passes are CUDA graphs, whose memory the next step overwrites. That is safe here: parameters come in as
@@ -125,7 +130,7 @@ class Compiled:
     """
 
     def __init__(self, network: nn.Sequential) -> None:
-        self.plain: Losses = partial(losses_of, network)
+        self.plain: Losses = partial(compute_losses, network)
         self.tried: Losses | None = None
 
     def __call__(self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,16 +150,18 @@ class Compiled:
 
 
 @cache
-def compiled_losses(members: int, batch_size: int, device: torch.device, architecture: str, **shape: Any) -> Compiled:
+def get_compiled_losses(
+    members: int, batch_size: int, device: torch.device, architecture: str, **shape: Any
+) -> CompiledLosses:
     """One for each kind and size of stack in a process, as a stack is made anew for every epoch.
 
     After eight in a process Dynamo compiles no more (`recompile_limit`), and further ones train uncompiled.
     """
     with torch.device("meta"):  # the layers alone: parameters come with each call
-        return Compiled(build(architecture, **shape))
+        return CompiledLosses(build(architecture, **shape))
 
 
-def joint_optimizer(members: Sequence[tuple[Trial, State]]) -> torch.optim.Optimizer:
+def join_optimizers(members: Sequence[tuple[Trial, State]]) -> torch.optim.Optimizer:
     """One for the parameters of all members, on the state of their own, which takes less time than each by itself.
 
     It updates each parameter of each member by itself, so the numbers are the same.
@@ -199,12 +206,12 @@ class Stack:
         self.curves = torch.stack([state.curves for _, state in members])
         for (_, state), curves in zip(members, self.curves, strict=True):
             state.curves = curves
-        self.optimizer = joint_optimizer(members)
-        self.losses: Losses = partial(losses_of, self.network)
+        self.optimizer = join_optimizers(members)
+        self.losses: Losses = partial(compute_losses, self.network)
         self.plain = self.losses
         if compiled:
             trial, device = members[0][0], data.train_images.device
-            self.losses = compiled_losses(
+            self.losses = get_compiled_losses(
                 *(len(members), trial.batch_size, device, trial.architecture),
                 input_shape=data.input_shape,
                 classes=data.classes,
@@ -212,10 +219,10 @@ class Stack:
                 pooling=trial.pooling,
             )
 
-    def take_step(self, batch: Tensor) -> Moment:
+    def take_step(self, batch: Tensor) -> StepOutput:
         """One optimiser step of every member on the images whose indices are `batch` `(members, batch size)`."""
         for trial, state in self.members:
-            training.advance(trial, state)
+            training.advance_step(trial, state)
         for group in self.optimizer.param_groups:
             group["lr"] = group["trial"].learning_rate_at(self.members[0][1].step)
         labels = self.data.train_labels.index_select(0, batch.flatten()).view(batch.shape)
@@ -226,7 +233,7 @@ class Stack:
         gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
         torch._foreach_copy_(self.gradients, gradients)  # a launch for all, not one each
         self.optimizer.step()
-        return Moment(losses, logits, labels, self.data, self.accuracies, self.gradient_norms)
+        return StepOutput(losses, logits, labels, self.data, self.accuracies, self.gradient_norms)
 
     def gradient_norms(self) -> Tensor:
         """That of each member's first layer: `(members,)`."""
@@ -236,7 +243,7 @@ class Stack:
         """Each member's accuracy in percent on the same images: `(members,)`."""
         with torch.inference_mode():
             batches = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-            total = torch.stack([training.correct(self.predict(x), y) for x, y in batches]).sum(dim=0)
+            total = torch.stack([training.count_correct(self.predict(x), y) for x, y in batches]).sum(dim=0)
         return 100 * total / len(labels)
 
     def predict(self, images: Tensor) -> Tensor:
@@ -245,8 +252,8 @@ class Stack:
         As all members see the same images, one matrix product does a fully connected first layer of all.
         """
         if not isinstance(self.network[0], nn.Flatten):
-            return forward(self.network, self.parameters, images.expand(len(self.members), *images.shape))
+            return forward_stack(self.network, self.parameters, images.expand(len(self.members), *images.shape))
         weight, bias = self.parameters["1.weight"], self.parameters["1.bias"]  # (members, features, inputs)
         hidden = functional.linear(images.flatten(1), weight.flatten(0, 1), bias.flatten())  # (n, members · features)
         hidden = hidden.unflatten(1, bias.shape).transpose(0, 1)  # (members, n, features)
-        return forward(self.network[2:], self.parameters, hidden)
+        return forward_stack(self.network[2:], self.parameters, hidden)

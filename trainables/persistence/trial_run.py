@@ -1,0 +1,70 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run, RunTag
+from numpy.typing import NDArray
+
+from trainables.persistence.connection import DIVERGED_TAG, raises_tracking_errors
+from trainables.result import Result
+
+MAX_METRICS_PER_CALL = 1000  # MLflow's limit
+
+
+RESULT_ARTIFACT = "result.npz"
+
+
+MODEL_ARTIFACT = "model.pt"
+
+
+class TrialRun:
+    """A trial's run, open for writing."""
+
+    def __init__(self, client: MlflowClient, uri: str, run: Run) -> None:
+        self.client = client
+        self.uri = uri
+        self.run_id: str = run.info.run_id
+        self.start_milliseconds: int = run.info.start_time
+        self.finished = run.info.status == "FINISHED"
+        self.written = 0  # records this process has sent; what an earlier one sent is sent again and dropped there
+
+    @raises_tracking_errors
+    def send_records(self, steps: Sequence[int] | NDArray[np.int64], curves: Mapping[str, NDArray[np.floating]]) -> None:
+        """Send the records that have not been sent, in large batches. Call it once a checkpoint covers them.
+
+        A finished run is left as it is.
+        """
+        if self.finished:
+            return
+        points = [
+            Metric(name, float(curve[record]), self.start_milliseconds + int(steps[record]), int(steps[record]))
+            for record in range(self.written, len(steps))
+            for name, curve in curves.items()
+        ]
+        for first in range(0, len(points), MAX_METRICS_PER_CALL):
+            self.client.log_batch(self.run_id, metrics=points[first : first + MAX_METRICS_PER_CALL])
+        self.written = len(steps)
+
+    @raises_tracking_errors
+    def finish(self, result: Result, last_step: int, tags: Mapping[str, str], artifacts: Path) -> None:
+        """Store the result and the files in the folder `artifacts`, then, at last, say that the trial is finished.
+
+        A finished run is left as it is.
+        """
+        if self.finished:
+            return
+        self.send_records(result.steps, result.curves)
+        self.client.log_artifacts(self.run_id, str(artifacts))
+        timestamp = self.start_milliseconds + last_step
+        outcome = {DIVERGED_TAG: str(last_step)} if result.diverged else {}
+        self.client.log_batch(
+            self.run_id,
+            metrics=[] if result.diverged else [Metric("test_accuracy", result.test_accuracy, timestamp, last_step)],
+            tags=[RunTag(name, value) for name, value in {**tags, **outcome}.items()],
+        )
+        self.client.set_terminated(self.run_id)

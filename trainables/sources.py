@@ -1,0 +1,247 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import socket
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables.architectures import CLASSES
+from trainables.errors import BadInputError
+
+SPLIT_SEED = 0
+
+
+MIN_IMAGES_PER_CLASS = 10  # of them one is held out
+
+
+DOWNLOAD_TIMEOUT_SECONDS = 30.0
+
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
+
+
+# `(channels, height, width)` of an image.
+IMAGE_SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "digits": (1, 32, 32)}
+
+
+# SHA-256 of the decompressed training labels of Fashion-MNIST, whose files bear the same names as MNIST's.
+FASHION_MNIST_LABELS_SHA256 = "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"
+
+
+IDX_FILES = tuple(
+    f"{part}-{content}" for part in ("train", "t10k") for content in ("images-idx3-ubyte", "labels-idx1-ubyte")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawImages:
+    """A data set as its source has it: images uint8 `(n, channels, height, width)` up to `white`, labels `(n,)`."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    white: int = 255
+
+
+def check_raw(name: str, raw: RawImages) -> None:
+    """Raise `BadInputError` where images and labels do not fit each other, the data set or its ten classes."""
+    for part, images, labels in (
+        ("training", raw.train_images, raw.train_labels),
+        ("test", raw.test_images, raw.test_labels),
+    ):
+        if images.shape != (len(images), *IMAGE_SHAPES[name]) or labels.shape != (len(images),):
+            raise BadInputError(
+                f"the {part} images of {name} have shape {images.shape}, their labels {labels.shape}; expected one "
+                f"label an image, and images of shape {IMAGE_SHAPES[name]}: delete the files and fetch them again"
+            )
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= CLASSES:
+            raise BadInputError(
+                f"the {part} labels of {name} are not all 0 to 9: delete the files and fetch them again"
+            )
+    fewest = int(np.bincount(raw.train_labels, minlength=CLASSES).min())
+    if fewest < MIN_IMAGES_PER_CLASS:
+        raise BadInputError(
+            f"the training images of {name} have only {fewest} of some class; expected at least {MIN_IMAGES_PER_CLASS} "
+            "of each, so that some can be held out: delete the files and fetch them again"
+        )
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read a gzipped IDX file of unsigned bytes (format: the MNIST page; magic number 0x08 and the rank).
+
+    Raises:
+        BadInputError: The file is unreadable, truncated or of another format.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes())
+        rank = content[3] if content[:3] == b"\x00\x00\x08" else 0
+        shape = struct.unpack_from(f">{rank}I", content, 4)
+        array = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
+        if rank == 0 or array.size != math.prod(shape):
+            raise ValueError(f"{array.size} bytes of content for shape {shape}")
+        return array.reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:
+        raise BadInputError(f"{path} is not a readable gzipped IDX file ({error}): fetch it again") from None
+
+
+def load_idx(name: str, data_root: Path) -> RawImages:
+    """MNIST or Fashion-MNIST: flat `.gz` files in the data root, Debian's package, or torchvision's download.
+
+    torchvision keeps the `.gz` files that it has downloaded. They are read like the others, rather than the unpacked
+    copies beside them, because a `.gz` file has a checksum.
+    """
+    looked = []
+    for place in [data_root, *([DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else [])]:
+        reason = explain_mismatch(name, place)
+        if reason is None:
+            return read_idx_folder(place)
+        looked.append(f"{place} ({reason})")
+    import torchvision  # and with it torch, which takes seconds
+
+    source = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
+    downloaded = data_root / source.__name__ / "raw"
+    with suppress(BadInputError):  # where they are damaged, torchvision fetches them again
+        if explain_mismatch(name, downloaded) is None:
+            return read_idx_folder(downloaded)
+    train, test = load_torchvision(source, name, data_root, lambda: [*looked, str(downloaded)])
+    return make_raw(train.data.numpy(), train.targets.numpy(), test.data.numpy(), test.targets.numpy())
+
+
+def explain_mismatch(name: str, place: Path) -> str | None:
+    """Why the four files in a folder are not those of MNIST or Fashion-MNIST; None if they are."""
+    for file in IDX_FILES:
+        if not os.path.isfile(place / f"{file}.gz"):  # noqa: PTH113 (Path.is_file raises where it may not look)
+            return f"no file {file}.gz"
+    labels = IDX_FILES[1]
+    # the two sets' files bear the same names
+    is_fashion = hashlib.sha256(read_idx(place / f"{labels}.gz").tobytes()).hexdigest() == FASHION_MNIST_LABELS_SHA256
+    return None if is_fashion == (name == "fashion_mnist") else f"{labels}.gz is not that of {name}"
+
+
+def read_idx_folder(place: Path) -> RawImages:
+    """The four files in a folder."""
+    return make_raw(*(read_idx(place / f"{file}.gz") for file in IDX_FILES))
+
+
+def make_raw(
+    train_images: NDArray[np.uint8],
+    train_labels: NDArray[np.integer],
+    test_images: NDArray[np.uint8],
+    test_labels: NDArray[np.integer],
+) -> RawImages:
+    """Give the images `(n, height, width)` their one channel."""
+    return RawImages(
+        train_images=train_images[:, None],
+        train_labels=train_labels.astype(np.int64),
+        test_images=test_images[:, None],
+        test_labels=test_labels.astype(np.int64),
+    )
+
+
+def load_cifar10(data_root: Path) -> RawImages:
+    """CIFAR-10 through torchvision, which checks every file against its known MD5 before it opens it."""
+    from torchvision.datasets import CIFAR10
+
+    parts = load_torchvision(CIFAR10, "cifar10", data_root, lambda: find_unusable_cifar10(data_root))
+    # torchvision holds (n, height, width, channels)
+    (train_images, train_labels), (test_images, test_labels) = (
+        (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64)) for part in parts
+    )
+    return RawImages(
+        train_images=train_images, train_labels=train_labels, test_images=test_images, test_labels=test_labels
+    )
+
+
+def find_unusable_cifar10(data_root: Path) -> list[str]:
+    """The archive and the files of CIFAR-10 that are not there or damaged; just the folder if all are missing."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    def sound(path: Path, md5: str) -> bool:
+        try:
+            return bool(check_integrity(path, md5))
+        except OSError:
+            return False
+
+    archive, folder = data_root / CIFAR10.filename, data_root / CIFAR10.base_folder
+    batches = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+    known = [(archive, CIFAR10.tgz_md5), *((folder / name, md5) for name, md5 in batches)]
+    bad = [path for path, md5 in known if not sound(path, md5)]
+    if not any(os.path.lexists(folder / name) for name, _ in batches):
+        bad = [folder, archive]
+    return [f"{path} ({'damaged' if os.path.lexists(path) else 'not there'})" for path in bad]
+
+
+def load_digits(data_root: Path) -> RawImages:
+    """scikit-learn's bundled digits, every pixel enlarged to 4×4: 1,437 training and 360 test images of 32×32."""
+    from sklearn.datasets import load_digits as load_sklearn_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_sklearn_digits(return_X_y=True)  # (1797, 64) from 0 to 16, (1797,)
+    images = images.astype(np.uint8).reshape(-1, 1, 8, 8).repeat(4, axis=2).repeat(4, axis=3)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels.astype(np.int64), test_size=0.2, stratify=labels, random_state=SPLIT_SEED
+    )
+    return RawImages(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        white=16,
+    )
+
+
+def load_torchvision(source: Any, name: str, data_root: Path, looked: Callable[[], list[str]]) -> tuple[Any, Any]:
+    """Training and test part of one of torchvision's data sets, downloaded once, under a lock, if it is not there.
+
+    Args:
+        looked: Says for the message which places have no usable files.
+
+    Raises:
+        BadInputError: It can neither be read nor downloaded; says where was looked and what works offline.
+    """
+    from filelock import FileLock
+
+    def both(*, download: bool) -> tuple[Any, Any]:
+        return tuple(source(str(data_root), train=train, download=download) for train in (True, False))
+
+    timeout = socket.getdefaulttimeout()
+    try:
+        try:
+            return both(download=False)
+        except Exception:
+            data_root.mkdir(parents=True, exist_ok=True)
+            with FileLock(data_root / ".lock"):
+                socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none
+                return both(download=True)
+    except Exception as error:  # urllib, http, tarfile, zlib, pickle, NumPy and torchvision each raise their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInputError(
+            f"no usable {name} files: looked in {', '.join(looked())}, then tried to download them to {data_root} "
+            f"({reason}); put the files there (delete them first if they are damaged), connect to the network, "
+            "or use --dataset digits, which works offline"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+SOURCES: dict[str, Callable[[Path], RawImages]] = {
+    "cifar10": load_cifar10,
+    "fashion_mnist": lambda data_root: load_idx("fashion_mnist", data_root),
+    "mnist": lambda data_root: load_idx("mnist", data_root),
+    "digits": load_digits,
+}
