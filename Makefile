@@ -1,8 +1,8 @@
-# Everything starts from a bare checkout. The environment's place can be chosen: make test VENV=~/venvs/sweeps
+# Every target works in a fresh clone. VENV is the folder of the virtual environment: make test VENV=~/venvs/sweeps
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
-# An environment that several checkouts share imports this one.
+# Import the packages of this checkout, even if several checkouts share one environment.
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help install install-cluster quickstart test fast-test chaos chaos-quick cluster-test bench bench-compare \
@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-install: $(VENV)/.installed ## Make the virtual environment and install the project into it
+install: $(VENV)/.installed ## Create the virtual environment and install the project into it
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -19,45 +19,45 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-install-cluster: install ## What bringing up a cluster, and sending it jobs, needs as well
+install-cluster: install ## Also install what is needed to start a cluster and send it jobs
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test,cluster]'
 
-quickstart: install ## Install, run part 3 on the bundled digits, and draw its figures
+quickstart: install ## Install the project, run part 3 on the bundled digits, and draw its figures
 	$(RUN) sweeps/part3.py --quick
 	$(RUN) analysis/part1.py
 	$(RUN) analysis/part3.py --quick
 
-test: install ## All tests, end-to-end runs included, two at a time
+test: install ## Run all tests, end-to-end runs included, two at a time
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal
 
-fast-test: install ## The tests that take under a minute together
+fast-test: install ## Run the fast tests, which take under a minute together
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
-chaos: install ## Real sweeps with a fault each: is anything lost or doubled? Needs root for the full disks
+chaos: install ## Run sweeps with a fault each, and count points lost or doubled; needs root for the full disks
 	$(RUN) chaos/suite.py
 
-chaos-quick: install ## The faults that CI injects
+chaos-quick: install ## Run the few of these faults that CI injects
 	$(RUN) chaos/suite.py --quick
 
-cluster-test: install-cluster ## A cluster on three hosts of this machine, switched off in part; root, or it ends with 77
+cluster-test: install-cluster ## Test a cluster of three simulated hosts, one of which fails; exits with 77 without root
 	$(RUN) cluster/suite.py
 
-bench: install ## Sweeps beside a plain script and one as in Ray's tutorial, and the machine's limit
+bench: install ## Compare sweeps with a plain script, a sweep as in Ray's tutorial, and the machine's peak
 	$(RUN) benchmarks/bench.py
 
-bench-compare: install ## Two results of make bench: make bench-compare OLD=a.json NEW=b.json
+bench-compare: install ## Compare two results of make bench: make bench-compare OLD=a.json NEW=b.json
 	$(RUN) benchmarks/compare.py --old '$(OLD)' --new '$(NEW)'
 
-bench-safety: install ## What checkpoints and tracking cost
+bench-safety: install ## Measure what checkpoints and tracking cost
 	$(RUN) benchmarks/safety.py
 
-bench-cluster: install-cluster ## What the head takes: writers at once on PostgreSQL, and many trials in Ray Tune
+bench-cluster: install-cluster ## Measure the load that a head takes: writers on PostgreSQL, and many trials in Ray Tune
 	$(RUN) benchmarks/load.py
 	$(RUN) benchmarks/many_trials.py
 
-lint: install ## Style
+lint: install ## Check the code's style
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-types: install ## Types, strictly
+types: install ## Check the types, in strict mode
 	$(RUN) -m mypy

@@ -1,10 +1,14 @@
-"""Estimates + matplotlib Axes → Axes. One table of styles; colours are Okabe and Ito's, told apart by all readers."""
+"""Drawing of means, intervals, weights and images on matplotlib's axes and figures, with one table of styles for all.
+
+The colours are the palette of Okabe and Ito, which readers with a colour vision deficiency can tell apart too.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,26 +19,27 @@ from numpy.typing import NDArray
 
 from sweeps.intervals import compute_mean_interval
 
-MIN_RUNS_FOR_INTERVALS = 5
-GALLERY_COLUMNS = 10
+MIN_RUNS_FOR_INTERVALS = 5  # fewer runs are drawn one by one, without an interval
+GALLERY_COLUMNS = 10  # images in a row of a gallery
 POINTS_SHOWN = 25  # a running mean leaves about this many independent points of a noisy curve
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one thing looks in every figure: told apart by colour on a screen and by marker in print."""
+    """Colour and marker of one curve or point: readers tell it apart by colour on a screen, by marker in print."""
 
     color: str
     marker: str
 
 
-# The palette in its order, for values that have no style of their own.
+# The palette in its own order, for values that have no style of their own.
 PALETTE = tuple(
     Style(color, marker)
     for color, marker in zip(
         ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000"), "Dsvo^PX", strict=True
     )
 )
+# The styles of the main architectures, the same in every figure.
 STYLES: Mapping[str, Style] = {
     "mlp_1": Style("#E69F00", "o"),
     "mlp_2": Style("#D55E00", "s"),
@@ -46,16 +51,18 @@ STYLES: Mapping[str, Style] = {
 
 @dataclass(frozen=True)
 class Band:
-    """A mean curve with what surrounds it, and what that is.
+    """A mean curve, the interval or the single curves around it, and a text that tells which of the two they are.
 
     Attributes:
-        steps: `(steps,)`.
-        mean: `(steps,)` over `runs`; NaN where one of them has no value, or where there is none.
-        low: `(steps,)`, NaN where there is no interval.
-        high: `(steps,)`, NaN where there is no interval.
-        runs: `(runs, steps)`, drawn one by one where they are too few for an interval.
-        diverged: `(diverged runs, steps)`, in neither mean nor interval, drawn one by one; NaN from their ends on.
-        meaning: For the caption; empty without runs.
+        steps: Optimiser steps or epochs, `(steps,)`.
+        mean: Mean over `runs`, `(steps,)`; NaN where one of them has no finite value, or where there are no runs.
+        low: Lower end of the interval, `(steps,)`; NaN where there is no interval.
+        high: Upper end of the interval, `(steps,)`; NaN where there is no interval.
+        runs: Curves of the runs that did not diverge, `(runs, steps)`. They are drawn one by one where they are too
+            few for an interval.
+        diverged: Curves of the runs that diverged, `(diverged runs, steps)`, NaN after their ends. They count in
+            neither mean nor interval and are drawn one by one.
+        meaning: Description of the band for the caption; empty if there are no runs.
     """
 
     steps: NDArray[np.int64]
@@ -68,19 +75,20 @@ class Band:
 
 
 def choose_window(records: int) -> int:
-    """How many records a figure's running mean takes."""
+    """Return the number of records that a running mean averages in a figure of a curve with `records` records."""
     return max(1, records // POINTS_SHOWN)
 
 
 def compute_band(trials: xr.Dataset, quantity: str, *, sample: bool = True) -> Band:
-    """Mean curve of a quantity over trials, as running means along `step`; those that diverged stand beside it.
+    """Compute the mean curve of a quantity over trials, with its interval; trials that diverged are kept apart.
 
-    Running means are centred, shorter at the ends, and for figures only: exports stay as recorded.
+    All curves are running means along `step`. They are meant for figures only: exports hold the values as recorded.
 
     Args:
-        trials: Finished trials along one dimension, and `step`.
-        quantity: Name of the curves.
-        sample: Whether the trials differ by chance alone, as seeds do; if not, an interval would mean nothing.
+        trials: Finished trials along one dimension, with curves along `step`.
+        quantity: Name of the variable that holds the curves.
+        sample: True if the trials differ by chance alone, as seeds do. If they do not, an interval would mean nothing,
+            and none is computed.
     """
     [over] = map(str, trials.diverged.dims)
     smooth = compute_running_mean(trials[quantity]).transpose(over, "step").to_numpy()
@@ -100,21 +108,24 @@ def compute_band(trials: xr.Dataset, quantity: str, *, sample: bool = True) -> B
 
 
 def compute_running_mean(curves: xr.DataArray) -> xr.DataArray:
-    """Centred means of `window` records along `step`; NaN where a curve itself is not finite."""
+    """Compute centred running means along `step`; the result is NaN where a curve itself is not finite.
+
+    A window holds the records that `choose_window` says, fewer at both ends of a curve.
+    """
     present = curves.where(np.isfinite(curves))
     smooth = present.rolling(step=choose_window(curves.sizes["step"]), center=True, min_periods=1).mean()
     return smooth.where(present.notnull())
 
 
 def describe_bands(bands: Sequence[Band]) -> str:
-    """What the curves of a figure are, said once for each kind of band in it."""
+    """Return sentences for a caption that explain a figure's curves and name each kind of band in it once."""
     meanings = dict.fromkeys(curve.meaning for curve in bands if curve.meaning)
     text = f"Mean curves; {'; '.join(meanings)}." if meanings else "No mean curves, as all trials diverged."
     return text + (" A × is where a diverged trial ends." if any(len(curve.diverged) for curve in bands) else "")
 
 
 def draw_band(axes: Axes, curve: Band, style: Style, *, dashed: bool = False) -> None:
-    """Draw a mean curve, with its band or its single runs, and the runs that diverged up to a × at their ends."""
+    """Draw a mean curve with its interval or its single runs; the runs that diverged end with a ×."""
     line = "--" if dashed else "-"
     for run in curve.diverged:
         axes.plot(curve.steps, run, color=style.color, linestyle=line, linewidth=0.5, alpha=0.7)
@@ -123,51 +134,45 @@ def draw_band(axes: Axes, curve: Band, style: Style, *, dashed: bool = False) ->
     if len(curve.runs) > 1 and np.isnan(curve.low).all():
         axes.plot(curve.steps, curve.runs.T, color=style.color, linestyle=line, linewidth=0.5, alpha=0.5)
     axes.fill_between(curve.steps, curve.low, curve.high, color=style.color, alpha=0.15, linewidth=0)
-    axes.plot(
-        curve.steps,
-        curve.mean,
-        color=style.color,
-        linestyle=line,
-        linewidth=1.4,
-        marker=style.marker,
-        markersize=4,
-        markevery=max(1, len(curve.steps) // 8),
-    )
+    marks: dict[str, Any] = {"marker": style.marker, "markersize": 4, "markevery": max(1, len(curve.steps) // 8)}
+    axes.plot(curve.steps, curve.mean, color=style.color, linestyle=line, linewidth=1.4, **marks)
 
 
 def draw_point(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], style: Style) -> None:
-    """Draw means of `x` and `y`, each `(seeds,)`, with 95 % intervals if seeds are enough, and every seed as a dot."""
+    """Draw every seed as a dot and the means as a marker, with 95 % intervals if there are enough seeds.
+
+    Args:
+        axes: Axes to draw on.
+        x: Horizontal values, `(seeds,)`.
+        y: Vertical values, `(seeds,)`.
+        style: Colour, and marker of the means.
+    """
     axes.plot(x, y, linestyle="", marker=".", color=style.color, alpha=0.5, markersize=5, zorder=2)
     intervals = [compute_mean_interval(values) for values in (x, y)]
     mean_x, mean_y = (float(interval.mean) for interval in intervals)
     if intervals[0].n >= MIN_RUNS_FOR_INTERVALS:
         half_x, half_y = (float(interval.high - interval.mean) for interval in intervals)
         axes.errorbar(mean_x, mean_y, xerr=half_x, yerr=half_y, color=style.color, linewidth=1)
-    axes.plot(
-        [mean_x],
-        [mean_y],
-        marker=style.marker,
-        color=style.color,
-        markersize=8,
-        markeredgecolor="black",
-        linestyle="",
-        zorder=3,
-    )
+    mark: dict[str, Any] = {"marker": style.marker, "markersize": 8, "markeredgecolor": "black"}
+    axes.plot([mean_x], [mean_y], linestyle="", color=style.color, zorder=3, **mark)
 
 
 def make_legend_handle(name: str, style: Style) -> Line2D:
-    """A legend entry: line and marker."""
+    """Return a legend entry that shows a style's line and marker."""
     return Line2D([], [], color=style.color, marker=style.marker, label=name)
 
 
 def label_axes(axes: Axes, x: str, y: str, title: str) -> None:
-    """Name both axes and the panel, with a light grid."""
+    """Set the labels of both axes and the panel's title, and draw a light grid."""
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.3)
 
 
 def limit_y_range(axes: Axes, curves: Sequence[Band]) -> None:
-    """Let means, not wide bands or diverging runs, decide the y range; without any mean it stays as it is."""
+    """Fit the y range to the means, so that neither wide intervals nor diverging runs decide it.
+
+    Without any mean the range stays as it is.
+    """
     values = np.concatenate([np.zeros(0), *(curve.mean for curve in curves)])
     log = axes.get_yscale() == "log"
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
@@ -180,10 +185,11 @@ def limit_y_range(axes: Axes, curves: Sequence[Band]) -> None:
 
 
 def reshape_to_tiles(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """First-layer weights as images: `(tiles, height, width)`.
+    """Return first-layer weights as square images of shape `(tiles, height, width)`.
 
-    The rows of an MLP `(features, inputs)` are reshaped to the square image, one tile a channel; filters of a CNN
-    `(filters, channels, k, k)` give one tile a filter and channel.
+    Args:
+        weights: Weights of an MLP, `(features, inputs)`, which give one tile for each feature and channel, or filters
+            of a CNN, `(filters, channels, k, k)`, which give one tile for each filter and channel.
     """
     if weights.ndim == 4:
         return weights.reshape(-1, *weights.shape[2:])
@@ -194,7 +200,7 @@ def reshape_to_tiles(weights: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def draw_tiles(images: NDArray[np.float32], title: str, columns: int = 8) -> Figure:
-    """Images `(tiles, height, width)` as a grid of grey tiles on one scale, symmetric around zero."""
+    """Draw images of shape `(tiles, height, width)` as a grid of grey tiles on one scale, symmetric around zero."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(0.9 * columns + 1.2, 0.9 * rows + 0.9), layout="constrained")
@@ -210,17 +216,18 @@ def draw_tiles(images: NDArray[np.float32], title: str, columns: int = 8) -> Fig
 
 
 def add_caption(figure: Figure, text: str) -> None:
-    """A figure's caption, below everything else."""
+    """Add a caption below everything else in a figure."""
     figure.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=9)
 
 
 def draw_gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str, Sequence[str]], title: str) -> Figure:
-    """A row a name, a tile an image.
+    """Draw images as tiles, with one row for each name.
 
     Args:
-        images: Name → `(n, channels, height, width)`, at most ten; one channel is shown grey, three in colour.
-        titles: Name → what stands above each image.
-        title: Of the figure.
+        images: Images of each row by its name, `(n, channels, height, width)` with n at most `GALLERY_COLUMNS`. One
+            channel is shown in grey, three in colour.
+        titles: Texts above the images of each row, by its name.
+        title: Title of the whole figure.
     """
     figure = Figure(figsize=(9, 0.95 * len(images) + 0.6), layout="constrained")
     grid = figure.subplots(len(images), GALLERY_COLUMNS, squeeze=False)
@@ -238,7 +245,17 @@ def draw_gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str
 
 
 def draw_accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -> Band:
-    """Training (solid) and test (dashed) accuracy on the whole sets by epoch, from runs along `seed`."""
+    """Draw training accuracy (solid) and test accuracy (dashed) on the whole sets by epoch.
+
+    Args:
+        axes: Axes to draw on.
+        runs: Finished trials along `seed`.
+        epochs: Number of epochs on the x axis.
+        title: Title of the panel.
+
+    Returns:
+        The band of the test accuracy.
+    """
     test = None
     for quantity, style, dashed in (
         ("train_set_accuracy", PALETTE[0], False),
@@ -254,7 +271,7 @@ def draw_accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -
 
 
 def add_accuracy_legend(figure: Figure) -> None:
-    """The legend of accuracy panels."""
+    """Add the legend that all accuracy panels of a figure share."""
     handles = [
         Line2D([], [], color=PALETTE[0].color, marker=PALETTE[0].marker, label="training set"),
         Line2D([], [], color=PALETTE[1].color, marker=PALETTE[1].marker, linestyle="--", label="test set"),

@@ -1,4 +1,4 @@
-"""Test images that a trained network gets wrong, by the class it predicts."""
+"""Gallery of the test images that a trained network gets wrong, by the class that it predicts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ from analysis.results import SweepResults
 from trainables.datasets import load_dataset
 
 
-def draw_misclassified(loaded: SweepResults, trial_id: str, data_root: Path, title: str) -> Figure:
-    """Ten misclassified test images for each predicted class, fewer where there are fewer, in the test set's order."""
+def draw_misclassified(results: SweepResults, trial_id: str, data_root: Path, title: str) -> Figure:
+    """Draw the first misclassified test images of each predicted class, ten at most, in the test set's order.
+
+    Args:
+        results: Results of the sweep that the trial belongs to.
+        trial_id: Id of the trial whose network is shown.
+        data_root: Folder of the data sets.
+        title: Name of the network, for the beginning of the figure's title.
+    """
     import torch
 
     from trainables.training import to_tensors
 
-    trial = loaded.trial(trial_id)
+    trial = results.find_trial(trial_id)
     data = load_dataset(trial.dataset, data_root, trial.pipeline)
     test = to_tensors(data, "cpu", trial.task)
-    model = loaded.model(trial_id, data.input_shape, test.classes)
+    model = results.load_model(trial_id, data.input_shape, test.classes)
     with torch.inference_mode():
         predicted = torch.cat([model(x).argmax(1) for x in test.test_images.split(1000)]).numpy()
     actual = test.test_labels.numpy()

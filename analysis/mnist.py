@@ -1,4 +1,4 @@
-"""MNIST: accuracy by epoch for every learning rate and for even-odd, and what the best models get wrong."""
+"""MNIST: accuracy by epoch for each learning rate and for even against odd, and the best models' mistakes."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from analysis.results import SweepResults, find_best_run, list_accuracies_by_epo
 from sweeps.mnist import Mnist
 
 
-def draw(selection: Mnist, stages: Sequence[SweepResults], output: Output, drawing: GalleryDrawOptions) -> None:
-    """Write the panels, the galleries, the export and the table."""
-    [loaded] = stages
-    settings = [str(setting) for setting in loaded.data.setting.values]
+def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_options: GalleryDrawOptions) -> None:
+    """Write the panels, the galleries of mistakes, the export and the table."""
+    [results] = stages
+    settings = [str(setting) for setting in results.data.setting.values]
     figure = Figure(figsize=(3.2 * len(settings), 4.4), layout="constrained")
     bands, trials, rows = [], [], []
     for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
-        runs = select_finished(loaded.data, setting=setting)
+        runs = select_finished(results.data, setting=setting)
         if runs.sizes["seed"] == 0:
             continue
-        bands.append(figures.draw_accuracy_panel(axes, runs, selection.epochs, setting))
+        bands.append(figures.draw_accuracy_panel(axes, runs, options.epochs, setting))
         for seed in runs.seed.values:
-            one = runs.sel(seed=seed)
-            trial = loaded.trial(str(one.trial_id.item()))
+            run = runs.sel(seed=seed)
+            trial = results.find_trial(str(run.trial_id.item()))
             head = {"task": trial.task or "digits", "learning_rate": trial.learning_rate, "seed": int(seed)}
-            trials.append({**head, **list_accuracies_by_epoch(one)})
+            trials.append({**head, **list_accuracies_by_epoch(run)})
         kept = select_completed(runs)
         row = {"setting": setting, "seeds": kept.sizes["seed"], "diverged": int(runs.diverged.sum())}
         rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values)})
     figures.add_accuracy_legend(figure)
-    figures.add_caption(figure, f"{selection.dataset}, logistic regression. {figures.describe_bands(bands)}")
-    output.figure(figure, "mnist", loaded, pdf=True)
+    figures.add_caption(figure, f"{options.dataset}, logistic regression. {figures.describe_bands(bands)}")
+    output.figure(figure, "mnist", results, pdf=True)
     output.json({"trials": trials}, "mnist")
     output.table(rows, "table")
     for task in ("digits", "even_odd"):
-        best = find_best_run(loaded.data.sel(setting=[name for name in settings if name.startswith(task)]))
+        best = find_best_run(results.data.sel(setting=[name for name in settings if name.startswith(task)]))
         if best is None:
             print(f"No gallery of {task}: none of its trials has trained to the end.")
             continue
-        title = f"{selection.dataset}, {best.setting.item()}, seed {int(best.seed)} (best test accuracy)"
-        gallery = draw_misclassified(loaded, str(best.trial_id.item()), drawing.data_root, title)
-        output.figure(gallery, f"misclassified_{task}", loaded)
+        title = f"{options.dataset}, {best.setting.item()}, seed {int(best.seed)} (best test accuracy)"
+        gallery = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
+        output.figure(gallery, f"misclassified_{task}", results)
 
 
 if __name__ == "__main__":

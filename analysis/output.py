@@ -1,4 +1,4 @@
-"""An analysis script from its command line to its files: parse, load, draw, say what was written."""
+"""An analysis script from its command line to its files, and the formats of figures, exports and tables."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis.results import SweepResults, has_any_finished, load_results
-from sweeps.cli import next_stage, parse, run_to_exit_status
-from sweeps.experiment import SweepOptions, get_default_data_root
+from sweeps.cli import parse, run_to_exit_status
+from sweeps.experiment import StagesEndedEarly, SweepOptions, get_default_data_root
 from sweeps.intervals import format_mean
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
 
-MAX_TRIALS_NAMED = 3  # diverged trials named in a note
-NOTE_CHARACTERS_PER_INCH = 14  # that fit in an inch of a figure's width, at size 8
-NOTHING = "–"  # in a table, where there is no value
+MAX_TRIALS_NAMED = 3  # diverged trials that a note names; it counts the others
+NOTE_CHARACTERS_PER_INCH = 14  # characters of a note, in font size 8, that fit in an inch of a figure's width
+NO_VALUE = "–"  # the cell of a table where there is no value
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawOptions:
-    """Where the figures go."""
+    """Files to write."""
 
     out: Path | None = None
-    """Folder for figures, tables and exports. Default: figures/ and the experiment's name."""
+    """Folder for figures, tables and exports. By default, a folder in figures/ with the experiment's name."""
     allow_missing: bool = False
-    """Draw the trials that are finished, and say on the figures what is missing."""
+    """Draw the trials that are finished even if others are missing, and note on the figures how many are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryDrawOptions(DrawOptions):
-    """Where the figures go, and where test images come from."""
+    """Files to write, and the folder of the test images that they show."""
 
     data_root: Path = field(default_factory=get_default_data_root)
-    """Folder of the data sets; what is missing is downloaded into it."""
+    """Folder of the data sets; missing ones are downloaded into it. SWEEPS_DATA_ROOT sets the default."""
 
 
 S = TypeVar("S", bound=SweepOptions)
@@ -54,28 +54,40 @@ D = TypeVar("D", bound=DrawOptions)
 
 @dataclass
 class Output:
-    """A folder that remembers what was written into it."""
+    """A folder for an analysis's files, and the list of the files written into it.
+
+    Attributes:
+        folder: Folder that is made when its first file is written.
+        written: Paths of the files, in the order in which they were written.
+    """
 
     folder: Path
     written: list[Path] = field(default_factory=list)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn a failure to write into `BadInputError`."""
+    def report_write_errors(self) -> Iterator[None]:
+        """Raise `BadInputError`, naming the folder and `--out`, in place of any `OSError` of the block."""
         try:
             yield
         except OSError as error:
             raise BadInputError(f"cannot write to {self.folder} ({error.strerror}); name another --out") from None
 
     def path(self, name: str) -> Path:
-        """The path of a file that is about to be written."""
+        """Make the folder, record a file as written, and return its path for the caller to write."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / name
         self.written.append(path)
         return path
 
     def figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
-        """Save `name`.png, and `name`.pdf if asked; below it stands which trials of its stages it leaves out."""
+        """Save a figure as `name`.png, with a note below it about the trials of its stages that it leaves out.
+
+        Args:
+            figure: Figure to save; the note is added to it.
+            name: Name of the file, without its ending.
+            stages: Results that the figure shows.
+            pdf: True to save `name`.pdf as well.
+        """
         lines = [
             line
             for note in list_omissions(stages)
@@ -83,17 +95,17 @@ class Output:
         ]
         if lines:
             figure.text(0.005, 0, "\n".join(lines), color="red", fontsize=8, va="top")
-        box = "tight" if lines else None  # the page grows downwards by the note, which so covers nothing
+        box = "tight" if lines else None  # the page grows downwards to hold the note, so that it covers nothing
         figure.savefig(self.path(f"{name}.png"), dpi=150, bbox_inches=box)
         if pdf:
             figure.savefig(self.path(f"{name}.pdf"), bbox_inches=box)
 
     def json(self, content: Any, name: str) -> None:
-        """Save as JSON; a number that is not finite becomes null, as the format has no other."""
+        """Save `content` as `name`.json, with null for NaN and infinities, which JSON cannot express."""
         self.path(f"{name}.json").write_text(json.dumps(replace_non_finite(content), allow_nan=False) + "\n")
 
     def table(self, rows: Sequence[dict[str, Any]], name: str) -> None:
-        """Save rows of equal keys as `name`.csv (exact) and `name`.md (numbers rounded to two decimals)."""
+        """Save rows that have the same keys as `name`.csv (exact) and `name`.md (numbers with two decimals)."""
         with self.path(f"{name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -102,7 +114,7 @@ class Output:
 
 
 def list_omissions(stages: Sequence[SweepResults]) -> list[str]:
-    """What the means over these stages' trials leave out, a sentence for each reason; none if they leave out none."""
+    """Return one note on the missing and one on the diverged trials of some stages, each only if there are any."""
     missing = sum(len(stage.missing) for stage in stages)
     diverged = [name for stage in stages for name in stage.diverged]
     return [
@@ -112,13 +124,13 @@ def list_omissions(stages: Sequence[SweepResults]) -> list[str]:
 
 
 def describe_diverged(names: Sequence[str]) -> str:
-    """How many trials diverged, and which, as far as they are few."""
+    """Return a note that counts the trials that diverged, given by their names, and names the first of them."""
     named = "; ".join([*names[:MAX_TRIALS_NAMED], *(["…"] if len(names) > MAX_TRIALS_NAMED else [])])
     return f"{len(names)} {'trial' if len(names) == 1 else 'trials'} diverged, not in the means: {named}"
 
 
 def replace_non_finite(content: Any) -> Any:
-    """The same lists and dicts with None in the place of NaN and infinities."""
+    """Return a copy of nested lists and dicts that has None in place of NaN and infinities."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, list):
@@ -129,26 +141,32 @@ def replace_non_finite(content: Any) -> Any:
 
 
 def format_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of equal keys as a Markdown table."""
+    """Return rows that have the same keys as a Markdown table."""
     lines = [[*rows[0]], ["---"] * len(rows[0])]
     lines += [[format_cell(value) for value in row.values()] for row in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def format_cell(value: Any) -> str:
-    """A value in a Markdown table."""
+    """Return a value as it stands in a Markdown table: a float with two decimals, or a dash for NaN."""
     if isinstance(value, float):
-        return NOTHING if math.isnan(value) else f"{value:.2f}"
+        return NO_VALUE if math.isnan(value) else f"{value:.2f}"
     return str(value)
 
 
 def format_mean_cell(values: NDArray[np.floating]) -> str:
-    """Mean with the half width of its 95 % interval, of values `(trials,)`, as far as there are enough."""
-    return format_mean(values) if len(values) else NOTHING
+    """Return the mean ± the half width of its 95 % interval as text, for values of shape `(trials,)`.
+
+    A single value has no interval, so it stands alone. A dash stands for the mean of no values.
+    """
+    return format_mean(values) if len(values) else NO_VALUE
 
 
 def describe_store(tracking_uri: str) -> str:
-    """How to see the store in a browser, without repeating a database's password."""
+    """Return the address of a tracking server, or the command that shows another store in a browser.
+
+    The command refers to MLFLOW_TRACKING_URI rather than repeat the URI of a database, which may hold a password.
+    """
     if tracking_uri.startswith("http"):
         return tracking_uri
     local = tracking_uri.startswith("sqlite")
@@ -156,44 +174,50 @@ def describe_store(tracking_uri: str) -> str:
 
 
 def main(
-    selection: type[S],
+    options_type: type[S],
     draw: Callable[[S, Sequence[SweepResults], Output, D], None],
     description: str | None,
-    options: type[D] = DrawOptions,  # type: ignore[assignment]
+    draw_options_type: type[D] = DrawOptions,  # type: ignore[assignment]
 ) -> None:
-    """An analysis script: parse the command line, load the trials of every stage, draw, print the files."""
+    """Run an analysis script: parse the command line, load the trials of every stage, draw, and exit.
+
+    Args:
+        options_type: Class of the options that select the trials.
+        draw: Function that draws the stages' results and writes its files into the output.
+        description: Text of `--help`.
+        draw_options_type: Class of the options for drawing.
+    """
 
     def script() -> int:
-        chosen, drawing = parse(selection, options, description)
-        output = Output(drawing.out or Path("figures") / chosen.experiment)
-        if file := get_missing_file(chosen.tracking_uri):  # opening it would make it
+        options, draw_options = parse(options_type, draw_options_type, description, "draw")
+        sweep_command = options.format_command("sweeps")
+        output = Output(draw_options.out or Path("figures") / options.experiment)
+        if file := get_missing_file(options.tracking_uri):  # `Store` would create the file
             raise BadInputError(
-                f"there are no trials yet in {file}; train them with: {chosen.command('sweeps')}, or say with "
+                f"there are no trials yet in {file}; train them with: {sweep_command}, or say with "
                 "MLFLOW_TRACKING_URI where they are"
             )
-        store = Store(chosen.tracking_uri)
+        store = Store(options.tracking_uri)
         stages: list[SweepResults] = []
-        sweeps = chosen.stages(store.make_reader())
-        while True:
-            sweep, early = next_stage(sweeps)
-            if sweep is None:
-                break
-            if stages and drawing.allow_missing and not has_any_finished(sweep, store):
-                early = f"Drawn without {len(sweep.trials())} trials of a later stage, none of which is finished."
-                break
-            stages.append(
-                load_results(sweep, store, fill=chosen.command("sweeps"), allow_missing=drawing.allow_missing)
-            )
-        with output.writing():
-            draw(chosen, stages, output, drawing)
+        ended_early = ""
+        try:
+            for sweep in options.stages(store.read_trial):
+                if stages and draw_options.allow_missing and not has_any_finished(sweep, store):
+                    omitted = f"{len(sweep.trials())} trials of a later stage, none of which is finished"
+                    raise StagesEndedEarly(f"Drawn without {omitted}.")
+                stages.append(load_results(sweep, store, fill=sweep_command, allow_missing=draw_options.allow_missing))
+        except StagesEndedEarly as end:
+            ended_early = str(end)
+        with output.report_write_errors():
+            draw(options, stages, output, draw_options)
         print("\n".join(str(path) for path in output.written))
         if missing := sum(len(stage.missing) for stage in stages):
-            print(f"Drawn without {missing} missing trials. Train them with: {chosen.command('sweeps')}")
+            print(f"Drawn without {missing} missing trials. Train them with: {sweep_command}")
         if diverged := [name for stage in stages for name in stage.diverged]:
             print(describe_diverged(diverged))
-        if early:
-            print(early)
-        print(f"Every trial's curves: {describe_store(chosen.tracking_uri)}")
+        if ended_early:
+            print(ended_early)
+        print(f"Every trial's curves: {describe_store(options.tracking_uri)}")
         return 0
 
     sys.exit(run_to_exit_status(script))

@@ -1,4 +1,4 @@
-"""Part 2: the forward pass of a 2-D convolution layer in NumPy alone, and its outputs as one grid."""
+"""Part 2: forward pass of a 2-D convolution layer in NumPy alone, and a grid of its outputs."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from analysis.output import Output
 from sweeps.cli import run_to_exit_status
 from trainables.errors import BadInputError, check_positive
 
-MAX_COLUMNS = 100  # of tiles in the figure
+MAX_COLUMNS = 100  # columns of tiles in the figure, one for each kernel
 
 
 def convolve(images: NDArray[Any], kernels: NDArray[Any]) -> NDArray[Any]:
-    """Cross-correlation without padding, stride 1, as in `torch.conv2d`, without a loop over pixels.
+    """Compute the cross-correlation of images and kernels without padding and with stride 1, as `torch.conv2d` does.
 
-    `sliding_window_view` shows every window of every image, without copying; one matrix product of the windows with the
-    kernels, over channels and window pixels, gives all outputs at once.
+    There is no loop over pixels. `sliding_window_view` gives a view of every window of every image without copying,
+    and one matrix product of the windows and the kernels, over channels and window pixels, gives all outputs at once.
 
     Args:
-        images: `(batch, in_channels, height, width)`.
-        kernels: `(out_channels, in_channels, kernel_height, kernel_width)`.
+        images: Images, `(batch, in_channels, height, width)`.
+        kernels: Kernels, `(out_channels, in_channels, kernel_height, kernel_width)`.
 
     Returns:
-        `(batch, out_channels, height - kernel_height + 1, width - kernel_width + 1)`: whole numbers as int64, which
-        small integer types would overflow, others in the type that the inputs promote to.
+        Outputs, `(batch, out_channels, height - kernel_height + 1, width - kernel_width + 1)`. If both inputs hold
+        whole numbers, the outputs are int64, because small integer types would overflow; if not, they have the type
+        that NumPy promotes the inputs' types to.
 
     Raises:
-        BadInputError: The shapes do not fit each other, or a type has no numbers.
+        BadInputError: The shapes do not fit each other, or an array does not hold numbers.
     """
     check_shapes(images, kernels)
     if images.dtype.kind in "iub" and kernels.dtype.kind in "iub":
@@ -47,7 +48,7 @@ def convolve(images: NDArray[Any], kernels: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_shapes(images: NDArray[Any], kernels: NDArray[Any]) -> None:
-    """Raise `BadInputError` where two arrays cannot be convolved."""
+    """Raise `BadInputError` if the shapes or the types of images and kernels do not allow a convolution."""
     for name, array in (("input", images), ("kernel", kernels)):
         if array.ndim != 4 or 0 in array.shape:
             raise BadInputError(f"the {name} has shape {array.shape}; it must have four dimensions, none of them empty")
@@ -65,23 +66,35 @@ def check_shapes(images: NDArray[Any], kernels: NDArray[Any]) -> None:
 
 
 def load_default_images(count: int = 5) -> NDArray[np.float64]:
-    """Digits 0 to 4, enlarged: `(5, 1, 32, 32)`."""
+    """Return the first of scikit-learn's digits, 0 to 4 by default, with every pixel enlarged to 4×4.
+
+    Returns:
+        Images, `(count, 1, 32, 32)`.
+    """
     from sklearn.datasets import load_digits
 
-    images = load_digits().images[:count, None]  # (5, 1, 8, 8)
+    images = load_digits().images[:count, None]  # (count, 1, 8, 8)
     return np.asarray(images.repeat(4, axis=2).repeat(4, axis=3), np.float64)
 
 
 def make_default_kernels() -> NDArray[np.float64]:
-    """Edges in eight directions: `(8, 1, 4, 4)`."""
-    place = np.arange(4) - 1.5
+    """Return kernels of shape `(8, 1, 4, 4)` that detect edges in eight directions."""
+    offsets = np.arange(4) - 1.5  # distances of rows and columns from the kernel's centre, in pixels
     angles = np.arange(8) * np.pi / 4
-    ramps = [np.cos(a) * place[None, :] + np.sin(a) * place[:, None] for a in angles]
+    ramps = [np.cos(a) * offsets[None, :] + np.sin(a) * offsets[:, None] for a in angles]
     return np.stack(ramps)[:, None]
 
 
 def read_array(path: Path, name: str) -> NDArray[Any]:
-    """An array from a `.npy` file, without pickle."""
+    """Read an array from a `.npy` file, refusing pickled objects, which could run code.
+
+    Args:
+        path: File to read.
+        name: Name of the array in error messages.
+
+    Raises:
+        BadInputError: The file cannot be read, or it holds several arrays.
+    """
     try:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
@@ -93,7 +106,10 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
 
 
 def draw_grid(outputs: NDArray[Any]) -> Figure:
-    """Outputs `(batch, out_channels, rows, columns)` as grey tiles: a row an image, a column a kernel."""
+    """Draw outputs of shape `(batch, out_channels, height, width)` as grey tiles.
+
+    Each row holds the outputs for one image, each column those of one kernel.
+    """
     batch, channels = outputs.shape[:2]
     figure = Figure(figsize=(1.1 * channels + 0.6, 1.1 * batch + 0.6), layout="constrained")
     for row, image in zip(figure.subplots(batch, channels, squeeze=False), outputs, strict=True):
@@ -106,20 +122,27 @@ def draw_grid(outputs: NDArray[Any]) -> Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Part2:
-    """What to convolve."""
+    """Images and kernels to convolve."""
 
     images: Path | None = None
-    """.npy file of shape (batch, in_channels, height, width). Default: five enlarged digits."""
+    """.npy file of shape (batch, in_channels, height, width). By default, five enlarged digits."""
     kernels: Path | None = None
-    """.npy file of shape (out_channels, in_channels, height, width). Default: eight 4×4 edges."""
+    """.npy file of shape (out_channels, in_channels, height, width). By default, eight edge detectors of 4×4."""
     show: int = 10
-    """At most this many images in the figure."""
+    """Largest number of images in the figure."""
     out: Path = Path("figures/part2")
     """Folder for part2.png and part2.npy."""
 
 
 def main(options: Part2) -> int:
-    """Convolve, draw, save; the exit status."""
+    """Convolve the images, write the figure and the outputs, and print the shapes.
+
+    Returns:
+        The exit status 0.
+
+    Raises:
+        BadInputError: An option has no valid value, or a file cannot be read or written.
+    """
     check_positive("--show", options.show, whole=True)
     images = load_default_images() if options.images is None else read_array(options.images, "input")
     kernels = make_default_kernels() if options.kernels is None else read_array(options.kernels, "kernel")
@@ -127,7 +150,7 @@ def main(options: Part2) -> int:
     if len(kernels) > MAX_COLUMNS:
         raise BadInputError(f"{len(kernels)} kernels do not fit in a figure; give {MAX_COLUMNS} at most")
     output = Output(options.out)
-    with output.writing():
+    with output.report_write_errors():
         output.figure(draw_grid(outputs[: options.show]), "part2")
         np.save(output.path("part2.npy"), outputs, allow_pickle=False)
     print("\n".join(str(path) for path in output.written))

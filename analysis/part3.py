@@ -1,4 +1,4 @@
-"""Part 3: mean curves of the architectures, the best test accuracy, and the first-layer weights of the best run."""
+"""Part 3: mean curves and test accuracies of the architectures, and first-layer weights of their best runs."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from sweeps.intervals import compute_mean_interval
 from sweeps.part3 import Part3
 
 
-def draw(selection: Part3, stages: Sequence[SweepResults], output: Output, drawing: DrawOptions) -> None:
+def draw(options: Part3, stages: Sequence[SweepResults], output: Output, draw_options: DrawOptions) -> None:
     """Write the comparison, the weights, the exports and the table."""
-    [loaded] = stages
-    per_epoch = loaded.data.sizes["step"] / selection.epochs
-    last_epoch = slice(-max(1, round(per_epoch)), None)
-    output.figure(draw_comparison(loaded.data, last_epoch, selection.dataset), "part3", loaded, pdf=True)
+    [results] = stages
+    records_per_epoch = results.data.sizes["step"] / options.epochs
+    last_epoch = slice(-max(1, round(records_per_epoch)), None)
+    output.figure(draw_comparison(results.data, last_epoch, options.dataset), "part3", results, pdf=True)
     rows = []
-    for architecture in list_finished_architectures(loaded.data):
-        runs = select_finished(loaded.data, architecture=architecture)
+    for architecture in list_finished_architectures(results.data):
+        runs = select_finished(results.data, architecture=architecture)
         weights = None
         if (best := find_best_run(runs)) is None:
             print(f"All trials of {architecture} diverged: there is no best run whose weights could be drawn.")
         else:
-            weights = loaded.results[str(best.trial_id.item())].first_layer
-            title = (
-                f"{architecture}, first layer of the best run "
-                f"(seed {int(best.seed)}, test accuracy {float(best.test_accuracy):.2f} %)"
-            )
-            output.figure(
-                figures.draw_tiles(figures.reshape_to_tiles(weights), title), f"weights_{architecture}", loaded
-            )
+            weights = results.by_trial[str(best.trial_id.item())].first_layer
+            score = f"seed {int(best.seed)}, test accuracy {float(best.test_accuracy):.2f} %"
+            title = f"{architecture}, first layer of the best run ({score})"
+            tiles = figures.draw_tiles(figures.reshape_to_tiles(weights), title)
+            output.figure(tiles, f"weights_{architecture}", results)
         output.json(make_export(architecture, runs, weights), f"part3_{architecture}")
         rows.append(make_row(architecture, runs, last_epoch))
     output.table(rows, "table")
 
 
 def make_export(architecture: str, runs: xr.Dataset, weights: NDArray[np.floating] | None) -> dict[str, Any]:
-    """The report's format: means over the seeds that did not diverge, which are named if there are any others."""
+    """Return an architecture's curves, best test accuracy and weights in the report's format.
+
+    The curves are means over the seeds that did not diverge. The seeds that diverged are listed if there are any.
+    """
     kept = select_completed(runs)
     return {
         "name": architecture,
@@ -66,12 +66,20 @@ def make_export(architecture: str, runs: xr.Dataset, weights: NDArray[np.floatin
 
 
 def list_finished_architectures(data: xr.Dataset) -> list[str]:
-    """The architectures of which at least one trial is finished."""
+    """Return the architectures that have at least one finished trial."""
     return [str(name) for name in data.architecture.values if (data.trial_id.sel(architecture=name) != "").any()]
 
 
 def make_row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str, str | int | float]:
-    """One architecture's line of the table. Only `best_test` is selected on test data, as the report asks."""
+    """Return an architecture's row of the table.
+
+    `best_test` is the only number that is selected on test data, as the report asks for it.
+
+    Args:
+        architecture: Name of the architecture.
+        runs: Its finished trials along `seed`.
+        last_epoch: Slice of the records of the last epoch.
+    """
     kept = select_completed(runs)
     test = compute_mean_interval(kept.test_accuracy.values)
     validation = compute_mean_interval(kept.val_accuracy.isel(step=last_epoch).mean("step").values)
@@ -89,12 +97,13 @@ def make_row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str
 
 
 def draw_comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
-    """The 2×2 comparison of all architectures."""
+    """Draw 2×2 panels that compare all architectures: loss, accuracies, and accuracies against each other."""
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     (loss_axes, accuracy_axes), (point_axes, path_axes) = figure.subplots(2, 2)
-    losses, accuracies = [], []
+    losses, accuracies, handles = [], [], []
     for architecture in list_finished_architectures(data):
         style = figures.STYLES[architecture]
+        handles.append(figures.make_legend_handle(architecture, style))
         runs = select_finished(data, architecture=architecture)
         loss, train, validation = (
             figures.compute_band(runs, quantity) for quantity in ("train_loss", "train_accuracy", "val_accuracy")
@@ -111,24 +120,13 @@ def draw_comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure
         accuracies += [train, validation]
     figures.limit_y_range(loss_axes, losses)
     figures.limit_y_range(accuracy_axes, accuracies)
-    figures.label_axes(loss_axes, "optimiser step", "training loss (cross-entropy)", "Training loss")
-    figures.label_axes(
-        accuracy_axes, "optimiser step", "accuracy (%)", "Accuracy: training (solid), validation (dashed)"
-    )
-    figures.label_axes(
-        point_axes, "training accuracy, mean of the last epoch (%)", "test accuracy (%)", "Test accuracy"
-    )
-    figures.label_axes(
-        path_axes, "training accuracy (%)", "validation accuracy (%)", "Validation against training accuracy"
-    )
-    accuracy_axes.legend(
-        handles=[
-            Line2D([], [], color="grey", label="training"),
-            Line2D([], [], color="grey", ls="--", label="validation"),
-        ],
-        loc="lower right",
-    )
-    handles = [figures.make_legend_handle(name, figures.STYLES[name]) for name in list_finished_architectures(data)]
+    label = figures.label_axes
+    label(loss_axes, "optimiser step", "training loss (cross-entropy)", "Training loss")
+    label(accuracy_axes, "optimiser step", "accuracy (%)", "Accuracy: training (solid), validation (dashed)")
+    label(point_axes, "training accuracy, mean of the last epoch (%)", "test accuracy (%)", "Test accuracy")
+    label(path_axes, "training accuracy (%)", "validation accuracy (%)", "Validation against training accuracy")
+    lines = [Line2D([], [], color="grey", label="training"), Line2D([], [], color="grey", ls="--", label="validation")]
+    accuracy_axes.legend(handles=lines, loc="lower right")
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     caption = figures.describe_bands(losses)
     figures.add_caption(figure, f"{dataset}. {caption} Small dots are single seeds.")

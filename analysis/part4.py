@@ -1,4 +1,4 @@
-"""Part 4: training losses and first-layer gradients with ReLU (solid) and with sigmoid (dashed)."""
+"""Part 4: training losses and gradients of the first layer with ReLU (solid) and with sigmoid (dashed)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import figures
-from analysis.output import NOTHING, DrawOptions, Output, main
+from analysis.output import NO_VALUE, DrawOptions, Output, main
 from analysis.results import SweepResults, compute_mean_curve, list_diverged_seeds, select_completed, select_finished
 from sweeps.part4 import Part4
 
 ACTIVATIONS = ("relu", "sigmoid")
 
 
-def draw(selection: Part4, stages: Sequence[SweepResults], output: Output, drawing: DrawOptions) -> None:
+def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_options: DrawOptions) -> None:
     """Write the two panels, the exports and the table of gradients."""
-    [loaded] = stages
+    [results] = stages
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     panels = dict(zip(("train_loss", "gradient_norm"), figure.subplots(1, 2), strict=True))
     bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
     rows = []
-    for architecture in selection.architectures:
-        runs = {name: select_finished(loaded.data, architecture=architecture, activation=name) for name in ACTIVATIONS}
+    for architecture in options.architectures:
+        runs = {name: select_finished(results.data, architecture=architecture, activation=name) for name in ACTIVATIONS}
         for activation, found in runs.items():
             for quantity, axes in panels.items():
                 if found.sizes["seed"]:
@@ -41,17 +41,22 @@ def draw(selection: Part4, stages: Sequence[SweepResults], output: Output, drawi
         figures.limit_y_range(axes, bands[quantity])
     figures.label_axes(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
     figures.label_axes(panels["gradient_norm"], "optimiser step", "gradient norm, first layer", "Gradient magnitude")
-    handles = [figures.make_legend_handle(name, figures.STYLES[name]) for name in selection.architectures]
+    handles = [figures.make_legend_handle(name, figures.STYLES[name]) for name in options.architectures]
     lines = [Line2D([], [], color="grey", label="relu"), Line2D([], [], color="grey", ls="--", label="sigmoid")]
     figure.legend(handles=handles + lines, loc="outside upper center", ncols=len(handles) + 2)
-    figures.add_caption(figure, f"{selection.dataset}. {figures.describe_bands(bands['train_loss'])}")
-    output.figure(figure, "part4", loaded, pdf=True)
+    figures.add_caption(figure, f"{options.dataset}. {figures.describe_bands(bands['train_loss'])}")
+    output.figure(figure, "part4", results, pdf=True)
     if rows:
         output.table(rows, "table")
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
-    """The report's format, from an architecture's trials by activation; the seeds that diverged if there are any."""
+    """Return an architecture's mean curves in the report's format, and the seeds that diverged if there are any.
+
+    Args:
+        architecture: Name of the architecture.
+        runs: Its finished trials along `seed`, by activation.
+    """
     kept = {activation: select_completed(found) for activation, found in runs.items()}
     diverged = {activation: seeds for activation, found in runs.items() if (seeds := list_diverged_seeds(found))}
     return {
@@ -65,7 +70,12 @@ def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, 
 
 
 def make_row(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
-    """One architecture's line of the table: medians over the steps of its mean gradient norms, and their ratio."""
+    """Return an architecture's row of the table: the median over steps of its mean gradient norms, and their ratio.
+
+    Args:
+        architecture: Name of the architecture.
+        runs: Its finished trials along `seed`, by activation.
+    """
     curves = {
         activation: compute_mean_curve(select_completed(found).gradient_norm) for activation, found in runs.items()
     }
@@ -80,8 +90,8 @@ def make_row(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any
 
 
 def format_digits(value: float) -> str:
-    """Three significant digits, a dash for NaN."""
-    return NOTHING if np.isnan(value) else f"{value:.3g}"
+    """Return a value with three significant digits as text, or a dash for NaN."""
+    return NO_VALUE if np.isnan(value) else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Part 5: constant learning rates, the scheduled runs with their switches, and scheduled SGD against Adam."""
+"""Part 5: constant learning rates, scheduled learning rates with their switches, and scheduled SGD against Adam."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.output import NOTHING, DrawOptions, Output, describe_diverged, format_mean_cell, main
+from analysis.output import NO_VALUE, DrawOptions, Output, describe_diverged, format_mean_cell, main
 from analysis.results import (
     SweepResults,
     compute_mean_curve,
@@ -24,51 +24,57 @@ from analysis.results import (
 from sweeps.part3 import Part3
 from sweeps.part5 import LEARNING_RATES, Part5
 
-EXPORT_NAMES = {0.1: "1", 0.01: "01", 0.001: "001"}
+EXPORT_NAMES = {0.1: "1", 0.01: "01", 0.001: "001"}  # learning rates as the report's format spells them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part5DrawOptions(DrawOptions):
-    """Where the figures go, and what scheduled SGD is compared with."""
+    """Files to write, and the trials of part 3, trained with Adam, that scheduled SGD is compared with."""
 
     adam_epochs: int | None = None
-    """Of part 3's trials. Default: part 3's own, for --quick too."""
+    """Epochs of part 3's trials. By default, those that part 3 trains for, with or without --quick."""
     adam_learning_rate: float = 0.01
-    """Of part 3's trials."""
+    """Learning rate of part 3's trials."""
     targets: tuple[float, ...] = (60.0, 70.0, 80.0, 85.0, 90.0)
-    """Validation accuracies (%) for which the table gives the epochs until they are reached."""
+    """Validation accuracies (%); the table gives the number of epochs until each is reached."""
 
 
-def draw(selection: Part5, stages: Sequence[SweepResults], output: Output, drawing: Part5DrawOptions) -> None:
+def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_options: Part5DrawOptions) -> None:
     """Write the constant rates, the schedule, the export and the comparison with Adam."""
     constant, *scheduled = stages
-    output.figure(draw_constant(selection, constant), "part5", constant, pdf=True)
+    output.figure(draw_constant(options, constant), "part5", constant, pdf=True)
     runs = {EXPORT_NAMES[rate]: select_finished(constant.data, learning_rate=rate) for rate in LEARNING_RATES}
-    output.json(make_export(selection.architecture, runs), f"part5_{selection.architecture}")
+    output.json(make_export(options.architecture, runs), f"part5_{options.architecture}")
     compared: dict[str, tuple[xr.Dataset, int]] = {}
     if scheduled:
-        output.figure(draw_schedule(selection, scheduled), "schedule", *scheduled, pdf=True)
+        output.figure(draw_schedule(options, scheduled), "schedule", *scheduled, pdf=True)
         for stage in scheduled:
             [name] = stage.data.schedule.values
-            compared[f"SGD {name}"] = (select_finished(stage.data, schedule=name), selection.schedule_epochs)
-    adam = make_part3_options(selection, drawing)
-    if has_any_finished(adam.sweep(), constant.store):
-        loaded = load_results(adam.sweep(), constant.store, fill=adam.command("sweeps"), allow_missing=True)
-        found = select_finished(loaded.data, architecture=selection.architecture)
-        compared[f"Adam {adam.learning_rate:g}"] = (found, adam.epochs)
-        if loaded.missing:
-            print(f"Part 3 has {len(loaded.missing)} trials less to compare with; train: {adam.command('sweeps')}")
-        if loaded.diverged:
-            print(f"Of part 3, {describe_diverged(loaded.diverged)}")
+            compared[f"SGD {name}"] = (select_finished(stage.data, schedule=name), options.schedule_epochs)
+    adam_options = make_part3_options(options, draw_options)
+    fill = adam_options.format_command("sweeps")
+    if has_any_finished(adam_options.sweep(), constant.store):
+        adam = load_results(adam_options.sweep(), constant.store, fill=fill, allow_missing=True)
+        found = select_finished(adam.data, architecture=options.architecture)
+        compared[f"Adam {adam_options.learning_rate:g}"] = (found, adam_options.epochs)
+        if adam.missing:
+            print(f"{len(adam.missing)} trials of part 3 are missing in the comparison; train them with: {fill}")
+        if adam.diverged:
+            print(f"Of part 3, {describe_diverged(adam.diverged)}")
     else:
-        print(f"No trials of part 3 to compare with; train them with: {adam.command('sweeps')}")
+        print(f"No trials of part 3 to compare with; train them with: {fill}")
     if compared:
-        rows = [make_row(name, runs, epochs, drawing.targets) for name, (runs, epochs) in compared.items()]
+        rows = [make_row(name, runs, epochs, draw_options.targets) for name, (runs, epochs) in compared.items()]
         output.table(rows, "table")
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
-    """The report's format, from the trials by rate as it spells them; the seeds that diverged if there are any."""
+    """Return an architecture's mean curves in the report's format, and the seeds that diverged if there are any.
+
+    Args:
+        architecture: Name of the architecture.
+        runs: Its finished trials along `seed`, by learning rate as `EXPORT_NAMES` spells it.
+    """
     kept = {rate: select_completed(found) for rate, found in runs.items()}
     diverged = {rate: seeds for rate, found in runs.items() if (seeds := list_diverged_seeds(found))}
     return {
@@ -79,29 +85,29 @@ def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, 
     }
 
 
-def make_part3_options(selection: Part5, drawing: Part5DrawOptions) -> Part3:
-    """Part 3's options for the same architecture, data set, batch size, seeds and store."""
-    usual = Part3(**Part3.quick_defaults, quick=True) if selection.quick else Part3()
+def make_part3_options(options: Part5, draw_options: Part5DrawOptions) -> Part3:
+    """Return part 3's options for the same architecture, data set, batch size, seeds and store."""
+    usual = Part3(**Part3.quick_defaults, quick=True) if options.quick else Part3()
     return Part3(
-        dataset=selection.dataset,
-        seeds=selection.seeds,
-        epochs=usual.epochs if drawing.adam_epochs is None else drawing.adam_epochs,
-        batch_size=selection.batch_size,
-        learning_rate=drawing.adam_learning_rate,
-        architectures=(selection.architecture,),
-        tracking_uri=selection.tracking_uri,
-        quick=selection.quick,
+        dataset=options.dataset,
+        seeds=options.seeds,
+        epochs=usual.epochs if draw_options.adam_epochs is None else draw_options.adam_epochs,
+        batch_size=options.batch_size,
+        learning_rate=draw_options.adam_learning_rate,
+        architectures=(options.architecture,),
+        tracking_uri=options.tracking_uri,
+        quick=options.quick,
     )
 
 
-def draw_constant(selection: Part5, loaded: SweepResults) -> Figure:
-    """Two panels, one colour a rate."""
+def draw_constant(options: Part5, results: SweepResults) -> Figure:
+    """Draw training losses and validation accuracies in two panels, with one colour for each constant rate."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     panels = dict(zip(("train_loss", "val_accuracy"), figure.subplots(1, 2), strict=True))
     bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
     styles = dict(zip(LEARNING_RATES, figures.PALETTE, strict=False))
     for rate, style in styles.items():
-        runs = select_finished(loaded.data, learning_rate=rate)
+        runs = select_finished(results.data, learning_rate=rate)
         if runs.sizes["seed"]:
             for quantity, axes in panels.items():
                 bands[quantity].append(figures.compute_band(runs, quantity))
@@ -111,13 +117,13 @@ def draw_constant(selection: Part5, loaded: SweepResults) -> Figure:
     figures.limit_y_range(panels["train_loss"], bands["train_loss"])
     handles = [figures.make_legend_handle(f"rate {rate}", style) for rate, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    text = f"{selection.dataset}, {selection.architecture}, SGD. {figures.describe_bands(bands['train_loss'])}"
+    text = f"{options.dataset}, {options.architecture}, SGD. {figures.describe_bands(bands['train_loss'])}"
     figures.add_caption(figure, text)
     return figure
 
 
-def draw_schedule(selection: Part5, stages: Sequence[SweepResults]) -> Figure:
-    """Validation curves of the scheduled runs, with the switches marked."""
+def draw_schedule(options: Part5, stages: Sequence[SweepResults]) -> Figure:
+    """Draw the validation curves of the scheduled runs, with vertical lines where the learning rate switches."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots()
     bands, handles = [], []
@@ -130,12 +136,19 @@ def draw_schedule(selection: Part5, stages: Sequence[SweepResults]) -> Figure:
             axes.axvline(step, color=style.color, linestyle=":", linewidth=1)
     figures.label_axes(axes, "optimiser step", "validation accuracy (%)", "Scheduled learning rates (switches dotted)")
     axes.legend(handles=handles, loc="lower right")
-    figures.add_caption(figure, f"{selection.dataset}, {selection.architecture}. {figures.describe_bands(bands)}")
+    figures.add_caption(figure, f"{options.dataset}, {options.architecture}. {figures.describe_bands(bands)}")
     return figure
 
 
 def make_row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float]) -> dict[str, Any]:
-    """Test accuracy, and the epochs after which the mean validation curve first reaches each target."""
+    """Return a row of the table: test accuracy, and epochs until the mean validation curve reaches each target.
+
+    Args:
+        name: Name of the optimiser and its learning rates.
+        runs: Finished trials along `seed`.
+        epochs: Epochs that each of them was to train for.
+        targets: Validation accuracies in percent.
+    """
     kept = select_completed(runs)
     return {
         "optimiser": name,
@@ -148,11 +161,17 @@ def make_row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float])
 
 
 def format_epochs_to(target: float, runs: xr.Dataset, epochs: int) -> str:
-    """Epochs until the mean validation accuracy of complete runs of `epochs` epochs first reaches a target (%)."""
+    """Return the number of epochs until the mean validation accuracy first reaches a target, or "never", as text.
+
+    Args:
+        target: Validation accuracy in percent.
+        runs: Trials along `seed` that trained to the end; a dash stands for the number where there are none.
+        epochs: Epochs that each of them trained for.
+    """
     present = runs.dropna("step", how="all", subset=["val_accuracy"])
     above = np.flatnonzero(np.array(compute_mean_curve(present.val_accuracy)) >= target)
     if runs.sizes["seed"] == 0:
-        return NOTHING
+        return NO_VALUE
     return f"{float(present.step[above[0]] / present.step[-1]) * epochs:.2f}" if len(above) else "never"
 
 

@@ -1,4 +1,4 @@
-"""From the tracking store to named axes: loads exactly the trials that a sweep names, and raises on gaps."""
+"""Results of a sweep, loaded from the tracking store onto named axes, and selections and means of them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from trainables.trial import Trial
 if TYPE_CHECKING:
     from torch import nn
 
-MAX_TRIALS_NAMED = 12  # missing trials listed in a message
+MAX_TRIALS_NAMED = 12  # missing trials that a message names; it counts the others
 
 
 @dataclass(frozen=True)
 class SweepResults:
-    """A sweep's results.
+    """Results of the trials that a sweep names.
 
     Attributes:
-        data: A variable for each recorded quantity, with the sweep's axes and `step` as dimensions; `test_accuracy`,
-            `trial_id` and `diverged` with the axes alone. NaN, "" and False where a trial is missing; NaN after the
-            last record of a trial that diverged, and as its test accuracy.
-        results: trial id → its exact result.
-        missing: Readable names of the trials that are not there, empty unless that was allowed.
-        sweep: Where all this comes from.
-        store: Where all this comes from.
-        runs: trial id → its run.
+        data: Arrays with the sweep's axes as dimensions. There is one for each recorded quantity, which has the
+            dimension `step` too, and `test_accuracy`, `trial_id` and `diverged`. A missing trial has NaN, the id ""
+            and False. A trial that diverged has NaN after its last record and as its test accuracy.
+        by_trial: Exact result of each finished trial by its id.
+        missing: Labels of the trials that are not finished; empty unless missing trials were allowed.
+        sweep: Sweep whose trials were loaded.
+        store: Store that they were loaded from.
+        runs: Run of each finished trial by the trial's id.
     """
 
     data: xr.Dataset
-    results: Mapping[str, Result]
+    by_trial: Mapping[str, Result]
     missing: Sequence[str]
     sweep: Sweep
     store: Store
@@ -47,19 +47,30 @@ class SweepResults:
 
     @property
     def diverged(self) -> list[str]:
-        """Readable names of the trials that diverged, in the sweep's order."""
-        diverged = {trial_id for trial_id, result in self.results.items() if result.diverged}
-        return [name for trial_id, name in self.sweep.labels().items() if trial_id in diverged]
+        """Labels of the trials that diverged, in the sweep's order."""
+        diverged = {trial_id for trial_id, result in self.by_trial.items() if result.diverged}
+        return [label for trial_id, label in self.sweep.labels().items() if trial_id in diverged]
 
-    def trial(self, trial_id: str) -> Trial:
-        """The trial of an id."""
+    def find_trial(self, trial_id: str) -> Trial:
+        """Return the sweep's trial with this id."""
         return next(trial for trial in self.sweep.trials() if trial.id == trial_id)
 
-    def model(self, trial_id: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """The trained network of a trial, in eval mode, from its run's artifact (read without pickle)."""
+    def load_model(self, trial_id: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """Load the trained network of a trial from its run's artifact, and put it in eval mode.
+
+        Only tensors are read from the file, so that no code in it can run.
+
+        Args:
+            trial_id: Id of a finished trial.
+            input_shape: Shape of an image, `(channels, height, width)`.
+            classes: Number of the network's outputs.
+
+        Raises:
+            BadInputError: The artifact is missing or damaged.
+        """
         import torch
 
-        trial = self.trial(trial_id)
+        trial = self.find_trial(trial_id)
         network = build(
             trial.architecture, input_shape, classes=classes, activation=trial.activation, pooling=trial.pooling
         )
@@ -68,14 +79,18 @@ class SweepResults:
         return network.eval()
 
 
-def load_results(sweep: Sweep, store: Store, *, fill: str, allow_missing: bool = False) -> SweepResults:
-    """Load the sweep's trials, all of them or, if allowed, those that are finished.
+def load_results(sweep: Sweep, store: Store, fill: str, *, allow_missing: bool = False) -> SweepResults:
+    """Load the results of a sweep's trials from the store.
 
     Args:
-        fill: The command that trains what is missing, for the message.
+        sweep: Sweep whose trials are loaded, and no others.
+        store: Store to load them from.
+        fill: Command that trains the missing trials, for the error's message.
+        allow_missing: True to load the finished trials even if others are missing.
 
     Raises:
-        BadInputError: A trial is missing, has two finished runs, or has an artifact that cannot be read.
+        BadInputError: A trial is missing although all must be there, none is finished, one has two finished runs, or
+            an artifact cannot be read.
     """
     recorded = store.find_runs()
     found: dict[str, StoredRun] = {}
@@ -94,37 +109,51 @@ def load_results(sweep: Sweep, store: Store, *, fill: str, allow_missing: bool =
             missing.append(labels[trial.id])
     if not found or (missing and not allow_missing):
         raise BadInputError(describe_missing(len(sweep.trials()), missing, fill, allow_missing))
-    results = {trial_id: store.read_result(run) for trial_id, run in found.items()}
-    return SweepResults(arrange_on_axes(sweep, results), results, missing, sweep, store, found)
+    by_trial = {trial_id: store.read_result(run) for trial_id, run in found.items()}
+    return SweepResults(arrange_on_axes(sweep, by_trial), by_trial, missing, sweep, store, found)
 
 
 def describe_missing(trials: int, missing: Sequence[str], fill: str, allow_missing: bool) -> str:
-    """One sentence that names the missing trials and how to get them."""
+    """Return a sentence that counts and names the missing trials and gives the command that trains them.
+
+    Args:
+        trials: Number of the sweep's trials.
+        missing: Labels of the missing trials.
+        fill: Command that trains them.
+        allow_missing: True if `--allow-missing` is given already; if it is not, the sentence suggests it.
+    """
     more = f" and {len(missing) - MAX_TRIALS_NAMED} more" if len(missing) > MAX_TRIALS_NAMED else ""
     hint = "" if allow_missing else ", or draw what is there with --allow-missing"
     names = "; ".join(missing[:MAX_TRIALS_NAMED])
     return f"{len(missing)} of {trials} trials are not finished ({names}{more}); train them with: {fill}{hint}"
 
 
-def arrange_on_axes(sweep: Sweep, results: Mapping[str, Result]) -> xr.Dataset:
-    """Arrange results on the sweep's axes, on the union of their steps: NaN where a trial has no record."""
+def arrange_on_axes(sweep: Sweep, by_trial: Mapping[str, Result]) -> xr.Dataset:
+    """Arrange results on the sweep's axes and on the union of their steps, with NaN where a trial has no record.
+
+    Returns:
+        The dataset that `SweepResults.data` describes.
+
+    Raises:
+        BadInputError: A result does not have the curves that its trial records.
+    """
     dims = list(sweep.axes)
     shape = tuple(len(values) for values in sweep.axes.values())
-    steps = np.unique(np.concatenate([result.steps for result in results.values()]))
-    quantities = list(dict.fromkeys(name for result in results.values() for name in result.curves))
+    steps = np.unique(np.concatenate([result.steps for result in by_trial.values()]))
+    quantities = list(dict.fromkeys(name for result in by_trial.values() for name in result.curves))
     curves = {name: np.full((*shape, len(steps)), np.nan) for name in quantities}
     test_accuracy = np.full(shape, np.nan)
     diverged = np.full(shape, False)
     ids = np.full(shape, "", dtype="<U16")
     for index, (_, trial) in zip(np.ndindex(shape), sweep.cells(), strict=True):
-        check_curves(trial, results.get(trial.id))
-        if (result := results.get(trial.id)) is not None:
+        if (result := by_trial.get(trial.id)) is not None:
+            check_curves(trial, result)
             ids[index] = trial.id
             test_accuracy[index] = result.test_accuracy
             diverged[index] = result.diverged
-            where = np.searchsorted(steps, result.steps)
+            recorded = np.searchsorted(steps, result.steps)
             for name, curve in result.curves.items():
-                curves[name][index][where] = curve
+                curves[name][index][recorded] = curve
     return xr.Dataset(
         {
             **{name: ([*dims, "step"], curve) for name, curve in curves.items()},
@@ -136,10 +165,8 @@ def arrange_on_axes(sweep: Sweep, results: Mapping[str, Result]) -> xr.Dataset:
     )
 
 
-def check_curves(trial: Trial, result: Result | None) -> None:
-    """Raise `BadInputError` if an artifact does not hold what its trial records."""
-    if result is None:
-        return
+def check_curves(trial: Trial, result: Result) -> None:
+    """Raise `BadInputError` if a result does not have one value of each of the trial's quantities at every step."""
     lengths = {name: len(curve) for name, curve in result.curves.items()}
     if set(lengths) != set(trial.quantities) or set(lengths.values()) - {len(result.steps)}:
         raise BadInputError(
@@ -149,44 +176,47 @@ def check_curves(trial: Trial, result: Result | None) -> None:
 
 
 def select_finished(data: xr.Dataset, **values: Any) -> xr.Dataset:
-    """The finished trials at these values of all axes but the seed, along `seed`: none of them is missing.
+    """Select the finished trials at the given values of all axes but the seed, along `seed`.
 
-    Those that diverged are among them. `completed` leaves them out, which every mean must do.
+    Trials that diverged are finished too. Means must leave them out with `select_completed`.
     """
     runs = data.sel(values)
     return runs.isel(seed=(runs.trial_id != "").values)
 
 
 def select_completed(runs: xr.Dataset) -> xr.Dataset:
-    """Those of finished trials, along one dimension, that trained to the end: none of them diverged."""
+    """Select the trials that trained to the end, without diverging, among finished trials along one dimension."""
     return runs.isel({runs.diverged.dims[0]: ~runs.diverged.values})
 
 
 def list_diverged_seeds(runs: xr.Dataset) -> list[int]:
-    """The seeds of the trials along `seed` that diverged."""
+    """Return the seeds of the trials that diverged, among finished trials along `seed`."""
     return [int(seed) for seed in runs.seed.values[runs.diverged.values]]
 
 
 def find_best_run(data: xr.Dataset) -> xr.Dataset | None:
-    """The trial with the highest test accuracy; None where all trials are missing or diverged."""
+    """Return the trial with the highest test accuracy, or None if all trials are missing or diverged."""
     if not data.test_accuracy.notnull().any():
         return None
     return data.isel(data.test_accuracy.argmax(...))
 
 
 def compute_mean_curve(curves: xr.DataArray) -> list[float]:
-    """The mean over seeds, NaN where a value is not finite; empty where no seed is there."""
+    """Return the mean curve over `seed`: NaN where one of the curves is NaN, and empty without any seed."""
     return curves.mean("seed", skipna=False).values.tolist() if curves.sizes["seed"] else []
 
 
 def has_any_finished(sweep: Sweep, store: Store) -> bool:
-    """Whether the store has at least one of the sweep's trials."""
+    """Return True if at least one of the sweep's trials is finished in the store."""
     recorded = store.find_runs()
     return any(run.finished for trial in sweep.trials() for run in recorded.get(trial.id, []))
 
 
 def list_accuracies_by_epoch(run: xr.Dataset) -> dict[str, Any]:
-    """A run's accuracies on the whole sets after every epoch, in the exports' format; one that diverged says so."""
+    """Return a trial's accuracies on the whole training and test sets after each epoch, in the format of exports.
+
+    The entry "diverged" is there only if the trial diverged; the lists then end with the last recorded epoch.
+    """
     return {
         "train_accuracy": run.train_set_accuracy.dropna("step").values.tolist(),
         "test_accuracy": run.test_set_accuracy.dropna("step").values.tolist(),

@@ -1,21 +1,30 @@
-"""How fast sweeps are, beside a plain script and a sweep as in Ray's tutorial, and how near to the machine's limit.
+"""Measures how fast sweeps are, compared with a plain script, a sweep as in Ray's tutorial, and the machine's limit.
 
-Every number is measured with a real command or script, in a process and a folder of its own. Its parts:
+Every number comes from a real command or script, in a process and a folder of its own. The parts:
 
-speed: milliseconds a step of one trial, records included, on the whole machine. For our sweep that is the wall time of
-    `sweeps/part3.py` over the steps of all its trials: all in (from the command to the prompt), and steady (from the
-    first run's start to the last run's end in the tracking store, with tests, checkpoints and tracking). Each round
-    adds seeds to the sweep; the first, which also makes the database and tries what pays, is told apart. The others
-    (`rivals.py`) have no start-up counted. They take turns, so that the machine's noise meets all.
-peak: the part of the measured peak of matrix products on one thread that training and validation reach (`peak.py`).
-overhead: what a trial costs beyond its training, packed and alone (`--pack 1`), seen on many trials of 26 steps. From
-    the first run's start to the last run's end, times the processes at once, less the seconds that the trials trained
-    (records included), over the trials. So it has test, checkpoints, tracking, and what Ray does between two packs,
-    but not the command's own start and end (Ray, the data, probing), which are given beside it. The percentages are
-    of a trial of part 3's 15 epochs at the steady speed that this run of the benchmark saw, if it did.
-growth: the same trials, more and more of them. The memory is the driver's peak (VmHWM).
-first: seconds from the command to the first point in the store, and of commands that train nothing.
-memory: of worker processes while they train: what is theirs alone (USS), over the trials running in them.
+speed: milliseconds per step of one trial, with its records, on the whole machine. For our sweep it is the time that
+`sweeps/part3.py` took, divided by the steps of all its trials. "All in" counts from the start of the command to its
+end. "Steady" counts from the first run's start to the last run's end in the tracking store, with tests, checkpoints and
+tracking. Each round adds seeds to the sweep. The first round, which also makes the database and autotunes, is listed
+separately. The start-up of the scripts and of the tutorial's sweep (`rivals.py`) is not counted. All of them take
+turns, so that noise on the machine affects all alike.
+
+peak: the fraction of one core's peak that training and validation reach; the peak is measured with products of large
+matrices (`peak.py`).
+
+overhead: the time that a trial costs beyond its training, in packs and alone (`--pack 1`), from many short trials (26
+steps).
+It is the time from the first run's start to the last run's end, times the number of processes, minus the seconds that
+all trials trained (with records), divided by the number of trials. So it includes tests, checkpoints, tracking, and the
+time that Ray needs between two packs. It does not include the start and the end of the command (Ray, data, autotuning),
+which are listed next to it. The percentages compare it with a trial of part 3's 15 epochs at the steady speed, if the
+part `speed` is measured in the same run.
+
+growth: the same small trials in growing numbers. The memory is the driver's peak (VmHWM).
+
+first: seconds from the command to the first point in the store, and seconds of commands that train nothing.
+
+memory: memory of worker processes during training that no other process shares (USS), per worker and per trial.
 """
 
 from __future__ import annotations
@@ -62,54 +71,67 @@ RIVALS = ROOT / "benchmarks" / "rivals.py"
 MEGABYTE = 2**20
 CORES = os.cpu_count() or 1
 POLL_SECONDS = 0.02
-BUSY = 0.5  # of a core, by the load average: more than a machine at rest has
-LIMIT_SECONDS = 1800.0  # of one command
-BATCH = 50  # part 3's defaults
-FULL_EPOCHS = 15
-FULL = f"seconds of a trial of {FULL_EPOCHS} epochs on a core, steady"
-SMALL = ("--dataset", "digits", "--architectures", "mlp_1", "--epochs", "1")  # trials of 26 steps
+BUSY_LOAD_PER_CORE = 0.5  # load average divided by the number of cores; a machine at rest stays below it
+TIME_LIMIT_SECONDS = 1800.0  # limit for one command
+BATCH_SIZE = 50  # part 3's default
+FULL_EPOCHS = 15  # part 3's default
+FULL_TRIAL_MEASURE = f"seconds of a trial of {FULL_EPOCHS} epochs on a core, steady"
+SMALL_SWEEP = ("--dataset", "digits", "--architectures", "mlp_1", "--epochs", "1")  # its trials have 26 steps
 
 Part = Literal["speed", "peak", "overhead", "growth", "first", "memory"]
-Measures = dict[str, dict[str, float]]  # measure → architecture → value
+Measures = dict[str, dict[str, float]]  # measure -> architecture -> value
 console = Console()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Options of the benchmark."""
 
     parts: tuple[Part, ...] = get_args(Part)
+    """Parts to measure; the text above describes them."""
     dataset: str = "fashion_mnist"
+    """Data set of all parts but those that use small trials."""
     data_root: Path = Path("data")
+    """Folder of the data sets."""
     architectures: tuple[str, ...] = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
+    """Architectures to measure."""
     rounds: int = 2
-    """Of our sweep and the tutorial's; the scripts have a round more, one after the last."""
+    """Rounds of our sweep and of the tutorial's; the scripts have one more, after the last."""
     turns: int = 3
-    """Of the scripts in every round, and of each fraction of the peak."""
+    """Turns of the scripts in every round, and of each fraction of the peak."""
     mlp_seeds: int = 10
+    """Seeds that each round adds to a sweep of MLPs."""
     mlp_epochs: int = 15
+    """Epochs of a sweep of MLPs."""
     cnn_seeds: int = 2
+    """Seeds that each round adds to a sweep of CNNs."""
     cnn_epochs: int = 2
+    """Epochs of a sweep of CNNs."""
     mlp_steps: int = 300
-    """A turn of the scripts, and a trial of the tutorial's sweep."""
+    """Steps of MLPs in a turn of the scripts, and in a trial of the tutorial's sweep."""
     cnn_steps: int = 30
-    """A turn of the scripts; a trial of the tutorial's sweep has twice as many."""
+    """Steps of CNNs in a turn of the scripts; a trial of the tutorial's sweep has twice as many."""
     overhead_trials: int = 60
+    """Trials with which the overhead is measured."""
     growth: tuple[int, ...] = (10, 100, 1_000)
+    """Numbers of trials of the part `growth`."""
     growth_alone: int = 100
-    """With `--pack 1`, at most so many."""
+    """The largest of these numbers that is also measured with `--pack 1`."""
     repeats: int = 3
-    """Of the commands that train nothing."""
+    """Repeats of the commands that train nothing."""
     out: Path = Path("benchmarks/bench.json")
+    """File for the results."""
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What came of a command.
+class CommandResult:
+    """Result of a command that has ended.
 
     Attributes:
-        peak_megabytes: Of its own process.
-        enough_seconds: When it had done enough, and was stopped.
+        seconds: Time from its start to its end.
+        peak_megabytes: The most memory that its process had, without that of processes it started.
+        output: Everything that it printed.
+        enough_seconds: Time after which it had done enough and was asked to stop; None if it ended by itself.
     """
 
     seconds: float
@@ -119,67 +141,74 @@ class Ran:
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
-    """A temporary folder; short, as the paths of Ray's sockets must be."""
+def temporary_folder() -> Iterator[Path]:
+    """Make a temporary folder; its path is short, as the paths of Ray's sockets must be."""
     with tempfile.TemporaryDirectory(prefix="nb-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
-def run(words: Sequence[object], where: Path, enough: Callable[[int], bool] | None = None) -> Ran:
-    """Run a Python script to its end, or until `enough`, given its process id every few milliseconds, is true.
+def run_script(
+    command: Sequence[object], folder: Path, has_enough: Callable[[int], bool] | None = None
+) -> CommandResult:
+    """Run a Python script to its end, or until it has done enough.
+
+    Args:
+        command: The script and its arguments.
+        folder: The folder to run it in.
+        has_enough: Function that is asked every few milliseconds, with the process id, whether the script may stop.
 
     Raises:
-        RuntimeError: It failed, or took too long.
+        RuntimeError: The script failed, or took too long.
     """
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "OMP_NUM_THREADS")}
-    log = where / "output.txt"
+    log = folder / "output.txt"
     peak_megabytes, enough_seconds = 0.0, None
     with log.open("w") as output:
         started = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=where,
+            [sys.executable, *map(str, command)],
+            cwd=folder,
             env={**environment, "PYTHONPATH": str(ROOT)},
             stdout=output,
             stderr=subprocess.STDOUT,
-            process_group=0,  # Ctrl-C reaches it once, through `stop`
+            process_group=0,  # Ctrl-C reaches the script once, through `stop`
         )
         try:
             while process.poll() is None:
-                peak_megabytes = max(peak_megabytes, high_water(process.pid))
-                if enough is not None and enough_seconds is None and enough(process.pid):
+                peak_megabytes = max(peak_megabytes, get_peak_megabytes(process.pid))
+                if has_enough is not None and enough_seconds is None and has_enough(process.pid):
                     enough_seconds = time.perf_counter() - started
                     process.send_signal(signal.SIGINT)
-                if time.perf_counter() - started > LIMIT_SECONDS:
-                    raise RuntimeError(f"{words} took longer than {LIMIT_SECONDS:.0f} seconds")
+                if time.perf_counter() - started > TIME_LIMIT_SECONDS:
+                    raise RuntimeError(f"{command} took longer than {TIME_LIMIT_SECONDS:.0f} seconds")
                 time.sleep(POLL_SECONDS)
         finally:
             stop(process)
         seconds = time.perf_counter() - started
     text = log.read_text()
     if process.returncode and enough_seconds is None:
-        raise RuntimeError(f"{words} ended with {process.returncode}:\n{text[-2000:]}")
-    return Ran(seconds, peak_megabytes, text, enough_seconds)
+        raise RuntimeError(f"{command} ended with status {process.returncode}:\n{text[-2000:]}")
+    return CommandResult(seconds, peak_megabytes, text, enough_seconds)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process that still runs, and what it has started, as Ctrl-C does; the hard way where that fails."""
+    """Stop a process that still runs, and the processes it started, as Ctrl-C does; after 30 seconds kill them."""
     if process.poll() is not None:
         return
-    started = psutil.Process(process.pid).children(recursive=True)
+    children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     try:
         process.wait(30)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for child in started:
+    for child in children:
         if child.is_running():
             child.kill()
 
 
-def high_water(pid: int) -> float:
-    """The most memory in MB that a process has had resident; 0 once it is gone."""
+def get_peak_megabytes(pid: int) -> float:
+    """Return the most memory in MB that a process has had resident; 0 if the process is gone."""
     try:
         found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     except OSError:
@@ -187,57 +216,66 @@ def high_water(pid: int) -> float:
     return int(found[1]) * 1024 / MEGABYTE if found else 0.0
 
 
-def sweep(options: Options, where: Path, *words: object, enough: Callable[[int], bool] | None = None) -> Ran:
-    """Run `sweeps/part3.py` with everything that it keeps in the folder `where`."""
-    places = ("--data-root", options.data_root.absolute(), "--tracking-uri", f"sqlite:///{where}/mlflow.db")
-    return run([PART3, *words, *places, "--storage", where / "storage"], where, enough)
+def run_sweep(
+    options: Options, folder: Path, *arguments: object, has_enough: Callable[[int], bool] | None = None
+) -> CommandResult:
+    """Run `sweeps/part3.py` with its store and its storage in `folder`; see `run_script`."""
+    places = ("--data-root", options.data_root.absolute(), "--tracking-uri", f"sqlite:///{folder}/mlflow.db")
+    return run_script([PART3, *arguments, *places, "--storage", folder / "storage"], folder, has_enough)
 
 
-def ask(where: Path, query: str) -> list[tuple[float, ...]]:
-    """What the tracking store in a folder says; nothing where it is not yet there."""
+def query_store(folder: Path, query: str) -> list[tuple[float, ...]]:
+    """Return the rows that an SQL query gives in a folder's tracking store; none if the store does not exist yet."""
     try:
-        with closing(sqlite3.connect(f"file:{where}/mlflow.db?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"file:{folder}/mlflow.db?mode=ro", uri=True)) as database:
             return database.execute(query).fetchall()
     except sqlite3.OperationalError:
         return []
 
 
-def span(where: Path, since: float = 0) -> tuple[int, float]:
-    """The finished trials that started since then, and the seconds from the first start to the last end."""
+def measure_span(folder: Path, since: float = 0) -> tuple[int, float]:
+    """Return the number of finished trials, and the seconds from the first one's start to the last one's end.
+
+    Args:
+        folder: The folder that has the store.
+        since: Time (`time.time`); trials that started before it do not count.
+    """
     query = (
         "SELECT count(*), min(start_time), max(end_time) FROM runs JOIN tags USING (run_uuid) WHERE key = 'trial_id'"
     )
-    [(count, start, end)] = ask(where, f"{query} AND status = 'FINISHED' AND start_time >= {int(1000 * since)}")
+    [(count, start, end)] = query_store(
+        folder, f"{query} AND status = 'FINISHED' AND start_time >= {int(1000 * since)}"
+    )
     return int(count), (end - start) / 1000
 
 
-def training_seconds(where: Path) -> float:
-    """Of all trials in the store; those of a stack share them."""
+def sum_training_seconds(folder: Path) -> float:
+    """Return the seconds that all trials in the store trained; those of a stack are divided among its trials."""
     query = """SELECT took.value, coalesce(shared.value, 1) FROM tags took LEFT JOIN tags shared
         ON shared.run_uuid = took.run_uuid AND shared.key = 'stacked_trials' WHERE took.key = 'training_seconds'"""
-    return sum(float(took) / float(shared) for took, shared in ask(where, query))
+    return sum(float(took) / float(shared) for took, shared in query_store(folder, query))
 
 
-def kind(architecture: str) -> str:
-    """The kind of network, which decides how long it is measured."""
+def get_kind(architecture: str) -> str:
+    """Return the kind of network, "mlp" or "cnn", which decides how long it is measured."""
     return architecture.partition("_")[0]
 
 
-def speed(options: Options) -> Measures:
-    """Part (a): our sweep, the scripts, and the tutorial's sweep, in turns."""
+def measure_speed(options: Options) -> Measures:
+    """Measure the part `speed`: our sweep, the scripts, and the tutorial's sweep, in turns."""
     data = datasets.load_dataset(options.dataset, options.data_root)
     found: Measures = defaultdict(dict)
-    with folder() as shared:
+    with temporary_folder() as shared:
         arrays = shared / "data.npz"
         parts = ("train_images", "train_labels", "val_images", "val_labels")
         np.savez(arrays, **{part: getattr(data, part) for part in parts})
         for architecture in options.architectures:
-            samples = compare(options, architecture, arrays, len(data.train_labels))
+            samples = time_steps(options, architecture, arrays, len(data.train_labels))
             medians = {name: 1000 * statistics.median(values) for name, values in samples.items()}
             for name, milliseconds in medians.items():
                 found[f"ms a step, {name}"][architecture] = milliseconds
-            full = FULL_EPOCHS * math.ceil(len(data.train_labels) / BATCH)
-            found[FULL][architecture] = medians["ours, steady"] / 1000 * full * CORES
+            full = FULL_EPOCHS * math.ceil(len(data.train_labels) / BATCH_SIZE)
+            found[FULL_TRIAL_MEASURE][architecture] = medians["ours, steady"] / 1000 * full * CORES
             for rival in ("plain script", "lean script", "tutorial's sweep"):
                 for ours in ("all in", "steady"):
                     ratio = medians[rival] / medians[f"ours, {ours}"]
@@ -245,167 +283,187 @@ def speed(options: Options) -> Measures:
     return found
 
 
-def compare(options: Options, architecture: str, arrays: Path, images: int) -> dict[str, list[float]]:
-    """Seconds a step of each contender, a value a turn."""
-    mlp = kind(architecture) == "mlp"
+def time_steps(options: Options, architecture: str, arrays: Path, images: int) -> dict[str, list[float]]:
+    """Return the seconds per step of our sweep and of each rival, with one value for each turn.
+
+    Args:
+        options: The benchmark's options.
+        architecture: The architecture to train.
+        arrays: File with the data for the rivals.
+        images: Number of training images.
+    """
+    mlp = get_kind(architecture) == "mlp"
     seeds, epochs, steps = (
         (options.mlp_seeds, options.mlp_epochs, options.mlp_steps)
         if mlp
         else (options.cnn_seeds, options.cnn_epochs, options.cnn_steps)
     )
-    words = ("--dataset", options.dataset, "--architectures", architecture, "--epochs", epochs)
+    arguments = ("--dataset", options.dataset, "--architectures", architecture, "--epochs", epochs)
     samples: dict[str, list[float]] = defaultdict(list)
 
-    def rival(name: str, word: str, steps: int) -> None:
-        with folder() as where:
-            settings = ("--architecture", architecture, "--data", arrays, "--folder", where)
-            ran = run([RIVALS, "--kind", word, *settings, "--steps", steps, "--turns", options.turns], where)
-        samples[name] += json.loads(ran.output.splitlines()[-1])
-        say(f"{architecture}: {name}, {1000 * statistics.median(samples[name]):.2f} ms a step ({ran.seconds:.0f} s)")
+    def time_rival(name: str, kind: str, steps: int) -> None:
+        with temporary_folder() as folder:
+            settings = ("--architecture", architecture, "--data", arrays, "--folder", folder)
+            command = [RIVALS, "--kind", kind, *settings, "--steps", steps, "--turns", options.turns]
+            result = run_script(command, folder)
+        samples[name] += json.loads(result.output.splitlines()[-1])
+        milliseconds = 1000 * statistics.median(samples[name])
+        say(f"{architecture}: {name}, {milliseconds:.2f} ms per step ({result.seconds:.0f} s)")
 
-    def scripts() -> None:
-        rival("plain script", "plain", steps)
-        rival("lean script", "lean", steps)
+    def time_scripts() -> None:
+        time_rival("plain script", "plain", steps)
+        time_rival("lean script", "lean", steps)
 
-    with folder() as home:
+    with temporary_folder() as home:
         for turn in range(options.rounds):
-            scripts()
-            began = time.time()
-            ran = sweep(options, home, *words, "--seeds", (turn + 1) * seeds)
-            trials, seconds = span(home, began)
-            taken = trials * epochs * math.ceil(images / BATCH)
-            # The first sweep of a folder makes its database, and tries what pays there.
-            samples["ours, all in" if turn else "ours, all in, the first of a folder"].append(ran.seconds / taken)
+            time_scripts()
+            started = time.time()
+            result = run_sweep(options, home, *arguments, "--seeds", (turn + 1) * seeds)
+            trials, seconds = measure_span(home, started)
+            taken = trials * epochs * math.ceil(images / BATCH_SIZE)
+            # The first sweep of a folder also makes the database and autotunes.
+            samples["ours, all in" if turn else "ours, all in, the first of a folder"].append(result.seconds / taken)
             samples["ours, steady"].append(seconds / taken)
-            milliseconds = (1000 * value / taken for value in (ran.seconds, seconds))
-            say("{}: ours, {:.2f} ms a step, steady {:.2f} ({:.0f} s)".format(architecture, *milliseconds, ran.seconds))
-            rival("tutorial's sweep", "tutorial", steps if mlp else 2 * steps)
-    scripts()
-    samples.setdefault("ours, all in", samples["ours, all in, the first of a folder"])  # of one round
+            all_in, steady = (1000 * value / taken for value in (result.seconds, seconds))
+            say(f"{architecture}: ours, {all_in:.2f} ms per step, steady {steady:.2f} ({result.seconds:.0f} s)")
+            time_rival("tutorial's sweep", "tutorial", steps if mlp else 2 * steps)
+    time_scripts()
+    samples.setdefault("ours, all in", samples["ours, all in, the first of a folder"])  # if there is only one round
     return samples
 
 
-def fractions(options: Options) -> Measures:
-    """Part (b): the part of the peak that training and validation reach."""
+def measure_peak_fractions(options: Options) -> Measures:
+    """Measure the part `peak`: the fraction of the peak that training and validation reach."""
     found: Measures = defaultdict(dict)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for architecture in options.architectures:
-            task = pool.submit(peak.fractions, architecture, options.dataset, options.data_root, options.turns).result()
-            for name, value in task.items():
+            settings = (architecture, options.dataset, options.data_root, options.turns)
+            fractions = pool.submit(peak.measure_fractions, *settings).result()
+            for name, value in fractions.items():
                 found[f"part of the peak, {name}"][architecture] = value
-            say(f"{architecture}: {', '.join(f'{name} {value:.0%}' for name, value in task.items())} of the peak")
+            say(f"{architecture}: {', '.join(f'{name} {value:.0%}' for name, value in fractions.items())} of the peak")
     return found
 
 
-def overhead(options: Options, measured: Measures) -> Measures:
-    """Part (c): what a trial costs beyond its training."""
+def measure_overhead(options: Options, results: Measures) -> Measures:
+    """Measure the part `overhead`: the time that a trial costs beyond its training.
+
+    Args:
+        options: The benchmark's options.
+        results: Results of the part `speed`; empty if it was not measured.
+    """
     found: Measures = {}
-    full = measured.get(FULL, {})
+    full = results.get(FULL_TRIAL_MEASURE, {})
     for name, pack in (("packed", "auto"), ("alone", "1")):
-        with folder() as where:
-            ran = sweep(options, where, *SMALL, "--seeds", options.overhead_trials, "--pack", pack)
-            trials, seconds = span(where)
-            each = (seconds * CORES - training_seconds(where)) / trials
+        with temporary_folder() as folder:
+            result = run_sweep(options, folder, *SMALL_SWEEP, "--seeds", options.overhead_trials, "--pack", pack)
+            trials, seconds = measure_span(folder)
+            each = (seconds * CORES - sum_training_seconds(folder)) / trials
         found[f"seconds a trial beyond its training, {name}"] = {"mlp_1": each}
         if full:
-            share = {architecture: 100 * each / seconds for architecture, seconds in full.items()}
+            share = {architecture: 100 * each / full_seconds for architecture, full_seconds in full.items()}
             found[f"the same, % of a trial of {FULL_EPOCHS} epochs, {name}"] = share
-        found[f"seconds of the command beyond its trials, {name}"] = {"mlp_1": ran.seconds - seconds}
-        say(f"overhead, {name}: {each:.3f} s a trial ({ran.seconds:.0f} s)")
+        found[f"seconds of the command beyond its trials, {name}"] = {"mlp_1": result.seconds - seconds}
+        say(f"overhead, {name}: {each:.3f} s per trial ({result.seconds:.0f} s)")
     return found
 
 
-def growth(options: Options) -> Measures:
-    """Part (d): more and more small trials."""
+def measure_growth(options: Options) -> Measures:
+    """Measure the part `growth`: growing numbers of small trials."""
     found: Measures = {}
     plans = [(count, "packed", "auto") for count in options.growth]
     plans += [(count, "alone", "1") for count in options.growth if count <= options.growth_alone]
     for count, name, pack in plans:
-        with folder() as where:
-            ran = sweep(options, where, *SMALL, "--seeds", count, "--pack", pack)
-            trials, seconds = span(where)
-        assert trials == count, ran.output
-        of = f"{count:,} trials, {name}"
-        found[f"{of}: seconds"] = {"mlp_1": ran.seconds}
-        found[f"{of}: seconds a trial, without start and end"] = {"mlp_1": seconds / count}
-        found[f"{of}: driver's peak, MB"] = {"mlp_1": ran.peak_megabytes}
-        say(f"{of}: {ran.seconds:.0f} s, the driver's peak {ran.peak_megabytes:.0f} MB")
+        with temporary_folder() as folder:
+            result = run_sweep(options, folder, *SMALL_SWEEP, "--seeds", count, "--pack", pack)
+            trials, seconds = measure_span(folder)
+        assert trials == count, result.output
+        title = f"{count:,} trials, {name}"
+        found[f"{title}: seconds"] = {"mlp_1": result.seconds}
+        found[f"{title}: seconds a trial, without start and end"] = {"mlp_1": seconds / count}
+        found[f"{title}: driver's peak, MB"] = {"mlp_1": result.peak_megabytes}
+        say(f"{title}: {result.seconds:.0f} s, the driver's peak {result.peak_megabytes:.0f} MB")
     return found
 
 
-def first(options: Options) -> Measures:
-    """Part (e): how long until there is something to see."""
+def measure_first(options: Options) -> Measures:
+    """Measure the part `first`: the time until the first point, and the time of commands that train nothing."""
     found: Measures = {}
     full = ("--dataset", options.dataset, "--architectures", "mlp_1", "--epochs", FULL_EPOCHS)
-    for name, words in (("a small trial", SMALL), ("a full trial", full)):
-        with folder() as where:
-            ran = sweep(options, where, *words, "--seeds", 1, enough=partial(recorded, where))
-        assert ran.enough_seconds is not None, ran.output
-        found[f"seconds to the first record of {name}"] = {"mlp_1": ran.enough_seconds}
-        say(f"first record of {name}: {ran.enough_seconds:.1f} s")
-    with folder() as where:
-        sweep(options, where, *SMALL, "--seeds", 1)
+    for name, sweep in (("a small trial", SMALL_SWEEP), ("a full trial", full)):
+        with temporary_folder() as folder:
+            result = run_sweep(options, folder, *sweep, "--seeds", 1, has_enough=partial(has_points, folder))
+        assert result.enough_seconds is not None, result.output
+        found[f"seconds to the first record of {name}"] = {"mlp_1": result.enough_seconds}
+        say(f"first record of {name}: {result.enough_seconds:.1f} s")
+    with temporary_folder() as folder:
+        run_sweep(options, folder, *SMALL_SWEEP, "--seeds", 1)
         for name, more in (("--help", ["--help"]), ("--dry-run", ["--dry-run"]), ("a rerun with nothing to do", [])):
-            taken = [sweep(options, where, *SMALL, "--seeds", 1, *more).seconds for _ in range(options.repeats)]
+            arguments = (*SMALL_SWEEP, "--seeds", "1", *more)
+            taken = [run_sweep(options, folder, *arguments).seconds for _ in range(options.repeats)]
             found[f"seconds of {name}"] = {"mlp_1": statistics.median(taken)}
             say(f"{name}: {statistics.median(taken):.2f} s")
     return found
 
 
-def recorded(where: Path, pid: int) -> bool:
-    """Whether the store in a folder has a point."""
-    return bool(ask(where, "SELECT 1 FROM metrics LIMIT 1"))
+def has_points(folder: Path, pid: int) -> bool:
+    """Return whether the tracking store in a folder has any point."""
+    return bool(query_store(folder, "SELECT 1 FROM metrics LIMIT 1"))
 
 
-def memory(options: Options) -> Measures:
-    """Part (f): what worker processes have for themselves while they train, over the trials in them."""
+def measure_memory(options: Options) -> Measures:
+    """Measure the part `memory`: unshared memory of worker processes while they train."""
     found: Measures = defaultdict(dict)
     for architecture, seeds in (("mlp_1", options.mlp_seeds), ("cnn_3", options.cnn_seeds)):
-        with folder() as where:
-            watch = Watch(where)
-            words = ("--dataset", options.dataset, "--architectures", architecture, "--seeds", seeds)
-            sweep(options, where, *words, enough=watch)
-        found["MB of a worker of its own, at most"][architecture] = watch.most
-        found["MB a trial, at most"][architecture] = watch.most * watch.workers / watch.trials
-        say(f"{architecture}: {watch.most:.0f} MB a worker, {watch.trials} trials in {watch.workers} workers")
+        with temporary_folder() as folder:
+            watch = WorkerWatch(folder)
+            arguments = ("--dataset", options.dataset, "--architectures", architecture, "--seeds", seeds)
+            run_sweep(options, folder, *arguments, has_enough=watch)
+        found["MB of a worker of its own, at most"][architecture] = watch.peak_megabytes
+        found["MB a trial, at most"][architecture] = watch.peak_megabytes * watch.workers / watch.trials
+        counts = f"{watch.trials} trials in {watch.workers} workers"
+        say(f"{architecture}: {watch.peak_megabytes:.0f} MB per worker, {counts}")
     return found
 
 
-class Watch:
-    """Looks at a sweep's workers until they have trained for some seconds.
+class WorkerWatch:
+    """Observer of a sweep's workers, until they have trained for some seconds.
 
     Attributes:
-        most: Memory in MB of a worker that no other process shares.
+        trials: The largest number of trials that trained at the same time.
+        workers: The largest number of worker processes at the same time.
+        peak_megabytes: The most memory of a worker that no other process shared.
     """
 
-    SECONDS = 10.0
-    EVERY_SECONDS = 0.5
+    TRAINING_SECONDS = 10.0
+    INTERVAL_SECONDS = 0.5
 
-    def __init__(self, where: Path) -> None:
-        self.where = where
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.trials = self.workers = 0
-        self.most = 0.0
-        self.began: float | None = None
-        self.looked = 0.0
+        self.peak_megabytes = 0.0
+        self.training_since: float | None = None
+        self.last_look = 0.0
 
     def __call__(self, pid: int) -> bool:
+        """Look at the workers of the driver `pid`; return whether they have trained for long enough."""
         now = time.monotonic()
-        if now - self.looked < self.EVERY_SECONDS:
+        if now - self.last_look < self.INTERVAL_SECONDS:
             return False
-        self.looked = now
+        self.last_look = now
         running = "SELECT 1 FROM runs JOIN tags USING (run_uuid) WHERE key = 'trial_id' AND status = 'RUNNING'"
-        trials = len(ask(self.where, running))
+        trials = len(query_store(self.folder, running))
         if trials:
-            self.began = self.began or now
-            mine = [worker_megabytes(child) for child in psutil.Process(pid).children(recursive=True)]
-            workers = [megabytes for megabytes in mine if megabytes]
+            self.training_since = self.training_since or now
+            unshared = [get_worker_megabytes(child) for child in psutil.Process(pid).children(recursive=True)]
+            workers = [megabytes for megabytes in unshared if megabytes]
             self.trials, self.workers = max(self.trials, trials), max(self.workers, len(workers))
-            self.most = max(self.most, *workers, 0.0)
-        return self.began is not None and now - self.began > self.SECONDS
+            self.peak_megabytes = max(self.peak_megabytes, *workers, 0.0)
+        return self.training_since is not None and now - self.training_since > self.TRAINING_SECONDS
 
 
-def worker_megabytes(process: psutil.Process) -> float:
-    """What a process of Ray Tune's trials has in memory for itself; 0 of any other process."""
+def get_worker_megabytes(process: psutil.Process) -> float:
+    """Return the memory in MB of a worker of Ray Tune that no other process shares; 0 for any other process."""
     try:
         if "ImplicitFunc" not in " ".join(process.cmdline()):
             return 0.0
@@ -414,8 +472,8 @@ def worker_megabytes(process: psutil.Process) -> float:
         return 0.0
 
 
-def machine() -> dict[str, str | float]:
-    """What the numbers were measured on, and with."""
+def describe_machine() -> dict[str, str | float]:
+    """Return the date, the commit, the machine and the versions of libraries that the numbers belong to."""
     found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
     return {
@@ -424,23 +482,23 @@ def machine() -> dict[str, str | float]:
         "load average before": os.getloadavg()[0],
         "processor": found[1] if found else platform.machine(),
         "cores": CORES,
-        "GFLOP/s, one thread": peak.sgemm(1) / 1e9,
-        "GFLOP/s, all cores": peak.sgemm(CORES) / 1e9,
+        "GFLOP/s, one thread": peak.measure_peak(1) / 1e9,
+        "GFLOP/s, all cores": peak.measure_peak(CORES) / 1e9,
         "python": platform.python_version(),
         **{library: version(library) for library in ("torch", "ray", "mlflow")},
     }
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress, with the time of day."""
     console.print(f"{datetime.now():%H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def draw(results: dict[str, Measures]) -> Table:
-    """All that was measured: a row a measure, a column an architecture."""
+def make_table(results: dict[str, Measures]) -> Table:
+    """Return a table of all results: a row for each measure, a column for each architecture."""
     architectures = sorted({name for part in results.values() for row in part.values() for name in row})
-    architectures.sort(key=lambda name: kind(name) != "mlp")
-    table = Table(title="Medians; part 3's trials, batches of 50, a record on all validation images every 10 steps")
+    architectures.sort(key=lambda name: get_kind(name) != "mlp")
+    table = Table(title="Medians; part 3's trials, batches of 50, all validation images recorded every 10 steps")
     table.add_column("")
     for architecture in architectures:
         table.add_column(architecture, justify="right")
@@ -452,40 +510,44 @@ def draw(results: dict[str, Measures]) -> Table:
 
 
 def check(options: Options) -> None:
-    """Raise `BadInputError` for what would end the benchmark, before it takes its time."""
+    """Check the options before anything is measured.
+
+    Raises:
+        BadInputError: An option has a value that the benchmark cannot use.
+    """
     for architecture in options.architectures:
         check_choice("architecture", architecture, MAIN_ARCHITECTURES)
     for name in ("rounds", "turns", "repeats", "overhead_trials"):
         check_positive(f"--{name.replace('_', '-')}", getattr(options, name), whole=True)
     for name in ("mlp_steps", "cnn_steps"):
         if (steps := getattr(options, name)) < 20 or steps % 10:
-            raise BadInputError(f"--{name.replace('_', '-')} is {steps}; it must be a multiple of 10, from 20 on")
+            raise BadInputError(f"--{name.replace('_', '-')} is {steps}; it must be a multiple of 10, and at least 20")
     if not options.out.parent.is_dir():
-        raise BadInputError(f"--out {options.out} cannot be written; name a file in a folder that there is")
+        raise BadInputError(f"--out {options.out} cannot be written; name a file in a folder that exists")
 
 
 def main(options: Options) -> int:
-    """Measure, print, save."""
+    """Measure the chosen parts, print the results and save them."""
     check(options)
-    described = machine()
-    if float(described["load average before"]) > BUSY * CORES:
-        say("The machine has other work, which slows scripts on several threads most: the ratios will mislead.")
+    machine = describe_machine()
+    if float(machine["load average before"]) > BUSY_LOAD_PER_CORE * CORES:
+        say("Other work keeps this machine busy; scripts with several threads suffer most, so the ratios will mislead.")
     results: dict[str, Measures] = {}
     measure: dict[Part, Callable[[], Measures]] = {
-        "speed": lambda: speed(options),
-        "peak": lambda: fractions(options),
-        "overhead": lambda: overhead(options, results.get("speed", {})),
-        "growth": lambda: growth(options),
-        "first": lambda: first(options),
-        "memory": lambda: memory(options),
+        "speed": lambda: measure_speed(options),
+        "peak": lambda: measure_peak_fractions(options),
+        "overhead": lambda: measure_overhead(options, results.get("speed", {})),
+        "growth": lambda: measure_growth(options),
+        "first": lambda: measure_first(options),
+        "memory": lambda: measure_memory(options),
     }
     for part in measure:
         if part in options.parts:
             say(f"{part} …")
             results[part] = measure[part]()
-            options.out.write_text(json.dumps({"machine": described, "results": results}, indent=1) + "\n")
-    console.print(draw(results))
-    for name, value in described.items():
+            options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    console.print(make_table(results))
+    for name, value in machine.items():
         shown = f"{value:.3g}" if isinstance(value, float) else value
         console.print(f"{name}: {shown}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Saved to {options.out}")

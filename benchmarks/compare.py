@@ -1,4 +1,4 @@
-"""Two files of `bench.py` side by side: what an old and a new commit measured, and new / old."""
+"""Compares two files of `bench.py`: prints what an old and a new commit measured, and the ratios new / old."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from rich.table import Table
 from sweeps.cli import run_to_exit_status
 from trainables.errors import BadInputError
 
-# What should be the same for the comparison to mean something.
-SAME = ("processor", "cores")
+REQUIRED_EQUAL = ("processor", "cores")  # facts about the machine that must be equal for the ratios to mean something
 console = Console()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to compare."""
+    """Files to compare."""
 
     old: Path
+    """Results of the old commit."""
     new: Path
+    """Results of the new commit."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `bench.py` saved.
+    """Return the machine and the results that `bench.py` saved.
 
     Raises:
-        BadInputError: It is not such a file.
+        BadInputError: The file was not written by `bench.py`.
     """
     try:
         content = json.loads(path.read_text())
         return {"machine": content["machine"], "results": content["results"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(
-            f"{path} is no file that 'make bench' wrote ({error}); give two: make bench-compare OLD=a.json NEW=b.json"
+            f"{path} was not written by 'make bench' ({error}); name two: make bench-compare OLD=a.json NEW=b.json"
         ) from None
 
 
 def main(options: Options) -> int:
-    """Print."""
+    """Print the comparison."""
     old, new = read(options.old), read(options.new)
     table = Table(title=f"{options.old} → {options.new}")
     for heading in ("", "architecture", "old", "new", "new / old"):
@@ -62,7 +63,7 @@ def main(options: Options) -> int:
     for name, value in new["machine"].items():
         before = old["machine"].get(name)
         if before != value:
-            mark = "  – the ratios above compare machines as well" if name in SAME else ""
+            mark = "  – the ratios above compare machines as well" if name in REQUIRED_EQUAL else ""
             console.print(f"{name}: {before} → {value}{mark}", markup=False, highlight=False, soft_wrap=True)
     return 0
 

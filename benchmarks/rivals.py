@@ -1,8 +1,8 @@
-"""What `bench.py` compares sweeps with: training as a student writes it, and as a reader of Ray's tutorial does.
+"""Rivals that `bench.py` compares sweeps with: a training script of a student, and a sweep as in Ray's tutorial.
 
-They build the same networks from the project's tables, and use none of its other code. Each trains with Adam in
-batches of 50, and every tenth step notes loss and accuracy of the batch and the accuracy on all validation images.
-What they measured is the last line that they print, as JSON. None has its start-up counted.
+They build the same networks from the project's tables, and use none of its other code. Each trains with Adam in batches
+of 50. At every tenth step it records loss and accuracy of the batch, and the accuracy on all validation images. The
+last line of its output is the list of seconds per step, as JSON. The start-up is not counted.
 """
 
 from __future__ import annotations
@@ -24,43 +24,44 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainables.architectures import build
 
-BATCH = 50
-VALIDATION_BATCH = 250  # as good as any smaller one for the processor's caches, and better than larger ones
-RECORD_EVERY = 10
+BATCH_SIZE = 50
+VALIDATION_BATCH_SIZE = 250  # larger batches are slower, as they leave the processor's caches; smaller ones no faster
+STEPS_PER_RECORD = 10
 LEARNING_RATE = 0.01
 
 Batches = Iterator[tuple[Tensor, Tensor]]
+"""Images `(n, channels, height, width)` and labels `(n,)` of one batch after another."""
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The arrays that `bench.py` saved: images and labels for training and validation."""
+    """Return the images and labels for training and validation that `bench.py` saved, by name."""
     with np.load(path) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
-def network(architecture: str, data: dict[str, Tensor]) -> nn.Sequential:
-    """The network, as PyTorch initialises it."""
+def build_network(architecture: str, data: dict[str, Tensor]) -> nn.Sequential:
+    """Return the network, as PyTorch initialises it."""
     channels, height, width = data["train_images"].shape[1:]
     return build(architecture, (channels, height, width))
 
 
-def plain_batches(data: dict[str, Tensor]) -> tuple[Batches, DataLoader[Any]]:
-    """Training batches without end, and a pass over the validation images, from PyTorch's `DataLoader`."""
-    train = DataLoader(TensorDataset(data["train_images"], data["train_labels"]), batch_size=BATCH, shuffle=True)
-    validation = DataLoader(TensorDataset(data["val_images"], data["val_labels"]), batch_size=VALIDATION_BATCH)
+def make_plain_batches(data: dict[str, Tensor]) -> tuple[Batches, DataLoader[Any]]:
+    """Return endless training batches, and a pass over the validation images, from PyTorch's `DataLoader`."""
+    train = DataLoader(TensorDataset(data["train_images"], data["train_labels"]), batch_size=BATCH_SIZE, shuffle=True)
+    validation = DataLoader(TensorDataset(data["val_images"], data["val_labels"]), batch_size=VALIDATION_BATCH_SIZE)
     return (batch for _ in iter(int, 1) for batch in train), validation
 
 
-def lean_batches(data: dict[str, Tensor]) -> tuple[Batches, list[tuple[Tensor, Tensor]]]:
-    """The same, cut from the tensors."""
+def make_lean_batches(data: dict[str, Tensor]) -> tuple[Batches, list[tuple[Tensor, Tensor]]]:
+    """Return endless training batches, and a pass over the validation images, cut from the tensors."""
 
     def train() -> Batches:
         while True:
-            for indices in torch.randperm(len(data["train_images"])).split(BATCH):
+            for indices in torch.randperm(len(data["train_images"])).split(BATCH_SIZE):
                 yield data["train_images"][indices], data["train_labels"][indices]
 
     validation = zip(
-        data["val_images"].split(VALIDATION_BATCH), data["val_labels"].split(VALIDATION_BATCH), strict=True
+        data["val_images"].split(VALIDATION_BATCH_SIZE), data["val_labels"].split(VALIDATION_BATCH_SIZE), strict=True
     )
     return train(), list(validation)
 
@@ -68,7 +69,7 @@ def lean_batches(data: dict[str, Tensor]) -> tuple[Batches, list[tuple[Tensor, T
 def take_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step of training on a batch; its loss and logits."""
+    """Train one step on a batch; return its loss and logits."""
     logits = model(images)
     loss = functional.cross_entropy(logits, labels)
     optimizer.zero_grad()
@@ -77,19 +78,27 @@ def take_step(
     return loss, logits
 
 
-def script(architecture: str, data: dict[str, Tensor], steps: int, turns: int, *, lean: bool) -> list[float]:
-    """Seconds a step in each of some turns of `steps` steps, records included, on as many threads as PyTorch takes.
+def time_script(architecture: str, data: dict[str, Tensor], steps: int, turns: int, *, lean: bool) -> list[float]:
+    """Train as a plain script does, on PyTorch's default number of threads, with records.
 
-    One turn before them is not counted.
+    Args:
+        architecture: The architecture to train.
+        data: Images and labels by name.
+        steps: Steps of a turn.
+        turns: Number of turns; one more before them does not count.
+        lean: Cut batches from tensors, instead of using PyTorch's `DataLoader`.
+
+    Returns:
+        The seconds per step of each turn.
     """
-    model = network(architecture, data)
+    model = build_network(architecture, data)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    batches, validation = lean_batches(data) if lean else plain_batches(data)
+    batches, validation = make_lean_batches(data) if lean else make_plain_batches(data)
     losses, train_accuracies, val_accuracies = [], [], []
     ends = [time.perf_counter()]
     for step, (images, labels) in enumerate(batches, start=1):
         loss, logits = take_step(model, optimizer, images, labels)
-        if step % RECORD_EVERY == 0:
+        if step % STEPS_PER_RECORD == 0:
             losses.append(loss.item())
             train_accuracies.append((logits.argmax(1) == labels).float().mean().item())
             val_accuracies.append(evaluate(model, validation))
@@ -101,7 +110,7 @@ def script(architecture: str, data: dict[str, Tensor], steps: int, turns: int, *
 
 
 def evaluate(model: nn.Module, batches: Any) -> float:
-    """The part of the images that the model gets right."""
+    """Return the fraction of the images that the model classifies correctly."""
     model.eval()
     hits = images_seen = 0
     with torch.no_grad():
@@ -112,13 +121,17 @@ def evaluate(model: nn.Module, batches: Any) -> float:
     return hits / images_seen
 
 
-def tutorial(architecture: str, data: dict[str, Tensor], steps: int, folder: Path) -> list[float]:
-    """Seconds a step of a sweep written as in Ray's PyTorch tutorial: a trial a seed and CPU, reported to MLflow.
+def time_tutorial(architecture: str, data: dict[str, Tensor], steps: int, folder: Path) -> list[float]:
+    """Run a sweep as in Ray's PyTorch tutorial: one trial per CPU, each with its own seed, reported to MLflow.
 
-    Counted is from when the last trial reports first until the first reports last, so that none waits for others to
-    start or end, and the steps of all in that time. It writes no checkpoints, which the tutorial does.
+    The time is counted from the moment when every trial has reported once, until the first trial sends its last report,
+    so that all trials train all the time; the steps of all trials in that time count. Unlike the tutorial's sweep, this
+    one writes no checkpoints.
+
+    Returns:
+        The seconds per step, as a list with one value.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads these variables when it is imported
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -128,12 +141,12 @@ def tutorial(architecture: str, data: dict[str, Tensor], steps: int, folder: Pat
 
     def train(config: dict[str, Any], data: dict[str, Tensor]) -> None:
         torch.manual_seed(config["seed"])
-        model = network(architecture, data)
+        model = build_network(architecture, data)
         optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"])
-        batches, validation = plain_batches(data)
+        batches, validation = make_plain_batches(data)
         for step, (images, labels) in enumerate(batches, start=1):
             loss, logits = take_step(model, optimizer, images, labels)
-            if step % RECORD_EVERY == 0:
+            if step % STEPS_PER_RECORD == 0:
                 accuracy = (logits.argmax(1) == labels).float().mean().item()
                 validated = evaluate(model, validation)
                 seen = {"train_loss": loss.item(), "train_accuracy": accuracy, "val_accuracy": validated}
@@ -161,18 +174,27 @@ def tutorial(architecture: str, data: dict[str, Tensor], steps: int, folder: Pat
     reports = [frame["at"].to_numpy() for frame in frames if frame is not None]
     start, end = max(times[0] for times in reports), min(times[-1] for times in reports)
     within = sum(int(((times > start) & (times <= end)).sum()) for times in reports)
-    return [(end - start) / (within * RECORD_EVERY)]
+    return [(end - start) / (within * STEPS_PER_RECORD)]
 
 
 def main(
     kind: Literal["plain", "lean", "tutorial"], architecture: str, data: Path, folder: Path, steps: int, turns: int
 ) -> None:
-    """Train and print the seconds a step of every turn."""
+    """Train and print the seconds per step of every turn.
+
+    Args:
+        kind: The rival: a plain script, a lean script, or the tutorial's sweep.
+        architecture: The architecture to train.
+        data: File with images and labels, written by `bench.py`.
+        folder: Folder for the files of the tutorial's sweep.
+        steps: Steps of a turn, or of each trial of the tutorial's sweep.
+        turns: Number of turns of a script.
+    """
     arrays = load(data)
     if kind == "tutorial":
-        seconds = tutorial(architecture, arrays, steps, folder)
+        seconds = time_tutorial(architecture, arrays, steps, folder)
     else:
-        seconds = script(architecture, arrays, steps, turns, lean=kind == "lean")
+        seconds = time_script(architecture, arrays, steps, turns, lean=kind == "lean")
     print(json.dumps(seconds))
 
 

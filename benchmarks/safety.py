@@ -1,7 +1,7 @@
-"""What safety costs: the share of a trial's time that checkpoints and tracking take, and a rerun with nothing to do.
+"""Measures the cost of safety: checkpoints and tracking as a share of a trial's time, and a rerun that trains nothing.
 
-A trial is trained for fewer epochs than it would be, in this process, into a store of its own. What happens once a
-trial is counted as measured; what grows with the epochs is projected.
+A trial is trained in this process, into a store of its own, for fewer epochs than usual. The result is projected to the
+usual number: times that grow with the epochs are multiplied, and those of work that is done once per trial are not.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from trainables.trial import Trial
 from trainables.worker import pack, trainable
 
 ROOT = Path(__file__).resolve().parent.parent
-# What is timed, and whether it is taken to grow with the epochs. Sending the result (artifacts, last points) is: that
-# is the worse for us, as only the points do.
-TIMED: dict[str, tuple[Any, str, bool]] = {
+# name -> class and method that are timed, and whether the time is taken to grow with the epochs. That of sending the
+# result (artifacts and last points) is, although only the points grow: the true cost of safety is a bit lower.
+TIMED_METHODS: dict[str, tuple[Any, str, bool]] = {
     "find the run": (Delivery, "open_run", False),
     "checkpoints": (TrialFolder, "write_checkpoint", True),
     "points": (TrialRun, "send_records", True),
@@ -54,22 +54,26 @@ console = Console()
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Options of the benchmark."""
 
     dataset: str = "fashion_mnist"
+    """Data set to train on."""
     data_root: Path = Path("data")
+    """Folder of the data sets."""
     architectures: tuple[str, ...] = ("mlp_1", "cnn_3")
+    """Architectures to measure."""
     measured_epochs: tuple[int, ...] = (4, 1)
-    """Of each architecture."""
+    """Epochs that a trial of each architecture trains."""
     epochs: int = 15
-    """To project to."""
+    """Epochs to which the times are projected."""
     finished_trials: int = 1000
-    """In the store of the rerun."""
+    """Finished trials in the store of the rerun."""
     out: Path = Path("benchmarks/safety.json")
+    """File for the results."""
 
 
-def timed(seconds: dict[str, float], name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, its time added to `seconds[name]` unless it is called within another that is timed."""
+def add_timer(seconds: dict[str, float], name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, changed so that it adds its time to `seconds[name]`, unless another timed one calls it."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outermost, seconds["depth"] = not seconds["depth"], seconds["depth"] + 1
@@ -84,8 +88,8 @@ def timed(seconds: dict[str, float], name: str, original: Callable[..., Any]) ->
     return call
 
 
-def trial_cost(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epochs: int) -> dict[str, float]:
-    """Seconds of a trial of `epochs` epochs, by what they go to, projected from `trial`."""
+def project_trial(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epochs: int) -> dict[str, float]:
+    """Train a trial, and return the seconds that it would take with `epochs` epochs, by what takes them."""
     store = Store(uri)
     experiment_id, parent = store.ensure_parent("safety", trial.dataset)
     context = SweepContext(
@@ -97,26 +101,26 @@ def trial_cost(trial: Trial, data: datasets.Dataset, uri: str, folder: Path, epo
         driver=f"{parent}/benchmark",
         tags={},
     )
-    way = find_fastest_backend(1)
-    settings = pack.WorkerSettings(context=context, threads=1, checkpoint_seconds=60, convolutions=way)
+    backend = find_fastest_backend(1)
+    settings = pack.WorkerSettings(context=context, threads=1, checkpoint_seconds=60, backend=backend)
     seconds: dict[str, float] = defaultdict(float)
     with ExitStack() as patches:
         patches.enter_context(mock.patch("ray.tune.report"))
-        for name, (owner, method, _) in TIMED.items():
-            patches.enter_context(mock.patch.object(owner, method, timed(seconds, name, getattr(owner, method))))
+        for name, (owner, method, _) in TIMED_METHODS.items():
+            patches.enter_context(mock.patch.object(owner, method, add_timer(seconds, name, getattr(owner, method))))
         started = time.perf_counter()
         trainable.train_pack_in_tune(
             {"pack": pack.Pack((trial,), ("trial",), 0).to_json()}, data=data, settings=settings
         )
         total = time.perf_counter() - started
     growth = epochs / trial.epochs
-    safety = {name: seconds[name] for name in TIMED}
-    projected = {name: value * (growth if TIMED[name][2] else 1) for name, value in safety.items()}
+    safety = {name: seconds[name] for name in TIMED_METHODS}
+    projected = {name: value * (growth if TIMED_METHODS[name][2] else 1) for name, value in safety.items()}
     return {"training": (total - sum(safety.values())) * growth, **projected}
 
 
 def fill(store: Store, sweep: Sweep) -> None:
-    """Put finished trials straight into the store."""
+    """Put finished trials directly into the store, without training them."""
     experiment_id, parent = store.ensure_parent(sweep.name, "digits")
     result = Result(np.array([10]), {name: np.ones(1, np.float32) for name in ("train_loss",)}, 90.0, np.zeros((1, 1)))
     with tempfile.TemporaryDirectory() as name:
@@ -127,12 +131,12 @@ def fill(store: Store, sweep: Sweep) -> None:
             run.finish(result, 10, {}, Path(name))
 
 
-def rerun_seconds(uri: str, seeds: int, folder: Path) -> float:
-    """Seconds of a sweep script that finds everything done."""
-    words = ["--dataset", "digits", "--seeds", str(seeds), "--tracking-uri", uri, "--storage", str(folder)]
+def time_rerun(uri: str, seeds: int, folder: Path) -> float:
+    """Return the seconds of a sweep script that finds all its trials finished."""
+    options = ["--dataset", "digits", "--seeds", str(seeds), "--tracking-uri", uri, "--storage", str(folder)]
     started = time.perf_counter()
     output = subprocess.run(
-        [sys.executable, str(ROOT / "sweeps" / "part3.py"), *words],
+        [sys.executable, str(ROOT / "sweeps" / "part3.py"), *options],
         capture_output=True,
         text=True,
         check=True,
@@ -143,13 +147,13 @@ def rerun_seconds(uri: str, seeds: int, folder: Path) -> float:
 
 
 def main(options: Options) -> None:
-    """Measure, print, save."""
+    """Measure, print the results and save them."""
     torch.set_num_threads(1)
     data = datasets.load_dataset(options.dataset, options.data_root)
     costs: dict[str, dict[str, dict[str, float]]] = {}
     reruns: dict[str, float] = {}
     table = Table(title=f"Seconds of a trial of {options.epochs} epochs ({options.dataset}, projected), 1 thread")
-    for heading in ("store", "architecture", "training", *TIMED, "safety, % of the trial"):
+    for heading in ("store", "architecture", "training", *TIMED_METHODS, "safety (% of the trial)"):
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -160,14 +164,14 @@ def main(options: Options) -> None:
                 for architecture, epochs in zip(options.architectures, options.measured_epochs, strict=True):
                     selection = Part3(dataset=options.dataset, seeds=1, epochs=epochs, architectures=(architecture,))
                     [trial] = selection.sweep().trials()
-                    cost = trial_cost(trial, data, uri, folder, options.epochs)
+                    cost = project_trial(trial, data, uri, folder, options.epochs)
                     share = 100 * (1 - cost["training"] / sum(cost.values()))
                     costs.setdefault(kind, {})[architecture] = {**cost, "percent": share}
                     table.add_row(kind, architecture, *(f"{value:.2f}" for value in cost.values()), f"{share:.2f}")
             seeds = options.finished_trials // 5
             fill(Store(server.database), Part3(dataset="digits", seeds=seeds).sweep())
             for kind, uri in (("sqlite", server.database), ("server on sqlite", server.uri)):
-                reruns[kind] = rerun_seconds(uri, seeds, folder)
+                reruns[kind] = time_rerun(uri, seeds, folder)
         finally:
             server.kill()
     console.print(table)

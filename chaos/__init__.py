@@ -1,1 +1,1 @@
-"""Faults injected into real sweeps: is anything lost or doubled?"""
+"""Faults injected into real sweeps, to test that nothing is lost or doubled."""

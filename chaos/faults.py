@@ -1,7 +1,7 @@
-"""The faults: each function runs a sweep in a laboratory, does harm, and runs the same command again.
+"""Faults: each starts a sweep in a laboratory, does harm to it, and runs the same command again.
 
-A docstring is the fault's name in the table. Whoever returns has survived so far; the laboratory then
-holds all that was recorded against an undisturbed sweep.
+A fault raises `NotSurvivedError` as soon as it sees that it was not survived. If it returns, the laboratory compares
+everything in the store with an undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -16,113 +16,132 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from chaos.lab import Lab, Run, check, remount
+from chaos.lab import Lab, SweepProcess, check, remount
 
 SOAK_KILLS = 30
 SOAK_SEED = 20261122
 OUTAGE_SECONDS = 60
-Fault = Callable[[Lab], None]
 
 
-def name(fault: Fault) -> str:
-    """What the table calls a fault."""
-    return (fault.__doc__ or "").rstrip(".")
+@dataclass(frozen=True)
+class Fault:
+    """A fault that can be injected.
+
+    Attributes:
+        name: The fault's name in the table of results.
+        inject: Function that runs the sweeps and does the harm.
+    """
+
+    name: str
+    inject: Callable[[Lab], None]
 
 
+def fault(name: str) -> Callable[[Callable[[Lab], None]], Fault]:
+    """Make a decorator that turns a function into the fault of this name."""
+    return lambda inject: Fault(name, inject)
+
+
+@fault("Worker SIGKILLed in mid-epoch")
 def worker_killed(lab: Lab) -> None:
-    """Worker SIGKILLed in mid-epoch."""
-    run = lab.start()
-    lab.in_the_middle(run)
-    run.workers()[0].kill()
+    """Kill one worker."""
+    sweep = lab.start()
+    lab.wait_for_mid_training(sweep)
+    sweep.find_workers()[0].kill()
     lab.injected = True
-    run.ends_with(0)
-    lab.same_command_again()
+    sweep.wait_for_status(0)
+    lab.rerun()
 
 
-def in_a_stack(fault: Fault) -> Fault:
-    """The same fault, where three trials train side by side in a process."""
+def in_stack(original: Fault) -> Fault:
+    """Return the same fault for three trials that train side by side in one process."""
 
+    @fault(f"{original.name}, three trials in a stack")
     def stacked(lab: Lab) -> None:
-        fault(lab)
-        check("Packs: 3 trials in 1; side by side: mlp_1" in lab.runs[0].output(), "the trials were not stacked")
+        original.inject(lab)
+        check("Packs: 3 trials in 1; side by side: mlp_1" in lab.sweeps[0].read_output(), "the trials were not stacked")
 
-    stacked.__doc__ = f"{name(fault)}, three trials in a stack"
     return stacked
 
 
-def dies_at(place: str) -> Fault:
-    """A fault: the worker dies at a place of `inject/sitecustomize.py`, once."""
+def worker_killed_after(place: str) -> Fault:
+    """Return the fault that one worker dies right after a place of `inject/sitecustomize.py`."""
 
-    def fault(lab: Lab) -> None:
-        lab.start(DIE=place).ends_with(0)
+    @fault(f"Worker SIGKILLed right after: {place}")
+    def killed(lab: Lab) -> None:
+        lab.start(DIE=place).wait_for_status(0)
         lab.injected = not lab.token.exists()
-        lab.same_command_again()
+        lab.rerun()
 
-    fault.__doc__ = f"Worker SIGKILLed right after: {place}"
-    return fault
+    return killed
 
 
+@fault("The store makes a run, but its answer is lost")
 def answer_lost(lab: Lab) -> None:
-    """The store makes a run, but its answer is lost."""
-    lab.start(DIE="run made").ends_with(0)
+    """Let one process lose the store's answer after it has made a trial's run."""
+    lab.start(DIE="run made").wait_for_status(0)
     lab.injected = not lab.token.exists()
-    lab.same_command_again()
+    lab.rerun()
 
 
+@fault("Driver SIGKILLed")
 def driver_killed(lab: Lab) -> None:
-    """Driver SIGKILLed."""
-    run = lab.start()
-    lab.in_the_middle(run)
-    run.kill()
+    """Kill the driver."""
+    sweep = lab.start()
+    lab.wait_for_mid_training(sweep)
+    sweep.kill()
     lab.injected = True
-    lab.same_command_again()
+    lab.rerun()
 
 
 def driver_stopped(kind: signal.Signals, *, group: bool = False) -> Fault:
-    """A fault: a signal asks the driver, or its whole process group, to stop."""
+    """Return the fault that a signal asks the driver, or its whole process group, to stop."""
 
-    def fault(lab: Lab) -> None:
-        run = lab.start()
-        lab.in_the_middle(run)
-        (os.killpg if group else os.kill)(run.process.pid, kind)
+    @fault(f"{'Process group' if group else 'Driver'} {kind.name}ed")
+    def stopped(lab: Lab) -> None:
+        sweep = lab.start()
+        lab.wait_for_mid_training(sweep)
+        (os.killpg if group else os.kill)(sweep.process.pid, kind)
         lab.injected = True
-        output = run.ends_with(130)
+        output = sweep.wait_for_status(130)
         check("To go on: python sweeps/part3.py" in output, f"no summary: {output}")
-        lab.same_command_again()
+        lab.rerun()
 
-    fault.__doc__ = f"{'Process group' if group else 'Driver'} {kind.name}ed"
-    return fault
+    return stopped
 
 
-def driver_killed_while_it_starts(lab: Lab) -> None:
-    """Driver SIGKILLed while it starts trials."""
-    run = lab.start()
+@fault("Driver SIGKILLed while it starts trials")
+def driver_killed_at_start(lab: Lab) -> None:
+    """Kill the driver as soon as the first trial has a folder."""
+    sweep = lab.start()
     trials = lab.storage / "trials"
-    lab.wait_until(lambda: trials.exists() and any(trials.iterdir()), "trials", run)
-    run.kill()
+    lab.wait_until(lambda: trials.exists() and any(trials.iterdir()), "trials", sweep)
+    sweep.kill()
     lab.injected = True
-    lab.same_command_again()
+    lab.rerun()
 
 
-def driver_dead_elsewhere(lab: Lab) -> None:
-    """Driver SIGKILLed, then the same sweep with another storage."""
-    run = lab.start(lab.folder / "elsewhere")
+@fault("Driver SIGKILLed, then the same sweep with another storage")
+def driver_killed_elsewhere(lab: Lab) -> None:
+    """Kill a driver that uses another storage, whose trials the next driver then takes over."""
+    sweep = lab.start(lab.folder / "elsewhere")
     trials = lab.folder / "elsewhere" / "trials"
-    lab.wait_until(lambda: len(list(trials.glob("*/[0-9]*.checkpoint"))) >= 4, "checkpoints", run)
-    run.kill()
+    lab.wait_until(lambda: len(list(trials.glob("*/[0-9]*.checkpoint"))) >= 4, "checkpoints", sweep)
+    sweep.kill()
     lab.injected = True
-    output = lab.same_command_again()
-    check("watching for a sign of life" in output, f"the dead driver's claim was not noticed: {output}")
-    lab.start(lab.folder / "elsewhere").ends_with(0)  # clears away what it had kept there
+    output = lab.rerun()
+    check("watching for a sign of life" in output, f"the dead driver's lease was not noticed: {output}")
+    lab.start(lab.folder / "elsewhere").wait_for_status(0)  # removes the checkpoints that the dead driver left there
     check(not any(trials.iterdir()), "checkpoints of finished trials are left elsewhere")
 
 
+@fault("Node removed")
 def node_removed(lab: Lab) -> None:
-    """Node removed."""
+    """Remove a node from a Ray cluster of three logical nodes."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
@@ -131,10 +150,10 @@ def node_removed(lab: Lab) -> None:
         "RAY_health_check_timeout_ms": "1000",
         "RAY_health_check_failure_threshold": "3",
         "RAY_TMPDIR": tempfile.mkdtemp(prefix="chaos-"),
-        "PYTHONPATH": lab.environment()["PYTHONPATH"],
+        "PYTHONPATH": lab.make_environment()["PYTHONPATH"],
         "CHAOS_STEP_SECONDS": "0.02",
     }
-    lab.server()
+    lab.start_server()
     with (lab.folder / "cluster.log").open("wb") as log:
         cluster = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "ray_nodes.py")],
@@ -150,165 +169,181 @@ def node_removed(lab: Lab) -> None:
             address = cluster.stdout.readline().strip()
             names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
             lab.variables = {"RAY_ADDRESS": address, **{name: environment[name] for name in names}}
-            run = lab.start()
-            lab.in_the_middle(run)
+            sweep = lab.start()
+            lab.wait_for_mid_training(sweep)
             cluster.stdin.write("remove\n")
             cluster.stdin.flush()
             lab.injected = cluster.stdout.readline().strip() == "removed"
-            run.ends_with(0)
-            lab.same_command_again()
+            sweep.wait_for_status(0)
+            lab.rerun()
         finally:
             cluster.stdin.close()
             cluster.wait(60)
 
 
-def server_killed(when_back: str, outage_seconds: float = 0) -> Fault:
-    """A fault: the tracking server dies in the middle, and is started again after an outage."""
+def server_killed(return_text: str, outage_seconds: float = 0) -> Fault:
+    """Return the fault that the tracking server dies in mid-training, and is started again after an outage.
 
-    def fault(lab: Lab) -> None:
-        tracking = lab.server()
-        run = lab.start()
-        lab.in_the_middle(run)
-        tracking.kill()
+    Args:
+        return_text: End of the fault's name, which says when the server is back.
+        outage_seconds: Time until the server is started again.
+    """
+
+    @fault(f"Tracking server SIGKILLed{return_text}")
+    def killed(lab: Lab) -> None:
+        server = lab.start_server()
+        sweep = lab.start()
+        lab.wait_for_mid_training(sweep)
+        server.kill()
         lab.injected = True
         if outage_seconds:
             time.sleep(outage_seconds)
-            check(len(lab.results()) == 2, "training stopped while the server was away")
-        tracking.start()
-        run.ends_with(0)
-        lab.same_command_again()
+            check(len(lab.list_kept_results()) == 2, "training stopped while the server was away")
+        server.start()
+        sweep.wait_for_status(0)
+        lab.rerun()
 
-    fault.__doc__ = f"Tracking server SIGKILLed{when_back}"
-    return fault
+    return killed
 
 
+@fault("Tracking store's disk full: results are kept, and sent by the next command")
 def store_full(lab: Lab) -> None:
-    """Tracking store's disk full: results are kept, and sent by the next command."""
+    """Fill up the disk of the tracking store."""
     disk = lab.folder / "disk"
-    lab.small_disk(disk, 40)
+    lab.mount_small_disk(disk, 40)
     lab.uri = f"sqlite:///{disk}/mlflow.db"
-    run = lab.start(PATIENCE="5")
-    lab.in_the_middle(run)
-    fill(disk)
+    sweep = lab.start(PATIENCE="5")
+    lab.wait_for_mid_training(sweep)
+    fill_up(disk)
     lab.injected = True
-    output = run.ends_with(1)
+    output = sweep.wait_for_status(1)
     check("2 trained but not seen in the store" in output, f"the results were not kept: {output}")
     (disk / "filler").unlink()
-    lab.same_command_again(NO_TRAINING="1")
+    lab.rerun(NO_TRAINING="1")
 
 
+@fault("Storage full")
 def storage_full(lab: Lab) -> None:
-    """Storage full."""
-    lab.small_disk(lab.storage, 8)
-    run = lab.start()
-    lab.in_the_middle(run)
-    fill(lab.storage)
+    """Fill up the disk of the storage folder."""
+    lab.mount_small_disk(lab.storage, 8)
+    sweep = lab.start()
+    lab.wait_for_mid_training(sweep)
+    fill_up(lab.storage)
     lab.injected = True
-    output = run.ends_with(1)
+    output = sweep.wait_for_status(1)
     check("No space left on device" in output, f"the reason is not given: {output}")
     (lab.storage / "filler").unlink()
-    lab.same_command_again()
+    lab.rerun()
 
 
+@fault("Driver SIGKILLed, then the storage read-only for a while")
 def storage_read_only(lab: Lab) -> None:
-    """Driver SIGKILLed, then the storage read-only for a while."""
-    lab.small_disk(lab.storage, 8)
-    run = lab.start()
-    lab.in_the_middle(run)
-    run.kill()
+    """Kill the driver, and make the storage read-only for one rerun."""
+    lab.mount_small_disk(lab.storage, 8)
+    sweep = lab.start()
+    lab.wait_for_mid_training(sweep)
+    sweep.kill()
     lab.injected = True
-    time.sleep(3)  # for the workers to die: a file system with open files cannot be made read-only
+    time.sleep(3)  # The workers must have died: a file system with open files cannot be made read-only.
     remount(lab.storage, "ro")
-    output = lab.start().ends_with(2)
+    output = lab.start().wait_for_status(2)
     check("Read-only file system" in output, f"the reason is not given: {output}")
     remount(lab.storage, "rw")
-    lab.same_command_again()
+    lab.rerun()
 
 
-def checkpoint_damaged(how: str) -> Fault:
-    """A fault: the newest checkpoint of each trial is damaged while nothing runs."""
+def checkpoint_damaged(damage: str) -> Fault:
+    """Return the fault that the newest checkpoint of each trial is damaged while nothing runs.
 
-    def fault(lab: Lab) -> None:
-        run = lab.start()
-        lab.in_the_middle(run)
-        run.kill()
+    Args:
+        damage: "truncated" or "with one bit flipped"; it ends the fault's name.
+    """
+
+    @fault(f"Newest checkpoint {damage}")
+    def damaged(lab: Lab) -> None:
+        sweep = lab.start()
+        lab.wait_for_mid_training(sweep)
+        sweep.kill()
         lab.injected = True
-        time.sleep(3)  # for the workers to die
-        newest = {path.parent: path for path in reversed(lab.checkpoints())}
+        time.sleep(3)  # The workers must have died, or they would write another checkpoint.
+        newest = {path.parent: path for path in reversed(lab.list_checkpoints())}
         for path in newest.values():
             content = path.read_bytes()
             middle = len(content) // 2
-            if how == "truncated":
+            if damage == "truncated":
                 path.write_bytes(content[:middle])
             else:
                 path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-        output = lab.same_command_again()
-        check(output.count("could not be used") == len(newest), f"the damage was not said: {output}")
+        output = lab.rerun()
+        check(output.count("could not be used") == len(newest), f"the damage was not reported: {output}")
 
-    fault.__doc__ = f"Newest checkpoint {how}"
-    return fault
+    return damaged
 
 
-def two_drivers(lab: Lab) -> None:
-    """Two drivers at once, on one storage."""
-    run = lab.start()
-    lab.in_the_middle(run)
-    output = lab.start().ends_with(2)
+@fault("Two drivers at once, on one storage")
+def two_drivers_on_one_storage(lab: Lab) -> None:
+    """Start the same command a second time while the first still runs."""
+    sweep = lab.start()
+    lab.wait_for_mid_training(sweep)
+    output = lab.start().wait_for_status(2)
     check("another sweep trains with --storage" in output, f"the second does not say so: {output}")
-    lab.injected = run.process.poll() is None
-    run.ends_with(0)
-    lab.same_command_again()
+    lab.injected = sweep.process.poll() is None
+    sweep.wait_for_status(0)
+    lab.rerun()
 
 
+@fault("Two drivers at once, on one store with two storages")
 def two_drivers_on_one_store(lab: Lab) -> None:
-    """Two drivers at once, on one store with two storages."""
-    lab.words = (*lab.words, "--max-concurrent", "1")  # the first is to outlast the second's look at it
-    run = lab.start(STEP_SECONDS="0.06")
-    lab.wait_until(lambda: len(lab.checkpoints()) >= 2, "checkpoints", run)
-    output = lab.start(lab.folder / "elsewhere").ends_with(2)
+    """Start the same sweep with another storage while the first still runs."""
+    # One trial at a time and slow steps: the first driver must still run when the second has looked at its heartbeat.
+    lab.options = (*lab.options, "--max-concurrent", "1")
+    sweep = lab.start(STEP_SECONDS="0.06")
+    lab.wait_until(lambda: len(lab.list_checkpoints()) >= 2, "checkpoints", sweep)
+    output = lab.start(lab.folder / "elsewhere").wait_for_status(2)
     check("trains already, with --storage" in output, f"the second does not say so: {output}")
-    lab.injected = run.process.poll() is None
-    run.ends_with(0)
-    lab.same_command_again()
+    lab.injected = sweep.process.poll() is None
+    sweep.wait_for_status(0)
+    lab.rerun()
 
 
 def clock_stepped(seconds: int) -> Fault:
-    """A fault: the clock jumps in every Python process."""
+    """Return the fault that the clock jumps in every Python process of the sweep."""
 
-    def fault(lab: Lab) -> None:
-        lab.start(CLOCK_SECONDS=str(seconds)).ends_with(0)
+    @fault(f"Clock stepped {'back' if seconds < 0 else 'forward'} an hour")
+    def stepped(lab: Lab) -> None:
+        lab.start(CLOCK_SECONDS=str(seconds)).wait_for_status(0)
         lab.injected = not lab.token.exists()
-        lab.same_command_again()
+        lab.rerun()
 
-    fault.__doc__ = f"Clock stepped {'back' if seconds < 0 else 'forward'} an hour"
-    return fault
+    return stepped
 
 
+@fault("Soak: 30 random kills of workers and drivers")
 def soak(lab: Lab) -> None:
-    """Soak: 30 random kills of workers and drivers."""
+    """Kill workers, and now and then the driver, at random times."""
     generator = random.Random(SOAK_SEED)
-    run = lab.start(STEP_SECONDS="0.2")
+    sweep = lab.start(STEP_SECONDS="0.2")
     kills = 0
     while kills < SOAK_KILLS:
         time.sleep(generator.uniform(1, 8))
-        if run.process.poll() is not None:  # chance may have killed a trial's workers three times at the same point
-            output = run.ends_with(1)
+        if sweep.process.poll() is not None:  # By chance, a trial's workers were killed three times at the same point.
+            output = sweep.wait_for_status(1)
             check("ended 3 times at the same point: its process was killed" in output, output)
-            run = lab.start(STEP_SECONDS="0.2")
+            sweep = lab.start(STEP_SECONDS="0.2")
         elif generator.random() < 0.75:
-            kills += kill_a_worker(run, generator)
+            kills += kill_random_worker(sweep, generator)
         else:
-            run.kill()
+            sweep.kill()
             kills += 1
-            run = lab.start(STEP_SECONDS="0.2")
+            sweep = lab.start(STEP_SECONDS="0.2")
     lab.injected = True
-    run.kill()
-    lab.same_command_again(STEP_SECONDS="0")
+    sweep.kill()
+    lab.rerun(STEP_SECONDS="0")
 
 
-def kill_a_worker(run: Run, generator: random.Random) -> bool:
-    """Kill a worker, if there is one; whether there was."""
-    workers = run.workers()
+def kill_random_worker(sweep: SweepProcess, generator: random.Random) -> bool:
+    """Kill one of the sweep's workers; return whether there was one to kill."""
+    workers = sweep.find_workers()
     try:
         if workers:
             generator.choice(workers).kill()
@@ -317,45 +352,48 @@ def kill_a_worker(run: Run, generator: random.Random) -> bool:
     return bool(workers)
 
 
-def fill(disk: Path) -> None:
-    """Leave no room on a file system."""
+def fill_up(disk: Path) -> None:
+    """Write a file that takes all the free space of a file system."""
     with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(4096))
 
 
-# Those in CI first: a minute or two.
-QUICK: tuple[Fault, ...] = (
+# CI injects the quick faults: they take a minute or two.
+QUICK_FAULTS: tuple[Fault, ...] = (
     server_killed(" and restarted"),
-    dies_at("points sent"),
+    worker_killed_after("points sent"),
 )
-STACKS_QUICK: tuple[Fault, ...] = (in_a_stack(driver_killed),)
-STACKS: tuple[Fault, ...] = (
-    *STACKS_QUICK,
-    in_a_stack(worker_killed),
-    *(in_a_stack(dies_at(place)) for place in ("checkpoint written", "points sent", "result written", "run finished")),
-    in_a_stack(server_killed(" and restarted")),
-    in_a_stack(checkpoint_damaged("with one bit flipped")),
+QUICK_STACK_FAULTS: tuple[Fault, ...] = (in_stack(driver_killed),)
+STACK_FAULTS: tuple[Fault, ...] = (
+    *QUICK_STACK_FAULTS,
+    in_stack(worker_killed),
+    *(
+        in_stack(worker_killed_after(place))
+        for place in ("checkpoint written", "points sent", "result written", "run finished")
+    ),
+    in_stack(server_killed(" and restarted")),
+    in_stack(checkpoint_damaged("with one bit flipped")),
 )
-ALL: tuple[Fault, ...] = (
-    server_killed(", back after a minute", OUTAGE_SECONDS),  # the longest first
+ALL_FAULTS: tuple[Fault, ...] = (
+    server_killed(", back after a minute", OUTAGE_SECONDS),  # It takes longest, so it starts first.
     node_removed,
-    *QUICK,
+    *QUICK_FAULTS,
     driver_killed,
     driver_stopped(signal.SIGTERM, group=True),
     checkpoint_damaged("truncated"),
-    two_drivers,
+    two_drivers_on_one_storage,
     worker_killed,
-    dies_at("run finished"),
-    dies_at("checkpoint written"),
-    dies_at("result written"),
-    dies_at("artifacts sent"),
+    worker_killed_after("run finished"),
+    worker_killed_after("checkpoint written"),
+    worker_killed_after("result written"),
+    worker_killed_after("artifacts sent"),
     answer_lost,
     driver_stopped(signal.SIGTERM),
     driver_stopped(signal.SIGINT),
     driver_stopped(signal.SIGHUP),
-    driver_killed_while_it_starts,
-    driver_dead_elsewhere,
+    driver_killed_at_start,
+    driver_killed_elsewhere,
     two_drivers_on_one_store,
     store_full,
     storage_full,

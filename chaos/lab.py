@@ -1,4 +1,4 @@
-"""A laboratory: one folder in which a real sweep runs, meets a fault, runs again, and is held against a calm one."""
+"""Laboratory: a folder in which a real sweep meets a fault, runs again, and is compared with an undisturbed sweep."""
 
 from __future__ import annotations
 
@@ -17,63 +17,70 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from cluster.verify import lost_and_doubled
+from cluster.verify import count_lost_and_doubled
 from sweeps.driver.autotune import CACHE_FILE
-from sweeps.driver.cluster import get_private_folder
+from sweeps.driver.options import RunOptions
 from trainables.persistence.store import Store
 from trainables.persistence.trial_run import MODEL_ARTIFACT
 from trainables.result import Result
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = "--dataset digits --seeds 1 --architectures mlp_1 cnn_3 --epochs 2 --batch-size 10 --checkpoint-seconds 0.5"
-LIMIT_SECONDS = 240.0
-Reference = dict[str, tuple[Result, bytes]]  # trial id → its result, and its model's weights
+SWEEP_OPTIONS = (
+    "--dataset digits --seeds 1 --architectures mlp_1 cnn_3 --epochs 2 --batch-size 10 --checkpoint-seconds 0.5"
+)
+TIME_LIMIT_SECONDS = 240.0
+Reference = dict[str, tuple[Result, bytes]]  # trial id -> its result, and the weights of its model
 
 
-class Failure(Exception):  # noqa: N818
-    """A fault was not survived."""
+class NotSurvivedError(Exception):
+    """Evidence that a fault was not survived."""
 
 
 def check(condition: object, text: str) -> None:
-    """Raise `Failure` unless `condition` holds."""
+    """Raise `NotSurvivedError` unless `condition` holds."""
     if not condition:
-        raise Failure(text)
+        raise NotSurvivedError(text)
 
 
 @dataclass
-class Run:
-    """A sweep script that runs or has run."""
+class SweepProcess:
+    """A sweep script that is running or has ended.
+
+    Attributes:
+        process: The driver.
+        log: File with everything that the script prints.
+    """
 
     process: subprocess.Popen[bytes]
     log: Path
 
     def wait(self) -> str:
-        """Wait for its end; what it printed."""
+        """Wait until the script ends; return what it printed."""
         try:
-            self.process.wait(LIMIT_SECONDS)
+            self.process.wait(TIME_LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise Failure(f"did not end in {LIMIT_SECONDS:.0f} s: {self.output()}") from None
-        check("Traceback" not in self.output(), self.output())
-        return self.output()
+            raise NotSurvivedError(f"did not end in {TIME_LIMIT_SECONDS:.0f} s: {self.read_output()}") from None
+        check("Traceback" not in self.read_output(), self.read_output())
+        return self.read_output()
 
-    def ends_with(self, status: int) -> str:
-        """Wait for its end with this exit status; what it printed."""
+    def wait_for_status(self, status: int) -> str:
+        """Wait until the script ends, check its exit status, and return what it printed."""
         output = self.wait()
         check(self.process.returncode == status, f"exit status {self.process.returncode}, not {status}: {output}")
         return output
 
-    def output(self) -> str:
-        """What it has printed so far."""
+    def read_output(self) -> str:
+        """Return what the script has printed so far."""
         return self.log.read_text(errors="replace")
 
     def kill(self) -> None:
-        """SIGKILL to the driver alone."""
+        """Send SIGKILL to the driver, and to no other process."""
         self.process.kill()
         self.process.wait()
 
-    def workers(self) -> list[psutil.Process]:
-        """The processes that train its trials now."""
+    def find_workers(self) -> list[psutil.Process]:
+        """Return the worker processes that train the sweep's trials now."""
         try:
             found = psutil.Process(self.process.pid).children(recursive=True)
             return [process for process in found if "ImplicitFunc" in " ".join(process.cmdline())]
@@ -83,22 +90,23 @@ class Run:
 
 @dataclass
 class Lab:
-    """A folder for one fault.
+    """Laboratory for one fault: a folder with a store and a storage of its own, and the processes started in it.
 
     Attributes:
-        reference: What an undisturbed sweep left.
-        words: More options of the sweep.
-        storage: The folder of `--storage`.
-        token: The file that makes a fault happen once.
-        database: The store that holds the runs, whether a server stands before it or not.
-        uri: What the sweep is told of it.
-        variables: Of the sweep's environment.
+        folder: Everything that the laboratory writes lies in it.
+        reference: Results of the undisturbed sweep.
+        options: Further command-line options of the sweep.
+        storage: The folder given to the sweep as `--storage`.
+        token: The file whose removal marks that a fault has happened, so that it happens only once.
+        database: URI of the database that holds the runs, with or without a tracking server in front of it.
+        uri: The tracking URI given to the sweep.
+        variables: Further environment variables of the sweep.
         injected: Whether the fault has happened.
     """
 
     folder: Path
     reference: Reference
-    words: Sequence[str] = ()
+    options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.storage = self.folder / "storage"
@@ -107,15 +115,15 @@ class Lab:
         self.uri = self.database
         self.variables: dict[str, str] = {}
         self.injected = False
-        self.runs: list[Run] = []
+        self.sweeps: list[SweepProcess] = []
         self.disks: list[Path] = []
         self.servers: list[Server] = []
         for name in ("tmp", "storage"):
             (self.folder / name).mkdir(parents=True)
         self.token.touch()
 
-    def environment(self) -> dict[str, str]:
-        """Of the sweep: nothing of this process's Ray and MLflow, and temporary files in the laboratory."""
+    def make_environment(self) -> dict[str, str]:
+        """Return the sweep's environment: no settings of Ray and MLflow, temporary files in the laboratory."""
         unwanted = ("RAY_", "MLFLOW_", "CHAOS_")
         return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)} | {
             "PYTHONPATH": f"{ROOT / 'chaos' / 'inject'}:{ROOT}",
@@ -125,97 +133,98 @@ class Lab:
             **self.variables,
         }
 
-    def start(self, storage: Path | None = None, /, **chaos: str) -> Run:
-        """Start the sweep, slowed down; `chaos` are variables of `inject/sitecustomize.py` without their prefix."""
-        known, place = self.folder.parent / CACHE_FILE, storage or self.storage
-        if known.exists() and not (place / CACHE_FILE).exists():  # else noise might choose other last bits
+    def start(self, storage: Path | None = None, /, **chaos: str) -> SweepProcess:
+        """Start the sweep, slowed down so that faults meet it in mid-training.
+
+        Args:
+            storage: A folder to use instead of the laboratory's.
+            chaos: Variables of `inject/sitecustomize.py`, without the prefix `CHAOS_`.
+        """
+        # With another backend for convolutions, which noise might choose, the last bits of results would differ.
+        tuned, place = self.folder.parent / CACHE_FILE, storage or self.storage
+        if tuned.exists() and not (place / CACHE_FILE).exists():
             place.mkdir(parents=True, exist_ok=True)
-            shutil.copy(known, place / CACHE_FILE)
+            shutil.copy(tuned, place / CACHE_FILE)
         variables = {f"CHAOS_{name}": value for name, value in chaos.items()}
-        log = self.folder / f"run_{len(self.runs)}.log"
-        words = [*WORDS.split(), "--tracking-uri", self.uri, "--storage", str(storage or self.storage), *self.words]
+        log = self.folder / f"run_{len(self.sweeps)}.log"
+        places = ["--tracking-uri", self.uri, "--storage", str(storage or self.storage)]
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, str(ROOT / "sweeps" / "part3.py"), *words],
+                [sys.executable, str(ROOT / "sweeps" / "part3.py"), *SWEEP_OPTIONS.split(), *places, *self.options],
                 cwd=self.folder,
-                env={**self.environment(), **variables},
+                env={**self.make_environment(), **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.runs.append(Run(process, log))
-        return self.runs[-1]
+        self.sweeps.append(SweepProcess(process, log))
+        return self.sweeps[-1]
 
-    def checkpoints(self) -> list[Path]:
-        """The steps' checkpoints that are there now, by trial, the newest first."""
+    def rerun(self, **chaos: str) -> str:
+        """Run the same command again to its end; return what it printed."""
+        return self.start(**chaos).wait_for_status(0)
+
+    def list_checkpoints(self) -> list[Path]:
+        """Return the checkpoints that exist now, in reverse order of trial and step: a trial's newest comes first."""
         return sorted((self.storage / "trials").glob("*/[0-9]*.checkpoint"), reverse=True)
 
-    def in_the_middle(self, run: Run) -> None:
-        """Wait until each of the two trials has left two checkpoints."""
-        self.wait_until(lambda: len(self.checkpoints()) >= 4, "checkpoints of both trials", run)
-
-    def results(self) -> list[Path]:
-        """The results that trials keep because the store has not taken them."""
+    def list_kept_results(self) -> list[Path]:
+        """Return the results that trials keep because the store has not accepted them."""
         return list((self.storage / "trials").glob("*/result.checkpoint"))
 
-    def wait_until(self, condition: Callable[[], object], what: str, run: Run) -> None:
-        """Wait for something that should happen while the sweep runs."""
-        deadline = time.monotonic() + LIMIT_SECONDS / 2
+    def wait_for_mid_training(self, sweep: SweepProcess) -> None:
+        """Wait until both trials have written two checkpoints each."""
+        self.wait_until(lambda: len(self.list_checkpoints()) >= 4, "checkpoints of both trials", sweep)
+
+    def wait_until(self, condition: Callable[[], object], subject: str, sweep: SweepProcess) -> None:
+        """Wait until a condition holds, which must happen while the sweep runs.
+
+        Args:
+            condition: Function that is asked every 20 ms.
+            subject: What the condition waits for, in the plural, for the message if it does not come.
+            sweep: The sweep that runs.
+        """
+        deadline = time.monotonic() + TIME_LIMIT_SECONDS / 2
         while not condition():
-            check(run.process.poll() is None, f"the sweep ended before there were {what}: {run.output()}")
-            check(time.monotonic() < deadline, f"there were no {what} in time: {run.output()}")
+            check(sweep.process.poll() is None, f"the sweep ended before there were {subject}: {sweep.read_output()}")
+            check(time.monotonic() < deadline, f"there were no {subject} in time: {sweep.read_output()}")
             time.sleep(0.02)
 
-    def same_command_again(self, **chaos: str) -> str:
-        """Run the same command to its end; what it printed."""
-        return self.start(**chaos).ends_with(0)
-
-    def close(self) -> None:
-        """End what still runs, and remove the folder."""
-        for run in self.runs:
-            if run.process.poll() is None:
-                run.kill()
-        for server in self.servers:
-            server.kill()
-        for disk in self.disks:
-            subprocess.run(["umount", "--lazy", disk], check=False)
-        for storage in (self.storage, self.folder / "elsewhere"):
-            shutil.rmtree(get_private_folder(storage), ignore_errors=True)
-        if "RAY_TMPDIR" in self.variables:
-            shutil.rmtree(self.variables["RAY_TMPDIR"], ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def small_disk(self, path: Path, megabytes: int) -> None:
-        """Mount a file system of its own at `path`, to fill up or to close."""
+    def mount_small_disk(self, path: Path, megabytes: int) -> None:
+        """Mount a small file system at `path`, which a fault can fill up or make read-only."""
         path.mkdir(exist_ok=True)
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", path], check=False)
-        check(mounted.returncode == 0, "a file system of its own could not be mounted; that needs root")
+        check(mounted.returncode == 0, f"no file system could be mounted at {path}; mounting one needs root")
         self.disks.append(path)
 
-    def server(self) -> Server:
-        """Start a tracking server that stands before the database until the laboratory closes."""
+    def start_server(self) -> Server:
+        """Start a tracking server in front of the database; it runs until the laboratory closes."""
         server = Server(self.folder, self.database)
         self.uri = server.uri
         self.servers.append(server)
         server.start()
         return server
 
-    def verdict(self) -> tuple[int, int]:
-        """Hold everything against the undisturbed sweep; how many points were lost, and how many are doubled.
+    def compare_with_reference(self) -> tuple[int, int]:
+        """Compare everything in the store with the undisturbed sweep.
+
+        Returns:
+            The number of points that were lost, and of those that are in the store twice or with another value.
 
         Raises:
-            Failure: A result differs, a trial has not one finished run, something stands as running or was left.
+            NotSurvivedError: A result differs, a trial does not have exactly one finished run, a run still has the
+                status RUNNING, or files were left behind.
         """
-        for script in self.runs:
-            check("Traceback" not in script.output(), script.output())
+        for sweep in self.sweeps:
+            check("Traceback" not in sweep.read_output(), sweep.read_output())
         store = Store(self.uri)
-        recorded = store.find_runs()
-        check(set(recorded) == set(self.reference), f"trials {set(recorded)}, not {set(self.reference)}")
+        stored = store.find_runs()
+        check(set(stored) == set(self.reference), f"trials {set(stored)}, not {set(self.reference)}")
         lost = doubled = 0
         for trial_id, (expected, model) in self.reference.items():
-            check(len(recorded[trial_id]) == 1, f"{trial_id} has {len(recorded[trial_id])} runs")
-            [run] = recorded[trial_id]
+            check(len(stored[trial_id]) == 1, f"{trial_id} has {len(stored[trial_id])} runs")
+            [run] = stored[trial_id]
             check(run.finished, f"{run.name} is {run.status}")
             actual = store.read_result(run)
             same = {name: curve.tobytes() for name, curve in expected.curves.items()}
@@ -226,45 +235,64 @@ class Lab:
             accuracies = [m.value for m in store.client.get_metric_history(run.run_id, "test_accuracy")]
             check([actual.test_accuracy] == accuracies == [expected.test_accuracy], f"{run.name}: {accuracies}")
             with store.open_artifact(run, MODEL_ARTIFACT) as path:
-                check(model_bytes(path) == model, f"{run.name}: weights differ")
-            run_lost, run_doubled = lost_and_doubled(store, run, expected)
+                check(read_weights(path) == model, f"{run.name}: weights differ")
+            run_lost, run_doubled = count_lost_and_doubled(store, run, expected)
             lost += run_lost
             doubled += run_doubled
         running = store.client.search_runs(list(store.experiments), "attributes.status = 'RUNNING'")
-        check(not running, f"{len(running)} runs stand as RUNNING")
+        check(not running, f"{len(running)} runs still have the status RUNNING")
         self.check_leftovers()
         return lost, doubled
 
     def check_leftovers(self) -> None:
-        """Nothing may be left in temporary places, nor checkpoints of finished trials."""
+        """Raise `NotSurvivedError` if temporary files, or checkpoints of finished trials, were left behind."""
         trials = self.storage / "trials"
-        # torch makes the folder of its compiler's cache when it is imported
+        # torch makes the folder for its compiler's cache when it is imported.
         left = [path for path in (self.folder / "tmp").rglob("*") if not path.name.startswith("torchinductor_")]
         left += trials.rglob("*") if trials.exists() else ()
         left += [path for path in self.storage.iterdir() if path.name not in ("trials", "sweep.lock", CACHE_FILE)]
-        base = Path(self.variables.get("RAY_TMPDIR", "/tmp"))
-        private = [base / get_private_folder(storage).name for storage in (self.storage, self.folder / "elsewhere")]
-        left += [folder for folder in private if folder.exists()]
+        left += [folder for folder in self.list_private_folders() if folder.exists()]
         check(not left, f"left behind: {', '.join(map(str, left[:5]))}")
 
+    def list_private_folders(self) -> list[Path]:
+        """Return the folders where Ray keeps its files for sweeps with one of the laboratory's storage folders."""
+        base = Path(self.variables.get("RAY_TMPDIR", "/tmp"))
+        storages = (self.storage, self.folder / "elsewhere")
+        return [base / RunOptions(storage=storage).private_folder.name for storage in storages]
 
-def model_bytes(path: Path) -> bytes:
-    """The weights in a model's file, in a form that can be compared."""
+    def close(self) -> None:
+        """Kill the processes that still run, and remove the folder."""
+        for sweep in self.sweeps:
+            if sweep.process.poll() is None:
+                sweep.kill()
+        for server in self.servers:
+            server.kill()
+        for disk in self.disks:
+            subprocess.run(["umount", "--lazy", disk], check=False)
+        for folder in self.list_private_folders():
+            shutil.rmtree(folder, ignore_errors=True)
+        if "RAY_TMPDIR" in self.variables:
+            shutil.rmtree(self.variables["RAY_TMPDIR"], ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_weights(path: Path) -> bytes:
+    """Return the weights in a model's file as bytes that can be compared."""
     import torch
 
     weights = torch.load(path, map_location="cpu", weights_only=True)
     return b"".join(name.encode() + value.numpy().tobytes() for name, value in weights.items())
 
 
-def undisturbed(folder: Path, words: Sequence[str] = ()) -> Reference:
-    """What the sweep leaves when nothing happens to it."""
-    lab = Lab(folder, {}, words=words)
-    lab.start(STEP_SECONDS="0").ends_with(0)
+def run_undisturbed(folder: Path, options: Sequence[str] = ()) -> Reference:
+    """Run the sweep in a laboratory without a fault; return the results and weights that it stores."""
+    lab = Lab(folder, {}, options)
+    lab.start(STEP_SECONDS="0").wait_for_status(0)
     store = Store(lab.database)
     found = {}
     for trial_id, [run] in store.find_runs().items():
         with store.open_artifact(run, MODEL_ARTIFACT) as path:
-            found[trial_id] = (store.read_result(run), model_bytes(path))
+            found[trial_id] = (store.read_result(run), read_weights(path))
     lab.check_leftovers()
     shutil.copy(lab.storage / CACHE_FILE, folder.parent / CACHE_FILE)
     lab.close()
@@ -272,7 +300,15 @@ def undisturbed(folder: Path, words: Sequence[str] = ()) -> Reference:
 
 
 class Server:
-    """A real `mlflow server` on loopback before a database; its artifacts and its log lie in `folder`."""
+    """A real `mlflow server` on this machine's loopback address, in front of a database.
+
+    Attributes:
+        folder: Holds the artifacts and the server's log.
+        database: The database's URI.
+        workers: Number of the server's worker processes.
+        variables: Further environment variables of the server.
+        uri: The address at which it answers.
+    """
 
     def __init__(self, folder: Path, database: str, workers: int = 1, **variables: str) -> None:
         self.folder = folder
@@ -286,13 +322,17 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers.
+
+        Raises:
+            NotSurvivedError: It does not answer within 90 seconds.
+        """
         folder = self.folder
-        words = ["--backend-store-uri", self.database, "--artifacts-destination", str(folder / "artifacts")]
-        words += ["--port", str(self.port), "--workers", str(self.workers)]
+        options = ["--backend-store-uri", self.database, "--artifacts-destination", str(folder / "artifacts")]
+        options += ["--port", str(self.port), "--workers", str(self.workers)]
         with (folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *words],
+                [sys.executable, "-m", "mlflow", "server", *options],
                 cwd=folder,
                 env={**os.environ, "TMPDIR": str(folder), **self.variables},
                 stdout=log,
@@ -306,15 +346,15 @@ class Server:
                     return
             except OSError:
                 time.sleep(0.2)
-        raise Failure(f"the tracking server did not start: {(folder / 'server.log').read_text()[-2000:]}")
+        raise NotSurvivedError(f"the tracking server did not start: {(folder / 'server.log').read_text()[-2000:]}")
 
     def kill(self) -> None:
-        """SIGKILL to the server and its helpers."""
+        """Send SIGKILL to the server and its worker processes."""
         if self.process is not None and self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 
 def remount(path: Path, options: str) -> None:
-    """Change a mounted file system's options."""
+    """Change the options of a mounted file system."""
     subprocess.run(["mount", "-o", f"remount,{options}", path], check=True)

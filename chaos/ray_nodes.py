@@ -1,4 +1,4 @@
-"""A Ray cluster of three logical nodes on this machine, one of which vanishes when a line arrives on standard input."""
+"""Ray cluster of three logical nodes on this machine, one of which is removed when a line comes on standard input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ray.cluster_utils import Cluster
 
 
 def main() -> None:
-    """Start, print the address, remove a node at the first line of input, end with the input."""
+    """Start the cluster and print its address; replace a node at the first line of input, stop at the input's end."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()

@@ -1,6 +1,7 @@
-"""Real sweeps on small data, one fault each, then the same command again; was anything lost or doubled?
+"""Injects one fault each into real sweeps on small data, and runs the same command again: is a point lost or doubled?
 
-Every laboratory has its own store, storage and Ray. The results must equal those of an undisturbed sweep bit for bit.
+Every fault has a laboratory with its own store, storage and Ray. The results must equal those of an undisturbed sweep
+bit for bit.
 """
 
 from __future__ import annotations
@@ -21,33 +22,36 @@ from rich.console import Console
 from rich.table import Table
 
 from chaos import faults
-from chaos.lab import Failure, Lab, Reference, undisturbed
+from chaos.lab import Lab, NotSurvivedError, Reference, run_undisturbed
 
-SOAK_WORDS = ("--seeds", "3")
-STACK_WORDS = ("--seeds", "3", "--architectures", "mlp_1", "--max-concurrent", "1")
+SOAK_OPTIONS = ("--seeds", "3")
+STACK_OPTIONS = ("--seeds", "3", "--architectures", "mlp_1", "--max-concurrent", "1")
 console = Console(width=150)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to inject."""
+    """Faults to inject."""
 
     quick: bool = False
-    """The subset that runs in CI."""
+    """Inject only the faults that CI injects."""
     only: str = ""
-    """The faults whose names contain this."""
+    """Inject only the faults whose names contain this text."""
     at_once: int = 3
-    """Laboratories side by side."""
+    """Number of laboratories that run at the same time."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a fault.
+    """Outcome of a fault.
 
     Attributes:
-        failure: Why it was not survived.
-        lost: Points that the undisturbed sweep has, and this one has not.
-        doubled: Points that are there more often than once, or with another value.
+        name: The fault's name.
+        seconds: Duration, without that of the undisturbed sweep.
+        injected: Whether the fault has happened.
+        failure: Reason why the fault was not survived; None if it was.
+        lost: Number of points that the undisturbed sweep has and this one does not; None if they were not compared.
+        doubled: Number of points that are in the store twice or with another value; None if they were not compared.
     """
 
     name: str
@@ -59,63 +63,63 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was lost, doubled or otherwise amiss."""
+        """Success: the fault was injected and survived, and no point was lost or doubled."""
         return self.injected and self.failure is None and self.lost == 0 and self.doubled == 0
 
 
-def inject(fault: faults.Fault, reference: Reference, folder: Path, words: Sequence[str]) -> Verdict:
-    """Run one fault in a laboratory of its own."""
-    name = faults.name(fault)
+def inject(fault: faults.Fault, reference: Reference, folder: Path, options: Sequence[str]) -> Verdict:
+    """Inject one fault in a laboratory of its own."""
     started = time.monotonic()
-    lab = Lab(folder, reference, words)
+    lab = Lab(folder, reference, options)
     failure, lost, doubled = None, None, None
     try:
-        fault(lab)
-        lost, doubled = lab.verdict()
-    except Failure as error:
+        fault.inject(lab)
+        lost, doubled = lab.compare_with_reference()
+    except NotSurvivedError as error:
         failure = str(error)
-    except Exception:  # a fault of the suite itself fails as well
+    except Exception:  # An error of the suite itself counts as a failure too.
         failure = traceback.format_exc()
     finally:
         lab.close()
-    verdict = Verdict(name, time.monotonic() - started, lab.injected, failure, lost, doubled)
-    console.print(f"{'survived' if verdict.passed else 'FAILED'}: {name} ({verdict.seconds:.0f} s)", highlight=False)
+    verdict = Verdict(fault.name, time.monotonic() - started, lab.injected, failure, lost, doubled)
+    word = "survived" if verdict.passed else "FAILED"
+    console.print(f"{word}: {verdict.name} ({verdict.seconds:.0f} s)", highlight=False)
     return verdict
 
 
-def table(verdicts: Sequence[Verdict]) -> Table:
-    """One line a fault."""
-    found = Table()
+def make_table(verdicts: Sequence[Verdict]) -> Table:
+    """Return the table of results, with one row for each fault."""
+    table = Table()
     for heading in ("fault", "injected", "survived", "points lost", "points doubled"):
-        found.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=True)
     for verdict in verdicts:
         counts = ("–" if count is None else str(count) for count in (verdict.lost, verdict.doubled))
         answers = ("yes" if answer else "NO" for answer in (verdict.injected, verdict.failure is None))
-        found.add_row(verdict.name, *answers, *counts)
-    return found
+        table.add_row(verdict.name, *answers, *counts)
+    return table
 
 
 def main(options: Options) -> int:
-    """Inject, print the table; 1 if any cell is not as it should be."""
-    os.environ.pop("RAY_TMPDIR", None)  # the sweeps do without, so that it is known where they keep what
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the sweeps would inherit that it is ignored
+    """Inject the chosen faults and print the table; return 0 if all were survived, otherwise 1."""
+    os.environ.pop("RAY_TMPDIR", None)  # Sweeps keep Ray's files at the default place, where leftovers are looked for.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Started by nohup, the sweeps would inherit that SIGHUP is ignored.
     started = time.monotonic()
     chosen: list[tuple[faults.Fault, tuple[str, ...]]] = [
-        *((fault, ()) for fault in (faults.QUICK if options.quick else faults.ALL)),
-        *((fault, STACK_WORDS) for fault in (faults.STACKS_QUICK if options.quick else faults.STACKS)),
-        *(() if options.quick else ((faults.soak, SOAK_WORDS),)),
+        *((fault, ()) for fault in (faults.QUICK_FAULTS if options.quick else faults.ALL_FAULTS)),
+        *((fault, STACK_OPTIONS) for fault in (faults.QUICK_STACK_FAULTS if options.quick else faults.STACK_FAULTS)),
+        *(() if options.quick else ((faults.soak, SOAK_OPTIONS),)),
     ]
-    chosen = [(fault, words) for fault, words in chosen if options.only in faults.name(fault)]
+    chosen = [(fault, more) for fault, more in chosen if options.only in fault.name]
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
-        references = {words: undisturbed(folder / f"calm_{len(words)}", words) for words in {w for _, w in chosen}}
+        references = {more: run_undisturbed(folder / f"calm_{len(more)}", more) for more in {m for _, m in chosen}}
         with ThreadPoolExecutor(options.at_once) as pool:
             jobs = [
-                pool.submit(inject, fault, references[words], folder / f"lab_{number}", words)
-                for number, (fault, words) in enumerate(sorted(chosen, key=lambda c: c[0] is not faults.soak))
+                pool.submit(inject, fault, references[more], folder / f"lab_{number}", more)
+                for number, (fault, more) in enumerate(sorted(chosen, key=lambda c: c[0] is not faults.soak))
             ]
             verdicts = [job.result() for job in jobs]
-    console.print(table(verdicts))
+    console.print(make_table(verdicts))
     for verdict in verdicts:
         if not verdict.passed:
             console.print(f"FAILED: {verdict.name}: {verdict.failure or 'points'}", markup=False, highlight=False)

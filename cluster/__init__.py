@@ -1,1 +1,1 @@
-"""A Ray cluster with tracking server and database: its scripts, and the test that brings one up."""
+"""Scripts for a Ray cluster with a tracking server and a database, and the test that starts one."""

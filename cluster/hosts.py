@@ -1,11 +1,11 @@
-"""Hosts on this machine for tests: Linux namespaces on a bridge, each with its own disk, processes and sshd.
+"""Simulated hosts for tests: Linux namespaces on a network bridge, each with its own disk, processes and SSH server.
 
-A host sees a copy-on-write image of this machine's root file system, an empty home folder and an empty `/tmp`, and no
-process but its own. So "install", "start" and "kill everything" of a cluster launcher mean what they mean on a machine.
+A host sees a copy-on-write image of this machine's root file system, an empty home folder, an empty `/tmp`, and no
+processes but its own. A cluster launcher can therefore install, start and kill processes as on a real machine.
 
-All of them live in namespaces of one laboratory process, whose end, even by SIGKILL, ends the processes in them; with
-the last process the kernel removes bridge, addresses, mounts and disks (a tmpfs). Nothing is left to clear away but an
-empty folder, and nothing outside the laboratory is touched.
+All hosts live in the namespaces of one laboratory process. When it ends, even by SIGKILL, the kernel ends all processes
+of the hosts, and removes bridge, addresses, mounts and disks (a tmpfs). Only an empty folder has to be removed
+afterwards, and nothing outside the laboratory is touched.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SKIPPED = 77  # exit status of a test that could not run here, as automake has it
-SHARED = Path("/srv/neural-sweeps")  # where each host sees the folder that stands for NFS
+EXIT_SKIPPED = 77  # automake's exit status for a test that cannot run here
+SHARED_FOLDER = Path("/srv/neural-sweeps")  # place on every host of the folder that stands for NFS
 NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc")
-NEEDED = (
+REQUIRED_PROGRAMS = (
     "bash",
     "ip",
     "mount",
@@ -38,12 +38,12 @@ NEEDED = (
     "setpriv",
     "unshare",
 )
-FOLDER = "CLUSTER_LAB"  # environment variable: the laboratory's folder, set in the process that lives inside
-START_SECONDS = 30.0
+FOLDER_VARIABLE = "CLUSTER_LAB"  # environment variable that names the laboratory's folder to the process inside it
 
-# The first process of a host. Its arguments: name, folder of its disk, folder of what is shared, addresses (of eth0,
-# eth1, …), gateway, and the folders that its own /tmp and home must not hide.
-INIT = r"""
+# Script of a host's first process. Its arguments: the host's name, the folder of its disk, the shared folder, the
+# addresses of its network cards (eth0, eth1, …), the gateway, and the folders that the host's own /tmp and home folder
+# must not hide.
+HOST_INIT_SCRIPT = r"""
 set -euo pipefail
 name=$1 disk=$2 shared=$3 addresses=$4 gateway=$5; shift 5
 root=$disk/root
@@ -51,12 +51,12 @@ hostname "$name"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$disk/upper,workdir=$disk/work" "$root"
 mount --rbind /dev "$root/dev"
 for fresh in tmp run dev/shm; do mount -t tmpfs -o mode=1777 tmpfs "$root/$fresh"; done
-mkdir -p "$root$HOME" "$root@SHARED@" "$root/run/sshd" "$root/run/lock" "$root/run/postgresql"
+mkdir -p "$root$HOME" "$root@SHARED_FOLDER@" "$root/run/sshd" "$root/run/lock" "$root/run/postgresql"
 chmod 755 "$root/run" "$root/run/sshd"
 chmod 1777 "$root/run/lock"
 chown --reference=/var/lib/postgresql "$root/run/postgresql" 2>/dev/null || true
 mount --bind "$disk/home" "$root$HOME"
-mount --bind "$shared" "$root@SHARED@"
+mount --bind "$shared" "$root@SHARED_FOLDER@"
 for kept in "$@"; do
     mkdir -p "$root$kept"
     mount --bind "$kept" "$root$kept"
@@ -70,7 +70,7 @@ pivot_root "$root" "$root/mnt"
 cd /
 umount --lazy /mnt
 echo ready
-read -r _  # until the network's cables are plugged in
+read -r _  # wait until the network cables are plugged in
 ip link set lo up
 number=0
 for address in $addresses; do
@@ -78,24 +78,28 @@ for address in $addresses; do
     ip link set "eth$number" up
     number=$((number + 1))
 done
-[ -z "$gateway" ] || ip route add default via "$gateway"  # nobody answers there, but Ray looks for the route
+[ -z "$gateway" ] || ip route add default via "$gateway"  # no machine answers there, but Ray looks for the route
 /usr/sbin/sshd -D -e -h /run/host_key -o PidFile=none -o UsePAM=no -o PasswordAuthentication=no \
     -o PermitRootLogin=prohibit-password -o StrictModes=no -o MaxStartups=50 &
 cd "$HOME"
 echo up
 wait  # and reap orphans
-""".replace("@SHARED@", str(SHARED))
+""".replace("@SHARED_FOLDER@", str(SHARED_FOLDER))
 
 
 class MissingRightsError(Exception):
-    """This machine lets us make no hosts."""
+    """Reason why no hosts can be made on this machine."""
 
 
 def check_rights() -> None:
-    """Raise `MissingRightsError` where namespaces, or the programs that a host needs, are missing."""
-    if missing := [program for program in NEEDED if shutil.which(program) is None]:
+    """Check that namespaces can be made, and that the programs that a host needs are installed.
+
+    Raises:
+        MissingRightsError: They cannot, or a program is missing.
+    """
+    if missing := [program for program in REQUIRED_PROGRAMS if shutil.which(program) is None]:
         raise MissingRightsError(f"{', '.join(missing)} not found")
-    tried = [
+    command = [
         "unshare",
         *NAMESPACES,
         "--fork",
@@ -103,32 +107,35 @@ def check_rights() -> None:
         "-c",
         "mount -t tmpfs tmpfs /mnt && ip link add name bridge0 type bridge",
     ]
-    done = subprocess.run(tried, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise MissingRightsError((done.stderr.strip() or "unshare failed").splitlines()[-1])
 
 
-def in_laboratory(main: Callable[[Laboratory], int]) -> int:
-    """Run `main` in a laboratory: start this script again in namespaces of its own, wait, return its exit status.
+def run_in_laboratory(main: Callable[[Laboratory], int]) -> int:
+    """Run `main` in a laboratory: start this script again, in new namespaces, and wait for it.
 
-    `SKIPPED` without the rights. SIGTERM and Ctrl-C end the laboratory and all of its hosts.
+    SIGTERM and Ctrl-C end the laboratory and all of its hosts.
+
+    Returns:
+        What `main` returns; `EXIT_SKIPPED` if this process lacks the rights.
     """
-    if folder := os.environ.get(FOLDER):
+    if folder := os.environ.get(FOLDER_VARIABLE):
         with Laboratory(Path(folder)) as laboratory:
             return main(laboratory)
     try:
         check_rights()
     except MissingRightsError as error:
         print(f"SKIPPED: no hosts can be made on this machine: {error}", flush=True)
-        return SKIPPED
+        return EXIT_SKIPPED
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # The kernel kills `unshare` with this process, and the laboratory with `unshare`.
-    words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child", "--mount-proc", *NAMESPACES]
+    # The kernel kills `unshare` when this process ends, and the laboratory when `unshare` ends.
+    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child", "--mount-proc", *NAMESPACES]
     with tempfile.TemporaryDirectory(prefix="cluster-") as name:
         inside = subprocess.Popen(
-            [*words, sys.executable, *sys.argv],
-            env={**os.environ, FOLDER: name},
-            start_new_session=True,  # a Ctrl-C is for this process, which ends the other
+            [*command, sys.executable, *sys.argv],
+            env={**os.environ, FOLDER_VARIABLE: name},
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the other
         )
         try:
             return inside.wait()
@@ -141,11 +148,13 @@ def in_laboratory(main: Callable[[Laboratory], int]) -> int:
 
 @dataclass
 class Host:
-    """A host that runs, or is switched off.
+    """Simulated host that is switched on.
 
     Attributes:
-        addresses: One a network card, with the network's length: "10.78.0.2/24".
-        disk: The folder of what it has written, and of its home; lasts when it is switched off.
+        name: The host's name.
+        addresses: The address of each network card with the length of the network's prefix, such as "10.78.0.2/24".
+        disk: Folder with everything that the host has written, and with its home; kept when it is switched off.
+        process: The `unshare` that started the host's first process.
     """
 
     name: str
@@ -155,36 +164,36 @@ class Host:
 
     @property
     def address(self) -> str:
-        """Of its first network card."""
+        """Address of the first network card."""
         return self.addresses[0].partition("/")[0]
 
     @property
     def home(self) -> Path:
-        """Its home folder, as the laboratory sees it."""
+        """Home folder of the host's user, as a path in the laboratory."""
         return self.disk / "home"
 
     @property
-    def init(self) -> int:
-        """The laboratory's number of the host's first process."""
+    def init_pid(self) -> int:
+        """Process id of the host's first process, in the laboratory."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
 
-    def command(self, line: str) -> list[str]:
-        """The words that run a line of bash in a login shell on the host, as somebody at its console."""
+    def make_command(self, line: str) -> list[str]:
+        """Return the command that runs a line of bash in a login shell on the host, as if typed at its console."""
         clean = ["env", "-i", f"HOME={Path.home()}", "TERM=dumb", "LANG=C.UTF-8"]
-        inside = ["nsenter", f"--target={self.init}", *NAMESPACES, "--root", "--wd"]
+        inside = ["nsenter", f"--target={self.init_pid}", *NAMESPACES, "--root", "--wd"]
         return [*inside, *clean, "bash", "--login", "-c", f'cd "$HOME" && {line}']
 
     def run(self, line: str, seconds: float = 60.0) -> str:
-        """Run a line of bash, at most `seconds` long; what it printed to standard output.
+        """Run a line of bash on the host; return what it printed to standard output.
 
         Raises:
-            RuntimeError: Another exit status than 0, or too long.
+            RuntimeError: The exit status is not 0, or the line takes longer than `seconds`.
         """
         try:
-            done = subprocess.run(self.command(line), capture_output=True, text=True, timeout=seconds, check=False)
+            done = subprocess.run(self.make_command(line), capture_output=True, text=True, timeout=seconds, check=False)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"on {self.name}: {line}: not done in {seconds:.0f} s: {error.output!r}") from None
+            raise RuntimeError(f"on {self.name}: {line}: not finished in {seconds:.0f} s: {error.output!r}") from None
         if done.returncode:
             raise RuntimeError(f"on {self.name}: {line}: status {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -192,11 +201,11 @@ class Host:
 
 @dataclass
 class Laboratory:
-    """The networks and hosts of a test, to be used inside `in_laboratory`.
+    """Networks and hosts of a test; only code that `run_in_laboratory` runs may use it.
 
     Attributes:
-        folder: Holds disks, and the folder that all hosts share.
-        hosts: Those that were started, by name.
+        folder: Holds the disks, and the folder that all hosts share.
+        hosts: The hosts that are switched on, by name.
     """
 
     folder: Path
@@ -215,36 +224,36 @@ class Laboratory:
 
     @property
     def shared(self) -> Path:
-        """The folder that stands for NFS: `SHARED` on every host."""
+        """Folder that stands for NFS: every host sees it as `SHARED_FOLDER`."""
         return self.folder / "shared"
 
     @property
     def key(self) -> Path:
-        """A throwaway key: every host lets its owner in, and it is every host's own key as well."""
+        """SSH key for this test only: every host accepts its owner, and also uses it as its host key."""
         return self.folder / "key"
 
-    def network(self, name: str) -> None:
-        """Make a network: a switch to which no address of the laboratory belongs."""
+    def make_network(self, name: str) -> None:
+        """Make a network: a bridge on which the laboratory itself has no address."""
         execute("ip", "link", "add", "name", name, "type", "bridge", "stp_state", "0")
         execute("ip", "link", "set", name, "up")
 
     def power_on(self, name: str, cables: Sequence[tuple[str, str]], gateway: str = "") -> Host:
-        """Start a host, or start it again with the disk it had.
+        """Start a host. If it was switched off before, it has the same disk.
 
         Args:
-            name: Of the host.
-            cables: network → its address there, in the order of the network cards.
-            gateway: Of its default route.
+            name: The host's name.
+            cables: Pairs of a network's name and the host's address in it, one for each network card.
+            gateway: Address of the host's default route; "" for none.
         """
         disk = self.folder / name
         for part in ("upper", "work", "root", "home"):
             (disk / part).mkdir(parents=True, exist_ok=True)
-        self.admit(disk / "home")
+        self.set_up_home(disk / "home")
         addresses = [address for _, address in cables]
-        words = [name, str(disk), str(self.shared), " ".join(addresses), gateway, *self.kept()]
+        arguments = [name, str(disk), str(self.shared), " ".join(addresses), gateway, *list_python_folders()]
         with (disk / "console").open("ab") as console:
             process = subprocess.Popen(
-                ["unshare", *NAMESPACES, "--fork", "--kill-child", "bash", "-c", INIT, "bash", *words],
+                ["unshare", *NAMESPACES, "--fork", "--kill-child", "bash", "-c", HOST_INIT_SCRIPT, "bash", *arguments],
                 env={"HOME": str(Path.home()), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -252,66 +261,81 @@ class Laboratory:
                 text=True,
             )
         host = self.hosts[name] = Host(name, addresses, disk, process)
-        self.expect(host, "ready")
+        wait_for_word(host, "ready")
         for number, (network, _) in enumerate(cables):
             cable = f"{name}-{number}"
-            far = ["name", f"eth{number}", "netns", str(host.init)]
+            far = ["name", f"eth{number}", "netns", str(host.init_pid)]
             execute("ip", "link", "add", "name", cable, "type", "veth", "peer", *far)
             execute("ip", "link", "set", cable, "master", network, "up")
-        host_key = Path(f"/proc/{host.init}/root/run/host_key")
+        host_key = Path(f"/proc/{host.init_pid}/root/run/host_key")
         shutil.copyfile(self.key, host_key)
         host_key.chmod(0o600)
         assert process.stdin is not None
-        process.stdin.write("cables are in\n")
+        process.stdin.write("cables are plugged in\n")
         process.stdin.flush()
-        self.expect(host, "up")
+        wait_for_word(host, "up")
         return host
 
     def power_off(self, name: str) -> None:
-        """Switch a host off at once: first its cables, so that nobody hears a last word, then its first process."""
+        """Switch a host off at once, as a power failure would.
+
+        Its cables go first, so that its dying processes cannot send a last message.
+        """
         host = self.hosts.pop(name)
         for number in range(len(host.addresses)):
             subprocess.run(["ip", "link", "delete", f"{name}-{number}"], capture_output=True, check=False)
-        host.process.kill()  # `unshare --kill-child`: the kernel then kills the first process, and with it all others
+        # The kernel then kills the host's first process (`unshare --kill-child`), and with it all others.
+        host.process.kill()
         host.process.wait()
 
-    def admit(self, home: Path) -> None:
-        """Give a home the usual files of a new user, and let the owner of the key in."""
+    def set_up_home(self, home: Path) -> None:
+        """Give a home folder the usual files of a new user, and let the owner of the key log in."""
         shutil.copytree("/etc/skel", home, dirs_exist_ok=True)
         (home / ".ssh").mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(self.key.with_suffix(".pub"), home / ".ssh" / "authorized_keys")
 
-    def kept(self) -> list[str]:
-        """The folders of this Python, which may lie where a host has an empty folder of its own."""
-        return sorted({sys.prefix, sys.base_prefix})
 
-    def expect(self, host: Host, word: str) -> None:
-        """Wait for a word of a host's first process."""
-        assert host.process.stdout is not None
-        if host.process.stdout.readline().strip() != word:
-            raise RuntimeError(f"host {host.name} did not start: {(host.disk / 'console').read_text()}")
+def list_python_folders() -> list[str]:
+    """Return the folders of this Python, which may lie in a folder that is empty on a host (its home or `/tmp`)."""
+    return sorted({sys.prefix, sys.base_prefix})
+
+
+def wait_for_word(host: Host, word: str) -> None:
+    """Wait until a host's first process prints a word.
+
+    Raises:
+        RuntimeError: It prints something else, or ends.
+    """
+    assert host.process.stdout is not None
+    if host.process.stdout.readline().strip() != word:
+        raise RuntimeError(f"host {host.name} did not start: {(host.disk / 'console').read_text()}")
 
 
 def execute(*words: str) -> None:
     """Run a program.
 
     Raises:
-        RuntimeError: Another exit status than 0.
+        RuntimeError: The exit status is not 0.
     """
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(words)}: {done.stderr.strip()}")
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float) -> float:
-    """Wait until a condition holds; the seconds it took.
+def wait_until(condition: Callable[[], object], subject: str, seconds: float) -> float:
+    """Wait until a condition holds; return the seconds that it took.
+
+    Args:
+        condition: Function that is asked every 0.2 seconds.
+        subject: What the condition waits for, for the message if it does not come.
+        seconds: Time limit.
 
     Raises:
-        RuntimeError: It does not, after `seconds`.
+        RuntimeError: The condition does not hold within the time limit.
     """
     started = time.monotonic()
     while not condition():
         if time.monotonic() > started + seconds:
-            raise RuntimeError(f"{what}: not after {seconds:.0f} s")
+            raise RuntimeError(f"{subject}: not there after {seconds:.0f} s")
         time.sleep(0.2)
     return time.monotonic() - started

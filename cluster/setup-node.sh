@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Prepares a node, head or worker: packages, the shared folder, Python, and what every login shell finds in its
-# environment. The cluster launcher runs it on each node; running it again changes nothing that is as it should be.
+# Prepares a node, head or worker: installs packages and Python, mounts the shared folder, and sets the environment
+# variables of every login shell. The cluster launcher runs it on each node. It may run again: it changes only what
+# differs from what it would set up.
 # usage: setup-node.sh SHARED [ARTIFACTS]
-#   SHARED     a folder that all machines share already; or nfs:FOLDER, which the head shares and the others mount
+#   SHARED     a folder that all machines share already; or nfs:FOLDER, which the head exports and all nodes mount
 #   ARTIFACTS  where the tracking server keeps files: a folder that the head sees, or s3://BUCKET/PREFIX, which only
-#              the head need reach. Default: SHARED/mlartifacts
+#              the head must reach. Default: SHARED/mlartifacts
 set -euo pipefail
 usage="usage: setup-node.sh SHARED|nfs:FOLDER [ARTIFACTS]"
 shared=${1:?$usage}
@@ -16,15 +17,17 @@ venv=$root/.venv
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
-install_package() { # unless it is there; a fresh machine may be busy updating itself, which is waited for
+# Installs a package that is missing. A fresh machine may be busy updating itself, so this waits for a while.
+install_package() {
     if ! dpkg -l "$1" 2> /dev/null | grep -q '^.i'; then
         for _ in $(seq 30); do if as_root apt-get update -qq; then break; fi; sleep 4; done
         as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq "$1"
     fi
 }
 
+# Writes standard input to a file, if the file has another content: write_as_root FILE < TEXT
 changed=false
-write_as_root() { # FILE < TEXT
+write_as_root() {
     local text
     text=$(cat)
     if [ "$(cat "$1" 2> /dev/null)" != "$text" ]; then
@@ -34,8 +37,8 @@ write_as_root() { # FILE < TEXT
     fi
 }
 
-# NFS 4 alone, on the private address, for private addresses; the network's firewall decides which of them get here.
-# Whatever a node's user is called, the files belong to the head's.
+# Exports the folder by NFS 4 only, on the head's private address, to all private addresses; the network's firewall
+# decides which of them can connect. All files belong to the head's user, whatever the users of other nodes are called.
 share_folder() {
     local options
     options="rw,sync,no_subtree_check,all_squash,anonuid=$(id -u),anongid=$(id -g)"
@@ -45,15 +48,16 @@ host=$address
 vers3=n"
     write_as_root /etc/exports.d/neural-sweeps.exports <<< \
         "$folder.export 10.0.0.0/8($options) 172.16.0.0/12($options) 192.168.0.0/16($options)"
-    as_root systemctl mask --quiet rpcbind.socket rpcbind.service # which only older versions of NFS need
+    as_root systemctl mask --quiet rpcbind.socket rpcbind.service # only older versions of NFS need it
     as_root systemctl stop rpcbind.socket rpcbind.service 2> /dev/null || true
     install_package nfs-kernel-server
-    # A restart lets nobody lock a file for 90 seconds.
+    # Only if needed: for 90 seconds after a restart no file can be locked.
     if $changed; then as_root systemctl restart nfs-server; fi
 }
 
-# The head mounts its own folder as well: a lock taken beside NFS is not seen through it. In fstab for when the machine
-# starts again. What lies below the mount is root's, so that nothing is written there by mistake when it is not mounted.
+# Mounts the folder, and adds it to fstab for when the machine starts again. The head mounts its own folder as well: a
+# lock that is taken without NFS is not seen through NFS. The folder below the mount belongs to root, so that nothing is
+# written there by mistake while the shared folder is not mounted.
 mount_folder() {
     local line="$address:$folder.export $folder nfs4 _netdev,nofail 0 0"
     install_package nfs-common
@@ -66,25 +70,25 @@ mount_folder() {
 }
 
 head=false
-address=${RAY_HEAD_IP:-} # which the launcher sets on workers only
+address=${RAY_HEAD_IP:-} # the launcher sets this variable on workers only
 if [ -z "$address" ]; then
     head=true
-    # The launcher's file names the head's private address where a person had to; in a cloud the default route does.
+    # The head's private address: on machines of one's own the launcher's file names it, in a cloud the default route.
     address=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["provider"].get("head_ip", ""))' \
         < ~/ray_bootstrap_config.yaml)
     [ -n "$address" ] || address=$(ip -4 route get 192.0.2.1 | sed -n 's/.* src \([^ ]*\).*/\1/p')
 fi
 
 if $head; then install_package postgresql; fi
-if ! command -v c++ > /dev/null; then # which makes convolutions faster, no more
-    install_package g++ || echo "no C++ compiler on $(hostname): convolutions are PyTorch's" >&2
+if ! command -v c++ > /dev/null; then # optional: a compiler makes convolutions faster
+    install_package g++ || echo "no C++ compiler on $(hostname): trials use PyTorch's slower convolutions" >&2
 fi
 if [[ $shared == nfs:* ]]; then
     if $head; then share_folder; fi
     mount_folder
 fi
 if [[ $folder != /* ]] || ! { mkdir -p "$folder" && [ -w "$folder" ]; }; then
-    echo "the shared folder $folder cannot be written on $(hostname); mount it there, or name another" >&2
+    echo "$(hostname) cannot write to the shared folder $folder; mount it there, or name another folder" >&2
     exit 1
 fi
 
@@ -102,9 +106,9 @@ EOP
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$root/constraints.txt" --requirement /dev/stdin <<< "$requirements"
 
-# Login shells reset PATH, so the environment has to come from here. Authentication must be asked for by every process.
-# No metrics: Ray would serve them on every address, to anybody. For the head's own two it has no switch but a port that
-# cannot be.
+# The variables must be set in /etc/profile.d, as login shells reset PATH. Every process must ask for authentication.
+# Metrics are switched off, as Ray would serve them on every address, to anybody. For two services of the head there is
+# no switch but a port number that does not exist.
 environment="export PATH=$venv/bin:\$PATH
 export PYTHONPATH=$root
 export SWEEPS_STORAGE=$folder/storage
@@ -114,7 +118,8 @@ export RAY_AUTH_MODE=token
 export RAY_enable_metrics_collection=0
 export RAY_USAGE_STATS_ENABLED=0"
 if $head; then
-    # A node that does not answer three checks is dead: at most 1 s between two, 1.5 s for an answer (Ray: 60 s in all).
+    # Ray checks every node each second and waits 1.5 s for its answer; after three failed checks the node is dead. With
+    # Ray's own settings that would take 60 s.
     environment="$environment
 export SWEEPS_ADDRESS=$address
 export SWEEPS_ARTIFACTS=$artifacts

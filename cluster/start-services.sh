@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Starts PostgreSQL and the MLflow server on it, on the head. What runs as it should is left alone, so this may run
-# again at any time; a server that was started with other settings is restarted.
+# Starts the PostgreSQL database and the MLflow server that uses it, on the head. This may run again at any time: it
+# leaves services that run alone, and restarts only a server that was started with other settings.
 #
-# Both need what setup-node.sh has put into the environment. The database listens on this machine only, the server on
-# the head's private address; it is reached from outside through an SSH tunnel.
+# Both need the environment variables that setup-node.sh sets. The database listens on this machine only, the server on
+# the head's private address; an SSH tunnel reaches it from outside.
 set -euo pipefail
 : "${SWEEPS_ADDRESS:?run this in a login shell of the head}" "${SWEEPS_ARTIFACTS:?}"
 port=5000
-name=neural_sweeps # of the database, and of its user
+name=neural_sweeps # name of the database and of its user
 state=~/.neural-sweeps
 export PGPASSFILE=$state/pgpass
 mkdir -p "$state"
@@ -38,15 +38,15 @@ SELECT 'CREATE ROLE $name LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE ro
 ALTER ROLE $name PASSWORD '$password';
 SELECT 'CREATE DATABASE $name OWNER $name' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '$name') \gexec
 SQL
-    # The server reads the password from PGPASSFILE: neither its environment nor its command line shows it. The driver is
-    # named, as what a bare postgresql:// means changed with SQLAlchemy 2.1.
+    # The server reads the password from the file PGPASSFILE, so that neither its environment nor its command line shows
+    # it. The URI names the driver, as the meaning of postgresql:// without one changed with SQLAlchemy 2.1.
     export MLFLOW_BACKEND_STORE_URI=postgresql+psycopg2://$name@localhost:$database_port/$name
 }
 
 start_server() {
     export MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
-    # A request that writes holds two connections at once: with 15 a worker, MLflow's default, many writers waited for
-    # each other until a timeout. Two workers with 40 stay below the 100 that PostgreSQL allows.
+    # A request that writes holds two connections at once. With MLflow's default of 15 connections per worker, many
+    # writers waited for each other until a timeout. Two workers with 40 each stay below the 100 that PostgreSQL allows.
     export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE=20 MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW=20
     local command=(
         mlflow server --host "$SWEEPS_ADDRESS" --port "$port" --workers 2
@@ -55,7 +55,8 @@ start_server() {
     )
     local settings="${command[*]} on $MLFLOW_BACKEND_STORE_URI"
     local lock=$state/mlflow.lock running=$state/mlflow.running
-    # Whoever runs the server holds the lock, so the process that the file names is the server's, and no other.
+    # The process that runs the server holds the lock. While it is held, the process group named in the file is
+    # therefore the server's, and not another one that was given the same number.
     if ! flock --nonblock "$lock" true; then
         if [ "$(sed 1d "$running")" = "$settings" ]; then
             return
@@ -63,7 +64,7 @@ start_server() {
         kill -- "-$(sed -n 1p "$running")"
         flock --timeout 30 "$lock" true
     fi
-    # shellcheck disable=SC2016  # the inner shell expands it
+    # shellcheck disable=SC2016  # the inner shell expands the variables
     setsid --fork flock --nonblock "$lock" bash -c '
         settings=$1 running=$2; shift 2
         printf "%s\n%s\n" "$(ps -o pgid= -p $$ | tr -d " ")" "$settings" > "$running"
@@ -80,6 +81,6 @@ for _ in $(seq 60); do
     fi
     sleep 1
 done
-echo "the MLflow server does not answer at http://$SWEEPS_ADDRESS:$port; it said:" >&2
+echo "the MLflow server does not answer at http://$SWEEPS_ADDRESS:$port; the end of its log:" >&2
 tail -n 20 "$state/mlflow.log" >&2
 exit 1

@@ -1,4 +1,7 @@
-"""Is every step of every finished trial in the tracking store, and once? For MLFLOW_TRACKING_URI; a line of JSON."""
+"""Checks that the tracking store has every point of every finished trial exactly once; prints a line of JSON.
+
+The store is the one that MLFLOW_TRACKING_URI names.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from trainables.persistence.store import Store, StoredRun
 from trainables.result import Result
 
 
-def lost_and_doubled(store: Store, run: StoredRun, result: Result) -> tuple[int, int]:
-    """How many points of a result the run has not, and how many it has more often than once or with another value."""
+def count_lost_and_doubled(store: Store, run: StoredRun, result: Result) -> tuple[int, int]:
+    """Count the points of a result that the run lacks, and those that it has twice or with another value."""
     lost = doubled = 0
     for name, curve in result.curves.items():
         found = Counter((m.step, m.value) for m in store.client.get_metric_history(run.run_id, name))
@@ -23,14 +26,18 @@ def lost_and_doubled(store: Store, run: StoredRun, result: Result) -> tuple[int,
 
 
 def main() -> int:
-    """Hold the points of each finished run against its result; 1 if any are lost or doubled, or a run still runs."""
+    """Compare the points of each finished run with its result.
+
+    Returns:
+        0 if all is well; 1 if points are lost or doubled, or a run has the status RUNNING.
+    """
     store = Store(get_default_tracking_uri())
     runs = [run for found in store.find_runs().values() for run in found]
     points = lost = doubled = 0
     for run in (run for run in runs if run.finished):
         result = store.read_result(run)
         points += len(result.steps) * len(result.curves)
-        run_lost, run_doubled = lost_and_doubled(store, run, result)
+        run_lost, run_doubled = count_lost_and_doubled(store, run, result)
         lost += run_lost
         doubled += run_doubled
     running = len(store.client.search_runs(list(store.experiments), "attributes.status = 'RUNNING'"))

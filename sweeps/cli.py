@@ -1,71 +1,70 @@
-"""TODO."""
+"""The command line of all scripts: parse it, run it, exit; the only module that imports the driver."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from dataclasses import make_dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
 from sweeps.driver.options import RunOptions
 from sweeps.driver.signals import stop_on_signals
-from sweeps.experiment import Stages, SweepOptions
-from sweeps.sweep import Sweep
-from trainables.errors import BadInputError
+from sweeps.experiment import SweepOptions
+from trainables.errors import UserError
 
 S = TypeVar("S", bound=SweepOptions)
-
-
 T = TypeVar("T")
 
 
-def parse(selection: type[S], other: type[T], description: str | None) -> tuple[S, T]:
-    """Parse the command line into options that select trials and other options, `--quick` moving the defaults."""
-    group = other.__name__.lower()  # the heading of its options in --help
-    command = make_dataclass("command", [("selection", selection), (group, other)])
-    start = selection(**selection.quick_defaults) if "--quick" in sys.argv[1:] else selection()
+def parse(options: type[S], others: type[T], description: str | None, verb: str) -> tuple[S, T]:
+    """Parse the command line into two groups of options; `--quick` changes the defaults of the first.
+
+    Args:
+        options: The options that select trials.
+        others: The options that say what to do with them.
+        description: The first paragraph of `--help`.
+        verb: The word for what is done with the trials, `run` or `draw`, as the headings of `--help` use it.
+    """
+    trials = Annotated[options, tyro.conf.arg(name="sweep", help=f"Trials to {verb}.")]  # type: ignore[valid-type]
+    command = make_dataclass("command", [("sweep", trials), (verb, others)])
+    usual = options(**options.quick_defaults) if "--quick" in sys.argv[1:] else options()
     parsed = tyro.cli(
         command,
-        default=command(**{"selection": start, group: other()}),
+        default=command(**{"sweep": usual, verb: others()}),
         description=description,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    return parsed.selection, getattr(parsed, group)
+    return parsed.sweep, getattr(parsed, verb)
 
 
-def main(selection: type[SweepOptions], description: str | None) -> None:
-    """A sweep script: parse the command line, run what is missing, exit."""
+def main(options: type[SweepOptions], description: str | None) -> None:
+    """Run a sweep script: parse the command line, train what is missing, exit."""
 
     def script() -> int:
-        options, running = parse(selection, RunOptions, description)
+        chosen, run_options = parse(options, RunOptions, description, "run")
         # MLflow, Ray and SciPy take seconds to import, which --help need not wait for.
-        if running.address is not None:
+        if run_options.address is not None:
             from sweeps.driver.jobs import run_as_job
 
-            return run_as_job(options, running.address, sys.argv)
+            return run_as_job(chosen, run_options.address, sys.argv)
         from sweeps.driver.run import run
 
-        return run(options, running)
+        return run(chosen, run_options)
 
     sys.exit(run_to_exit_status(script))
 
 
-def next_stage(stages: Stages) -> tuple[Sweep | None, str | None]:
-    """The next sweep; or None, and why the stages end early if they do."""
-    try:
-        return next(stages), None
-    except StopIteration as end:
-        return None, end.value
+def run_to_exit_status(script: Callable[[], int]) -> int:
+    """Run a script's main function and return the exit status.
 
-
-def run_to_exit_status(main: Callable[[], int]) -> int:
-    """Run a script's main function: bad input becomes one sentence and status 2, Ctrl-C and SIGTERM status 130."""
+    A `UserError` becomes one sentence and status 2; Ctrl-C and SIGTERM become status 130.
+    """
     stop_on_signals()
     try:
-        return main()
-    except BadInputError as error:
+        return script()
+    except UserError as error:
         print("error:", *str(error).splitlines(), file=sys.stderr)  # a path or a library's reason may have several
         return 2
     except KeyboardInterrupt:

@@ -1,139 +1,145 @@
-"""The command lines of sweeps and analyses: one dataclass of options that select trials, one that runs them."""
+"""Experiments: the command-line options that select trials, and the sweeps that follow from them."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from sweeps.driver.options import RunOptions
 from sweeps.sweep import MAX_TRIALS, Sweep
 from trainables.errors import check_choice, check_positive
 from trainables.result import Result
 from trainables.trial import IMAGE_DATASETS, Trial
 
 MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
-
-
-Stages = Generator[Sweep, None, str | None]
-
+JOB_ADDRESS_VARIABLE = "SWEEPS_JOB_ADDRESS"  # set for a job: the --address that it was submitted to
+MLFLOW_PORT = 5000  # on a cluster's head, and of the tunnel to it
 
 ReadResult = Callable[[Trial], Result | None]
+"""A function that reads a trial's result from the store, or returns None if the trial is not finished."""
 
 
-JOB_ADDRESS_VARIABLE = "SWEEPS_JOB_ADDRESS"  # environment variable of a job: the --address that it was submitted with
-
-
-MLFLOW_PORT = 5000  # of a cluster's head, and of the tunnel to it
+class StagesEndedEarly(Exception):  # noqa: N818 (it is no error)
+    """The end of an experiment's stages before the last; its text is a sentence that gives the reason."""
 
 
 def get_default_tracking_uri() -> str:
-    """What `MLFLOW_TRACKING_URI` says, or a sqlite file in the current folder."""
+    """Return the value of `MLFLOW_TRACKING_URI`, or a sqlite file in the current folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 def get_default_data_root() -> Path:
-    """What `SWEEPS_DATA_ROOT` says, or a folder in the current one."""
+    """Return the folder that `SWEEPS_DATA_ROOT` names, or `data` in the current folder."""
     return Path(os.environ.get("SWEEPS_DATA_ROOT") or "data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(ABC):
-    """Which trials; a sweep and its analysis take the same."""
+    """Options that select trials; a sweep and its analysis take the same.
+
+    Attributes:
+        experiment: The name of the sweep, of its MLflow experiment, and of its two scripts.
+        quick_defaults: The defaults that `--quick` changes.
+    """
 
     experiment: ClassVar[str]
-    """Name of the sweep, of its MLflow experiment and of its two scripts."""
     quick_defaults: ClassVar[Mapping[str, Any]] = {}
-    """What `--quick` changes."""
 
     seeds: int = 1
-    """How many seeds: 0 to N-1. More can be added later."""
+    """Number of seeds: 0 to N-1. You can add more later."""
     tracking_uri: str = field(default_factory=get_default_tracking_uri)
-    """Where MLflow keeps the runs; MLFLOW_TRACKING_URI sets the default."""
+    """MLflow's tracking store. MLFLOW_TRACKING_URI sets the default."""
     quick: bool = False
-    """A version of a minute or two on bundled data; other options still apply."""
+    """A version that takes a minute or two, on bundled data; you can combine it with other options."""
 
     @abstractmethod
     def sweep(self) -> Sweep:
-        """The sweep that the options describe.
+        """Return the sweep that the options describe.
 
         Raises:
             BadInputError: An option's value is out of range.
         """
 
-    def stages(self, read: ReadResult) -> Stages:
-        """The sweeps to run one after the other: one, unless what to train next depends on results.
+    def stages(self, read: ReadResult) -> Iterator[Sweep]:
+        """Yield the sweeps to run one after the other: just one, unless a later one depends on results.
 
         Args:
-            read: Gives a trial's result, None if it is not finished.
+            read: Reads a trial's result.
 
-        Returns:
-            If the stages end early, a sentence that says why.
+        Raises:
+            StagesEndedEarly: The next sweep cannot be determined from the results.
         """
         yield self.sweep()
-        return None
+
+    def first_stage(self) -> Sweep:
+        """Return the sweep that depends on no results.
+
+        Raises:
+            BadInputError: An option's value is out of range.
+        """
+        return next(iter(self.stages(lambda trial: None)))
 
     def seed_range(self) -> range:
-        """The seeds 0 to N−1."""
+        """Return the seeds 0 to N-1."""
         check_positive("--seeds", self.seeds, whole=True, most=MAX_TRIALS)
         return range(self.seeds)
 
-    def command(self, room: str, running: RunOptions | None = None) -> str:
-        """The command line of the experiment's script in `room` (`sweeps` or `analysis`) with these options."""
+    def format_command(self, folder: str, more: Sequence[str] = ()) -> str:
+        """Return the command line that runs the experiment's script with these options.
+
+        Args:
+            folder: The script's folder, `sweeps` or `analysis`.
+            more: Further words of the command line.
+        """
         usual = type(self)(**self.quick_defaults, quick=True) if self.quick else type(self)()
-        words = [
-            "python",
-            f"{room}/{self.experiment}.py",
-            *(["--quick"] if self.quick else []),
-            *format_options(self, usual),
-        ]
-        if running:
-            words += format_options(running, RunOptions())
-        if address := os.environ.get(
-            JOB_ADDRESS_VARIABLE
-        ):  # to be typed where the job came from, with the tunnels open
+        quick = ["--quick"] if self.quick else []
+        words = ["python", f"{folder}/{self.experiment}.py", *quick, *format_options(self, usual), *more]
+        if address := os.environ.get(JOB_ADDRESS_VARIABLE):  # to be typed where the job came from, through the tunnels
             there = f"MLFLOW_TRACKING_URI=http://{urlsplit(address).hostname}:{MLFLOW_PORT}"
-            words = [*words, "--address", address] if room == "sweeps" else [there, *words]
+            words = [*words, "--address", address] if folder == "sweeps" else [there, *words]
         return shlex.join(words)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSweepOptions(SweepOptions):
-    """Which trials, of networks that train on images."""
+    """Options that select trials of networks that train on images."""
 
     dataset: str = "cifar10"
     """cifar10, fashion_mnist, mnist or digits."""
     epochs: int = 15
+    """Epochs of each trial."""
 
     def image_settings(self) -> dict[str, Any]:
-        """The settings of `Trial` that these options give."""
+        """Return the settings of `Trial` that these options give."""
         check_choice("dataset", self.dataset, IMAGE_DATASETS)
         return {"dataset": self.dataset, "epochs": self.epochs}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MainSweepOptions(ImageSweepOptions):
-    """Which trials, of the five main architectures."""
+    """Options that select trials of the five main architectures."""
 
     architectures: tuple[str, ...] = MAIN_ARCHITECTURES
     """Any of mlp_1, mlp_2, cnn_3, cnn_4, cnn_5."""
     batch_size: int = 50
+    """Images in a training batch."""
     learning_rate: float = 0.01
+    """Learning rate of the optimiser."""
 
     def main_settings(self) -> dict[str, Any]:
-        """The settings of `Trial` that these options give, but for the architecture."""
+        """Return the settings of `Trial` that these options give, except for the architecture."""
         for architecture in self.architectures:
             check_choice("architecture", architecture, MAIN_ARCHITECTURES)
         return {**self.image_settings(), "batch_size": self.batch_size, "learning_rate": self.learning_rate}
 
 
 def format_options(options: Any, usual: Any) -> list[str]:
-    """The words of a command line that turn the options `usual` into `options`."""
+    """Return the words of a command line that change the options `usual` to `options`, both of one dataclass."""
     words: list[str] = []
     for name in (f.name for f in fields(options)):
         value = getattr(options, name)

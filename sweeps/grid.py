@@ -1,4 +1,4 @@
-"""The whole grid: any values of architecture × seed × activation × learning rate × batch size × pooling."""
+"""The grid: any values of architecture × seed × activation × learning rate × batch size × pooling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sweeps.sweep import Sweep
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(ImageSweepOptions):
-    """Which trials: every combination of the values of the axes."""
+    """Options of the grid: every combination of the values is a trial."""
 
     experiment = "grid"
     quick_defaults: ClassVar = {
@@ -24,15 +24,17 @@ class Grid(ImageSweepOptions):
     }
 
     seeds: int = 3
-    """How many seeds: 0 to N-1. More can be added later."""
+    """Number of seeds: 0 to N-1. You can add more later."""
     architectures: tuple[str, ...] = MAIN_ARCHITECTURES
     """Any of mlp_1, mlp_2, cnn_3, cnn_4, cnn_5, logistic, conv_pool, conv_pool_valid."""
     activations: tuple[str, ...] = ("relu",)
     """Any of relu, sigmoid, leaky_relu, tanh."""
     learning_rates: tuple[float, ...] = (0.01,)
+    """Learning rates of the optimiser."""
     batch_sizes: tuple[int, ...] = (50,)
+    """Images in a training batch."""
     poolings: tuple[str, ...] = ("max",)
-    """Any of max, avg; networks without pooling train once."""
+    """Any of max, avg. A network without pooling is trained once."""
     optimizer: str = "adam"
     """adam or sgd."""
 

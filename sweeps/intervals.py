@@ -1,4 +1,4 @@
-"""Statistics over seeds: pure functions on arrays."""
+"""Means over seeds and their confidence intervals, as pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class Interval(NamedTuple):
-    """A mean with its confidence interval, arrays of one shape; NaN bounds where one value allows none."""
+    """Means with their confidence intervals, as arrays of one shape.
+
+    Attributes:
+        mean: Mean; NaN where there is no value.
+        low: Lower end of the interval; NaN where there are fewer than two values.
+        high: Upper end of the interval; NaN where there are fewer than two values.
+        n: Number of values.
+    """
 
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -18,11 +25,16 @@ class Interval(NamedTuple):
 
 
 def compute_mean_interval(values: ArrayLike, axis: int = 0, confidence: float = 0.95) -> Interval:
-    """Mean over `axis` with Student's t interval: exact for normal values however few, unlike a bootstrap.
+    """Compute the mean over an axis with its confidence interval by Student's t distribution.
 
-    NaN values are left out, and `n` counts what is left: `(seeds, …)` → four arrays `(…)`.
+    For normally distributed values this interval is exact even if there are few of them, which a bootstrap is not.
+
+    Args:
+        values: Values with at least one dimension, such as `(seeds, …)`. NaN values are left out and not counted.
+        axis: Dimension that the result does not have any more.
+        confidence: Coverage of the interval.
     """
-    from scipy import stats  # takes half a second, which a plan need not wait for
+    from scipy import stats  # imported here because it takes half a second, and a sweep's plan does not need it
 
     array = np.asarray(values, np.float64)
     n = np.sum(~np.isnan(array), axis=axis)
@@ -36,6 +48,6 @@ def compute_mean_interval(values: ArrayLike, axis: int = 0, confidence: float = 
 
 
 def format_mean(values: ArrayLike) -> str:
-    """`mean ± half width` of the 95 % interval with two decimals; the mean alone where one value allows no interval."""
+    """Return "mean ± half width of the 95 % interval" with two decimals, or the mean alone for a single value."""
     mean, _, high, n = compute_mean_interval(values)
     return f"{mean:.2f} ± {high - mean:.2f}" if n > 1 else f"{mean:.2f}"

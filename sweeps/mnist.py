@@ -1,4 +1,4 @@
-"""MNIST: multinomial logistic regression over learning rates, and even against odd digits."""
+"""MNIST: multinomial logistic regression at several learning rates, and even against odd digits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sweeps.sweep import Sweep, check_axis
 
 @dataclass(frozen=True, kw_only=True)
 class Mnist(ImageSweepOptions):
-    """Which trials."""
+    """Options of the MNIST sweep."""
 
     experiment = "mnist"
     quick_defaults: ClassVar = {"dataset": "digits", "seeds": 3}
@@ -20,14 +20,16 @@ class Mnist(ImageSweepOptions):
     dataset: str = "mnist"
     """mnist, fashion_mnist or digits."""
     epochs: int = 5
+    """Epochs of each trial."""
     batch_size: int = 100
+    """Images in a training batch."""
     learning_rates: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 0.1)
-    """Of plain SGD on the ten classes."""
+    """Learning rates of plain SGD on the ten classes."""
     even_odd_rate: float = 0.01
-    """Of plain SGD on even against odd labels."""
+    """Learning rate of plain SGD on even against odd labels."""
 
     def sweep(self) -> Sweep:
-        check_axis("learning_rate", self.learning_rates)  # below, two that are the same would silently be one
+        check_axis("learning_rate", self.learning_rates)  # in the mapping below, equal rates would silently become one
         settings = {f"digits · rate {rate}": {"learning_rate": rate} for rate in self.learning_rates}
         even_odd = {"task": "even_odd", "learning_rate": self.even_odd_rate}
         return Sweep(

@@ -12,15 +12,15 @@ from sweeps.sweep import Sweep
 
 @dataclass(frozen=True, kw_only=True)
 class Part3(MainSweepOptions):
-    """Which trials."""
+    """Options of part 3."""
 
     experiment = "part3"
     quick_defaults: ClassVar = {"dataset": "digits", "seeds": 3, "epochs": 5}
 
     seeds: int = 10
-    """How many seeds: 0 to N-1. More can be added later."""
+    """Number of seeds: 0 to N-1. You can add more later."""
     learning_rate: float = 0.01
-    """0.01 is the report's; Adam's own default is 0.001."""
+    """Learning rate of Adam: the report has 0.01, and Adam's own default is 0.001."""
 
     def sweep(self) -> Sweep:
         return Sweep(

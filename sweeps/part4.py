@@ -12,7 +12,7 @@ from sweeps.sweep import Sweep
 
 @dataclass(frozen=True, kw_only=True)
 class Part4(MainSweepOptions):
-    """Which trials."""
+    """Options of part 4."""
 
     experiment = "part4"
     quick_defaults: ClassVar = {"dataset": "digits", "epochs": 5}

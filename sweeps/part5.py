@@ -1,8 +1,8 @@
-"""Part 5: constant learning rates, then a schedule whose switches are the plateaus of the curve before."""
+"""Part 5: constant learning rates, then a schedule that switches where the validation curve stops rising."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,24 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweeps.cli import main
-from sweeps.experiment import MAIN_ARCHITECTURES, ImageSweepOptions, ReadResult, Stages
+from sweeps.experiment import MAIN_ARCHITECTURES, ImageSweepOptions, ReadResult, StagesEndedEarly
 from sweeps.sweep import Axis, Sweep
 from trainables.errors import BadInputError, check_choice, check_positive
 from trainables.trial import MAX_SETTING
 
 Schedule = tuple[tuple[int, float], ...]
 LEARNING_RATES = (0.1, 0.01, 0.001)
-# The rule for a plateau: means of half an epoch, two epochs left, not surpassed by more than half a percentage point.
+# The rule for a plateau, see `find_plateau`
 TOLERANCE = 0.5  # percentage points
 WINDOW_EPOCHS = 0.5
 PATIENCE_EPOCHS = 2.0
 
 
 def find_plateau(curve: NDArray[np.floating], window: int, patience: int, tolerance: float) -> int | None:
-    """Where a curve stops rising: the number of records up to its plateau, None if it has none.
+    """Return the number of records up to where a curve stops rising, or None if it has no plateau.
 
-    The curve is smoothed by a trailing mean of `window` records. The plateau begins at the first record that the rest
-    of the curve does not surpass by more than `tolerance`; `patience` records must follow, so that it is seen to last.
+    The curve is smoothed by a trailing mean. Its plateau begins at the first record that the rest of the curve does not
+    surpass by more than `tolerance`.
+
+    Args:
+        curve: `(records,)`.
+        window: Records in the trailing mean.
+        patience: Records that must follow, to show that the plateau lasts.
+        tolerance: In the curve's unit.
     """
     if len(curve) < window + patience:
         return None
@@ -38,32 +44,33 @@ def find_plateau(curve: NDArray[np.floating], window: int, patience: int, tolera
 
 @dataclass(frozen=True, kw_only=True)
 class Part5(ImageSweepOptions):
-    """Which trials."""
+    """Options of part 5."""
 
     experiment = "part5"
     quick_defaults: ClassVar = {"dataset": "digits", "architecture": "mlp_2", "epochs": 10, "schedule_epochs": 12}
 
     epochs: int = 20
-    """Of the constant rates 0.1, 0.01 and 0.001."""
+    """Epochs at each of the constant rates 0.1, 0.01 and 0.001."""
     schedule_epochs: int = 30
-    """Of the scheduled runs."""
+    """Epochs of the trials with a schedule."""
     batch_size: int = 50
+    """Images in a training batch."""
     architecture: str = "cnn_3"
     """Any of mlp_2, cnn_3, cnn_4, cnn_5."""
     milestones: tuple[int, ...] = ()
-    """One or two steps at which to divide the rate by ten, instead of the plateaus that the rule finds."""
+    """One or two steps after which the rate is divided by ten, instead of the plateaus that are found."""
 
     def sweep(self) -> Sweep:
         return self.make({"learning_rate": LEARNING_RATES}, epochs=self.epochs)
 
     def scheduled(self, schedule: Schedule) -> Sweep:
-        """Rate 0.1 with the switches of `schedule`."""
+        """Return the sweep over seeds that starts with rate 0.1 and switches as `schedule` says."""
         name = " → ".join([str(LEARNING_RATES[0]), *(f"{rate} after step {step}" for step, rate in schedule)])
         axis = {"schedule": {name: {"learning_rate": LEARNING_RATES[0], "milestones": schedule}}}
         return self.make(axis, epochs=self.schedule_epochs)
 
     def make(self, axis: Mapping[str, Axis], epochs: int) -> Sweep:
-        """Seeds × one other axis."""
+        """Return a sweep over the seeds and one other axis."""
         return Sweep(
             name=self.experiment,
             axes={"seed": self.seed_range(), **axis},
@@ -77,8 +84,8 @@ class Part5(ImageSweepOptions):
             },
         )
 
-    def stages(self, read: ReadResult) -> Stages:
-        """The constant rates, then 0.1 → 0.01 from the first plateau, then → 0.001 from the second."""
+    def stages(self, read: ReadResult) -> Iterator[Sweep]:
+        """Yield the constant rates, then 0.1 → 0.01 from the first plateau, then → 0.001 from the second."""
         self.check()
         yield self.sweep()
         schedule: Schedule = ()
@@ -86,16 +93,14 @@ class Part5(ImageSweepOptions):
             given = self.milestones[number : number + 1]
             step = given[0] if given else self.plateau_step(schedule, read)
             if isinstance(step, str):
-                return f"No switch to rate {rate}: {step}."
+                raise StagesEndedEarly(f"No switch to rate {rate}: {step}.")
             schedule = (*schedule, (step, rate))
             yield self.scheduled(schedule)
-        return None
 
     def plateau_step(self, schedule: Schedule, read: ReadResult) -> int | str:
-        """The step where the mean validation curve over seeds stops rising, after the schedule's last switch.
+        """Return the step where the mean validation curve over seeds stops rising, after the schedule's last switch.
 
-        Returns:
-            If there is no such step, a clause that says why.
+        If there is no such step, return a clause that gives the reason.
         """
         sweep = self.scheduled(schedule) if schedule else self.sweep()
         trials = [trial for trial in sweep.trials() if trial.learning_rate == LEARNING_RATES[0]]

@@ -18,13 +18,15 @@ MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling(ImageSweepOptions):
-    """Which trials."""
+    """Options of the pooling sweep."""
 
     experiment = "pooling"
     quick_defaults: ClassVar = {"dataset": "digits"}
 
     epochs: int = 3
+    """Epochs of each trial."""
     batch_sizes: tuple[int, ...] = (10, 25, 50)
+    """Images in a training batch."""
 
     def sweep(self) -> Sweep:
         return Sweep(

@@ -1,4 +1,4 @@
-"""A sweep: axes and fixed settings, and the trials that follow from them. Pure data."""
+"""Sweeps: axes and fixed settings, and the trials that follow from them. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 from trainables.errors import BadInputError
 from trainables.trial import Trial
 
-MAX_TRIALS = 100_000  # more are a slip of the keyboard: listing them would fill the memory before anybody saw a plan
-UNITS = {"seed": "seed ", "learning_rate": "rate ", "batch_size": "batch ", "noise_sigma": "σ "}
+MAX_TRIALS = 100_000  # more are a typing error, and listing them would fill the memory before a plan is shown
+NAME_PREFIXES = {"seed": "seed ", "learning_rate": "rate ", "batch_size": "batch ", "noise_sigma": "σ "}
 
 Axis = Sequence[Any] | Mapping[str, Mapping[str, Any]]
+"""The values of an axis, or its names with the settings that each stands for."""
 
 
 def check_axis(field: str, values: Axis) -> None:
-    """Raise `BadInputError` where an axis has no value, or one twice."""
+    """Raise `BadInputError` where an axis has no value, or has one twice."""
     if not values:
         raise BadInputError(f"the sweep has no value for {field}; give at least one")
     if len(set(values)) < len(values):
@@ -27,10 +28,15 @@ def check_axis(field: str, values: Axis) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Axes, the slowest first, and the settings that all trials share.
+    """Axes, and the settings that all trials share.
 
-    An axis is a field of `Trial` with its values, or a mapping from names to settings of several fields at once, where
-    not every combination is wanted.
+    An axis is a field of `Trial` with its values. Where not every combination is wanted, it is a mapping from names to
+    settings of several fields at once.
+
+    Attributes:
+        name: The name of the experiment.
+        axes: The axes; the first changes slowest from trial to trial.
+        fixed: The settings of `Trial` that are the same for all.
 
     Example:
         >>> sweep = Sweep(
@@ -60,7 +66,7 @@ class Sweep:
             check_axis(field, values)
 
     def cells(self) -> Iterator[tuple[tuple[Any, ...], Trial]]:
-        """Every combination of the axes' values (names, of a mapping), in the axes' order, with its trial."""
+        """Yield every combination of the axes' values (the names of a mapping), with its trial."""
         for values in product(*self.axes.values()):
             settings = dict(self.fixed)
             for (name, axis), value in zip(self.axes.items(), values, strict=True):
@@ -68,14 +74,14 @@ class Sweep:
             yield values, Trial(**settings)
 
     def trials(self) -> tuple[Trial, ...]:
-        """The distinct trials in order: cells that compute the same share one."""
+        """Return the distinct trials in order: combinations that compute the same share a trial."""
         return tuple(dict.fromkeys(trial for _, trial in self.cells()))
 
     def labels(self) -> dict[str, str]:
-        """By trial id, a readable name from the values of the axes, the seed last: `cnn_3 · seed 4`."""
+        """Return trial id → readable name, from the values of the axes, the seed last: `cnn_3 · seed 4`."""
         labels: dict[str, str] = {}
         for values, trial in self.cells():
             parts = sorted(zip(self.axes, values, strict=True), key=lambda part: part[0] == "seed")
             applying = [(name, value) for name, value in parts if getattr(trial, name, value) is not None]
-            labels.setdefault(trial.id, " · ".join(f"{UNITS.get(name, '')}{value}" for name, value in applying))
+            labels.setdefault(trial.id, " · ".join(f"{NAME_PREFIXES.get(name, '')}{value}" for name, value in applying))
         return labels

@@ -15,16 +15,17 @@ REPORT_SEED = 46
 
 @dataclass(frozen=True, kw_only=True)
 class Xor(SweepOptions):
-    """Which trials."""
+    """Options of the XOR sweep."""
 
     experiment = "xor"
     quick_defaults: ClassVar = {"seeds": 5}
 
     seeds: int = 20
-    """How many seeds besides the report's own 46: 0 to N-1. More can be added later."""
+    """Number of seeds besides the report's own, 46: 0 to N-1. You can add more later."""
     sigmas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
-    """Standard deviations of the noise."""
+    """Standard deviations of the noise on the training points."""
     epochs: int = 2000
+    """Epochs of each trial."""
 
     def sweep(self) -> Sweep:
         return Sweep(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,16 +22,18 @@ import analysis.part4
 import analysis.part5
 import analysis.pooling
 import analysis.xor
+from analysis.grid import GridDrawOptions
 from analysis.output import DrawOptions, GalleryDrawOptions, Output
 from analysis.part5 import Part5DrawOptions
 from analysis.results import SweepResults, load_results
-from sweeps.experiment import SweepOptions
+from sweeps.experiment import ReadResult, StagesEndedEarly, SweepOptions
 from sweeps.grid import Grid
 from sweeps.mnist import Mnist
 from sweeps.part3 import Part3
 from sweeps.part4 import Part4
 from sweeps.part5 import Part5
 from sweeps.pooling import Pooling
+from sweeps.sweep import Sweep
 from sweeps.xor import Xor
 from trainables.architectures import build
 from trainables.persistence.store import Store
@@ -80,22 +83,28 @@ def save_model(trial: Trial, path: Path) -> None:
     torch.save(model.state_dict(), path)
 
 
+def list_stages(options: SweepOptions, read: ReadResult) -> Iterator[Sweep]:
+    """Yield the stages that there are, even if they end early."""
+    with suppress(StagesEndedEarly):
+        yield from options.stages(read)
+
+
 def record(
     store: Store,
-    selection: SweepOptions,
+    options: SweepOptions,
     leave_out: Callable[[Trial], bool] = none,
     diverged: Callable[[Trial], bool] = none,
 ) -> None:
     """Write all trials of all stages into the store, but for some."""
-    experiment_id, parent = store.ensure_parent(selection.experiment, "digits")
-    for sweep in selection.stages(lambda trial: None):
+    experiment_id, parent = store.ensure_parent(options.experiment, "digits")
+    for sweep in list_stages(options, lambda trial: None):
         for trial in sweep.trials():
             if not leave_out(trial):
                 run = store.open_run(trial, sweep.labels()[trial.id], experiment_id, parent, {}, run_id=None)
                 result = cut_short(hand_made(trial)) if diverged(trial) else hand_made(trial)
                 with TemporaryDirectory() as folder:
                     result.save(Path(folder) / RESULT_ARTIFACT)
-                    if selection.experiment in ("mnist", "pooling"):
+                    if options.experiment in ("mnist", "pooling"):
                         save_model(trial, Path(folder) / MODEL_ARTIFACT)
                     run.finish(result, int(result.steps[-1]), {}, Path(folder))
 
@@ -112,12 +121,12 @@ class Noting(Output):
 
 
 def draw(
-    store: Store, selection: Any, folder: Path, module: Any, drawing: DrawOptions
+    store: Store, options: Any, folder: Path, module: Any, draw_options: DrawOptions
 ) -> tuple[list[SweepResults], dict[str, str]]:
     """Draw all; the stages, and what the notes on the figures say."""
-    stages = [load_results(s, store, fill="", allow_missing=True) for s in selection.stages(store.make_reader())]
+    stages = [load_results(s, store, fill="", allow_missing=True) for s in list_stages(options, store.read_trial)]
     output = Noting(folder)
-    module.draw(selection, stages, output, drawing)
+    module.draw(options, stages, output, draw_options)
     return stages, output.notes
 
 
@@ -129,7 +138,11 @@ CASES: list[tuple[SweepOptions, Any, DrawOptions]] = [
     (Xor(seeds=3, epochs=3), analysis.xor, DrawOptions()),
     (Mnist(**SMALL), analysis.mnist, GalleryDrawOptions()),
     (Pooling(**SMALL, batch_sizes=(25, 50)), analysis.pooling, GalleryDrawOptions()),
-    (Grid(**SMALL, architectures=("mlp_1", "cnn_3"), batch_sizes=(10, 50)), analysis.grid, analysis.grid.GridDrawing()),
+    (
+        Grid(**SMALL, architectures=("mlp_1", "cnn_3"), batch_sizes=(10, 50)),
+        analysis.grid,
+        GridDrawOptions(),
+    ),
 ]
 LAST: dict[str, Callable[[Trial], bool]] = {  # the value of one axis of which nothing is there
     "part3": lambda trial: trial.architecture == "cnn_3",
@@ -142,16 +155,16 @@ LAST: dict[str, Callable[[Trial], bool]] = {  # the value of one axis of which n
 }
 
 
-@pytest.mark.parametrize(("selection", "module", "drawing"), CASES, ids=[case[0].experiment for case in CASES])
+@pytest.mark.parametrize(("options", "module", "draw_options"), CASES, ids=[case[0].experiment for case in CASES])
 @pytest.mark.slow
 @pytest.mark.parametrize("gap", ["a seed", "a value"])
 def test_draws_what_is_there(
-    selection: SweepOptions, module: Any, drawing: DrawOptions, gap: str, store: Store, tmp_path: Path
+    options: SweepOptions, module: Any, draw_options: DrawOptions, gap: str, store: Store, tmp_path: Path
 ) -> None:
-    name = selection.experiment
+    name = options.experiment
     leave_out = {"a seed": lambda trial: trial.seed == 1, "a value": LAST[name]}[gap]
-    record(store, selection, leave_out)
-    draw(store, selection, tmp_path / "out", module, drawing)
+    record(store, options, leave_out)
+    draw(store, options, tmp_path / "out", module, draw_options)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files >= {"curves.png" if name == "grid" else f"{name}.png", "table.md"}
     seeds = [0, 2] if gap == "a seed" else [0, 1, 2]
@@ -221,18 +234,18 @@ DIVERGED: dict[str, Callable[[str], Callable[[Trial], bool]]] = {
 
 
 @pytest.mark.parametrize(
-    ("selection", "module", "drawing"),
+    ("options", "module", "draw_options"),
     [case for case in CASES if case[0].experiment != "xor"],
     ids=[case[0].experiment for case in CASES if case[0].experiment != "xor"],
 )
 @pytest.mark.slow
 @pytest.mark.parametrize("what", DIVERGED)
 def test_trials_that_diverged_are_shown_and_not_averaged(
-    selection: SweepOptions, module: Any, drawing: DrawOptions, what: str, store: Store, tmp_path: Path
+    options: SweepOptions, module: Any, draw_options: DrawOptions, what: str, store: Store, tmp_path: Path
 ) -> None:
-    name = selection.experiment
-    record(store, selection, diverged=DIVERGED[what](name))
-    stages, notes = draw(store, selection, tmp_path, module, drawing)
+    name = options.experiment
+    record(store, options, diverged=DIVERGED[what](name))
+    stages, notes = draw(store, options, tmp_path, module, draw_options)
     left_out = {"schedule": sum(len(stage.diverged) for stage in stages[1:])}
     for figure, note in notes.items():
         n = left_out.get(figure, len(stages[0].diverged))
@@ -250,10 +263,10 @@ def test_trials_that_diverged_are_shown_and_not_averaged(
 
 
 def test_part4_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> None:
-    selection = Part4(**SMALL, architectures=("mlp_1", "cnn_3"))
+    options = Part4(**SMALL, architectures=("mlp_1", "cnn_3"))
     bad = {("mlp_1", "relu", 0), ("mlp_1", "relu", 1), ("mlp_1", "sigmoid", 2)}
-    record(store, selection, diverged=lambda trial: (trial.architecture, trial.activation, trial.seed) in bad)
-    draw(store, selection, tmp_path, analysis.part4, DrawOptions())
+    record(store, options, diverged=lambda trial: (trial.architecture, trial.activation, trial.seed) in bad)
+    draw(store, options, tmp_path, analysis.part4, DrawOptions())
     export = exported(tmp_path, "part4_mlp_1")
     assert export["diverged_seeds"] == {"relu": [0, 1], "sigmoid": [2]}
     assert export["relu_loss_curve"] == [2] * 5
@@ -262,9 +275,9 @@ def test_part4_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> No
 
 
 def test_part5_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> None:
-    selection = Part5(**SMALL, schedule_epochs=3, milestones=(20, 40))
-    record(store, selection, diverged=lambda trial: trial.learning_rate == 0.1 and trial.milestones == ())
-    draw(store, selection, tmp_path, analysis.part5, Part5DrawOptions())
+    options = Part5(**SMALL, schedule_epochs=3, milestones=(20, 40))
+    record(store, options, diverged=lambda trial: trial.learning_rate == 0.1 and trial.milestones == ())
+    draw(store, options, tmp_path, analysis.part5, Part5DrawOptions())
     export = exported(tmp_path, "part5_cnn_3")
     assert export["diverged_seeds"] == {"1": [0, 1, 2]}
     assert export["loss_curve_1"] == export["val_acc_curve_1"] == []
@@ -272,12 +285,12 @@ def test_part5_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> No
 
 
 def test_part5_says_what_diverged_in_part_3(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    selection = Part5(**SMALL, schedule_epochs=3, milestones=(20,), tracking_uri=store.uri)
-    record(store, selection)
-    drawing = Part5DrawOptions(adam_epochs=2)
-    adam = analysis.part5.part3_selection(selection, drawing)
+    options = Part5(**SMALL, schedule_epochs=3, milestones=(20,), tracking_uri=store.uri)
+    record(store, options)
+    draw_options = Part5DrawOptions(adam_epochs=2)
+    adam = analysis.part5.make_part3_options(options, draw_options)
     record(store, adam, diverged=lambda trial: trial.seed == 2)
-    draw(store, selection, tmp_path, analysis.part5, drawing)
+    draw(store, options, tmp_path, analysis.part5, draw_options)
     assert "Of part 3, 1 trial diverged, not in the means: cnn_3 · seed 2" in capsys.readouterr().out
     with (tmp_path / "table.csv").open() as file:
         row = list(csv.DictReader(file))[-1]
@@ -285,10 +298,10 @@ def test_part5_says_what_diverged_in_part_3(store: Store, tmp_path: Path, capsys
 
 
 def test_a_diverging_loss_does_not_decide_the_range_of_the_grids_panels(store: Store) -> None:
-    selection = Grid(**SMALL, architectures=("mlp_1",), learning_rates=(0.1, 0.01))
-    record(store, selection, diverged=lambda trial: trial.learning_rate == 0.01)
-    data = load_results(selection.sweep(), store, fill="").data
-    figure = analysis.grid.curves(data, analysis.grid.GridDrawing(quantity="train_loss"), "digits")
+    options = Grid(**SMALL, architectures=("mlp_1",), learning_rates=(0.1, 0.01))
+    record(store, options, diverged=lambda trial: trial.learning_rate == 0.01)
+    data = load_results(options.sweep(), store, fill="").data
+    figure = analysis.grid.draw_curves(data, GridDrawOptions(quantity="train_loss"), "digits")
     assert all(axes.get_ylim()[1] < 10 for axes in figure.axes)
 
 
@@ -299,11 +312,11 @@ def test_a_diverging_loss_does_not_decide_the_range_of_the_grids_panels(store: S
 def test_a_trial_that_diverged_is_listed_up_to_its_end(
     case: tuple[SweepOptions, Any, DrawOptions], store: Store, tmp_path: Path
 ) -> None:
-    selection, module, drawing = case
-    record(store, selection, diverged=lambda trial: trial.seed == 2)  # which would be the best
-    draw(store, selection, tmp_path, module, drawing)
-    trials = exported(tmp_path, selection.experiment)["trials"]
-    assert len(trials) == len(selection.sweep().trials())
+    options, module, draw_options = case
+    record(store, options, diverged=lambda trial: trial.seed == 2)  # which would be the best
+    draw(store, options, tmp_path, module, draw_options)
+    trials = exported(tmp_path, options.experiment)["trials"]
+    assert len(trials) == len(options.sweep().trials())
     for trial in trials:
         assert trial["test_accuracy"] == [trial["seed"]] * (1 if trial["seed"] == 2 else 2)
         assert ("diverged" in trial) == (trial["seed"] == 2)

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOL, build, count_flops, get_first_layer, has_layer
 
-# Inputs of the prediction layer on 1×32×32, as the reports give them.
+# Inputs of the prediction layer on 1×32×32 images, as the reports give them
 PREDICTION_INPUTS_32 = {"mlp_1": 32, "mlp_2": 64, "cnn_3": 16 * 3 * 3, "cnn_4": 16 * 4 * 4, "cnn_5": 8 * 4 * 4}
 
 

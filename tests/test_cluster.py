@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.check import problems
+from cluster.check import find_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 AWS, ONPREM = "cluster.yaml", "cluster.onprem.yaml"
@@ -63,7 +63,7 @@ def aws_problems(checkout: Path) -> Callable[[Callable[[Config], object]], list[
         change(config)
         path = checkout / AWS
         path.write_text(yaml.safe_dump(config))
-        return problems(path)
+        return find_problems(path)
 
     return changed
 
@@ -109,12 +109,12 @@ def test_gpus_of_a_worker_are_stated() -> None:
 @pytest.mark.parametrize("name", [AWS, ONPREM])
 def test_a_file_with_all_that_must_be_set_is_ready(name: str, checkout: Path) -> None:
     (checkout / name).write_text(text(name))
-    assert problems(checkout / name) == []
+    assert find_problems(checkout / name) == []
 
 
 @pytest.mark.parametrize("name", [AWS, ONPREM])
 def test_each_placeholder_is_named(name: str) -> None:
-    found = problems(ROOT / name)
+    found = find_problems(ROOT / name)
     left = set(re.findall(r"<[\w ]+>", yaml.safe_dump(yaml.safe_load((ROOT / name).read_text()))))
     assert left
     assert left <= set(SET)
@@ -134,7 +134,7 @@ def test_keys_tokens_and_code_must_be_there(checkout: Path) -> None:
     (checkout / ".ssh/id_ed25519").unlink()
     (checkout / ".ray/auth_token").unlink()
     (checkout / "sweeps").rmdir()
-    key, code, token = problems(checkout / ONPREM)
+    key, code, token = find_problems(checkout / ONPREM)
     assert "~/.ssh/id_ed25519" in key
     assert "sweeps" in code
     assert "ray get-auth-token --generate" in token
@@ -151,7 +151,7 @@ def test_keys_tokens_and_code_must_be_there(checkout: Path) -> None:
 )
 def test_what_is_no_cluster_is_refused(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "file.yaml").write_text(content)
-    [problem] = problems(tmp_path / "file.yaml")
+    [problem] = find_problems(tmp_path / "file.yaml")
     assert said in problem
 
 

@@ -45,7 +45,7 @@ def test_the_pass_outside_training_equals_the_models(architecture: str, activati
 
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Images `(n, channels, height, width)`, weights, bias and padding of a layer, in double precision."""
+    """Draw images `(n, channels, height, width)`, and the weights, bias and padding of a layer, in double precision."""
     kernel = draw(st.integers(1, 7))
     padding = draw(st.integers(0, kernel - 1))
     channels, outputs, n = (draw(st.integers(1, most)) for most in (5, 19, 40))
@@ -53,7 +53,7 @@ def layers(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int]:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
 
     def some(*shape: int) -> Tensor:
-        # Of few values, so that float32 computes sums and products exactly.
+        # Small whole numbers, of which float32 computes sums and products exactly.
         return torch.randint(-3, 4, shape, generator=generator).double()
 
     return some(n, channels, height, width), some(outputs, channels, kernel, kernel), some(outputs), padding
@@ -80,7 +80,7 @@ def test_a_layer_computes_what_pytorchs_does(layer: tuple[Tensor, Tensor, Tensor
 
 @needs_compiler
 def test_the_last_bytes_of_an_input_are_the_last_that_are_read() -> None:
-    """Sizes of which every vector is full but the last, with infinity wherever nothing is to be read."""
+    """All memory outside the input is infinite, with sizes that fill the last vector of a row to any degree."""
     for n in range(1, 40):
         memory = torch.full((10_000,), float("inf"))
         images = memory[5000 : 5000 + 2 * 4 * 5 * n].view(2, 4, 5, n).permute(0, 3, 1, 2)  # (channels, n, h, w)
@@ -96,7 +96,7 @@ def test_the_last_bytes_of_an_input_are_the_last_that_are_read() -> None:
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if "mlp" not in name and name != "logistic"])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_network_of_our_own_convolutions_agrees_with_pytorchs(
+def test_a_network_with_native_convolutions_agrees_with_pytorch(
     architecture: str, activation: str, pooling: str
 ) -> None:
     torch.manual_seed(0)
@@ -112,14 +112,14 @@ def test_a_network_of_our_own_convolutions_agrees_with_pytorchs(
         assert one.grad is not None
         assert other.grad is not None
         torch.testing.assert_close(one.grad, other.grad.float(), rtol=1e-3, atol=1e-5)
-    many = torch.randn(101, 3, 31, 32)  # some blocks, and a part of one
+    many = torch.randn(101, 3, 31, 32)  # several blocks, the last of them not full
     with torch.inference_mode():
         assert (compute_logits(model, many) is None) == (activation != "relu")
         torch.testing.assert_close(forward_native(model, many), exact(many.double()).float(), rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler
-def test_what_is_not_a_number_stays_so() -> None:
+def test_a_nan_stays_a_nan() -> None:
     model = build("cnn_3", (1, 28, 28))
     images = torch.zeros(2, 1, 28, 28)
     images[1] = float("nan")
@@ -138,8 +138,8 @@ def test_an_activation_that_follows_no_convolution_is_computed() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_trial_follows_that_of_pytorchs_convolutions(optimizer: str) -> None:
-    """For 100 steps, by its losses, and to the same accuracies but for an image or two."""
+def test_a_trial_with_native_convolutions_follows_one_with_pytorchs(optimizer: str) -> None:
+    """Their losses agree for 100 steps, and their accuracies up to one or two images."""
     data = training.to_tensors(make_dataset(), "cpu")
     trial = make_trial(
         architecture="cnn_3", optimizer=optimizer, learning_rate=0.001, batch_size=10, epochs=8, record_every_steps=1
@@ -151,14 +151,14 @@ def test_a_trial_follows_that_of_pytorchs_convolutions(optimizer: str) -> None:
         for _ in training.train(trial, data, state):
             pass
         curves.append(training.finish(trial, data, state).curves)
-    theirs, ours = curves
-    assert len(ours["train_loss"]) >= 100
-    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
-    assert ours["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=5.1)
+    expected, actual = curves
+    assert len(actual["train_loss"]) >= 100
+    assert actual["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
+    assert actual["val_accuracy"] == pytest.approx(expected["val_accuracy"], abs=5.1)
 
 
 @needs_compiler
-def test_only_convolutions_on_the_cpu_are_ours() -> None:
+def test_only_cnns_on_the_cpu_use_native_convolutions() -> None:
     assert choose_forward("cnn_3", NATIVE, CPU) is forward_native
     assert choose_forward("cnn_3", None, CPU) is choose_forward("cnn_3", "AVX2", CPU) is forward_torch
     assert choose_forward("mlp_1", NATIVE, CPU) is forward_torch
@@ -167,10 +167,10 @@ def test_only_convolutions_on_the_cpu_are_ours() -> None:
 
 @pytest.mark.slow
 @needs_compiler
-def test_they_are_compiled_once_for_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By two at the same time, which do not get in each other's way, then never again."""
+def test_native_code_is_compiled_once_for_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two processes compile at the same time without harm; later ones find the library in the cache."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)}
-    script = "from trainables.convolutions import loaded; print(loaded()._name)"
+    script = "from trainables.accelerated.convolutions import load_library; print(load_library()._name)"
     both = [
         subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -189,13 +189,14 @@ def test_they_are_compiled_once_for_all_processes(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 @needs_compiler
-def test_what_is_no_library_is_compiled_again(tmp_path: Path) -> None:
+def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-c", "from trainables.convolutions import loaded; loaded().layer_outputs"]
+    script = "from trainables.accelerated.convolutions import load_library; load_library().layer_outputs"
+    command = [sys.executable, "-c", script]
     subprocess.run(command, env=environment, check=True)
     [library] = tmp_path.glob("neural-sweeps/*")
     size = library.stat().st_size
-    library.write_bytes(b"")  # a disk that was full
+    library.write_bytes(b"")  # as a full disk may leave it
     subprocess.run(command, env=environment, check=True)
     assert library.stat().st_size == size
 
@@ -204,7 +205,7 @@ def test_what_is_no_library_is_compiled_again(tmp_path: Path) -> None:
     ("compiler", "reason"),
     [("no-such-compiler", "No such file"), ("false", "false failed"), ("", "No such file"), ('"', "closing quotation")],
 )
-def test_without_a_compiler_it_is_said_why(
+def test_the_error_says_why_compiling_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, reason: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -59,7 +59,7 @@ def read(store: Store) -> str | None:
     except BadInputError as error:
         return str(error)
     for trial in SWEEP.trials():
-        actual, expected = loaded.results[trial.id], hand_made(trial)
+        actual, expected = loaded.by_trial[trial.id], hand_made(trial)
         assert actual.test_accuracy == expected.test_accuracy
         np.testing.assert_array_equal(actual.steps, expected.steps)
         np.testing.assert_array_equal(actual.first_layer, expected.first_layer)

@@ -27,13 +27,13 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
 
 def idx(array: np.ndarray) -> bytes:
-    """An array in IDX format, gzipped."""
+    """Return an array in gzipped IDX format."""
     header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     return gzip.compress(header + array.astype(np.uint8).tobytes())
 
 
 def write_idx_files(folder: Path, train: int = 100, test: int = 20, side: int = 28) -> dict[str, np.ndarray]:
-    """A small data set under MNIST's four names."""
+    """Write a small data set into four files with MNIST's names, and return its arrays by these names."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     arrays = {}
@@ -112,12 +112,12 @@ def test_split_of_a_balanced_set_is_a_tenth_of_every_class() -> None:
     train, val = datasets.split_stratified(labels)
     assert np.bincount(labels[val]).tolist() == [60] * 10
     assert np.bincount(labels[train]).tolist() == [540] * 10
-    assert (np.diff(val) > 1).any()  # drawn at random, not a block
-    assert not np.array_equal(val % 600, np.tile(val[:60], 10))  # and not the same places in every class
+    assert (np.diff(val) > 1).any()  # drawn at random, not as a block
+    assert not np.array_equal(val % 600, np.tile(val[:60], 10))  # and at other places in every class
 
 
 def test_the_split_of_digits_does_not_move() -> None:
-    """If this fails, trials recorded before were validated on other images: bump the trial version."""
+    """If this fails, trials that were recorded before were validated on other images: increase `trial.VERSION`."""
     data = datasets.load_dataset("digits", Path("unused"))
     assert hashlib.sha256(data.val_images.tobytes()).hexdigest()[:16] == "845ecfd8ef4b1097"
 
@@ -136,7 +136,7 @@ def test_flat_gz_files_in_the_data_root(tmp_path: Path) -> None:
 
 
 def as_fashion_mnist(labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let these labels be those that Fashion-MNIST is known by."""
+    """Make these training labels pass for those of Fashion-MNIST."""
     monkeypatch.setattr(sources, "FASHION_MNIST_LABELS_SHA256", hashlib.sha256(labels.tobytes()).hexdigest())
 
 
@@ -148,7 +148,7 @@ def test_debians_folder_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_the_two_sets_of_one_file_name_are_not_mistaken(
+def test_data_sets_with_the_same_file_names_are_told_apart(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = write_idx_files(tmp_path)["train-labels-idx1-ubyte"]
@@ -168,7 +168,7 @@ def test_the_two_sets_of_one_file_name_are_not_mistaken(
         lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],  # a flipped bit
         lambda content: b"not a gzip file",
         lambda content: gzip.compress(b"\0\0\x0d\x03" + bytes(100)),  # floats
-        lambda content: gzip.compress(gzip.decompress(content)[:-1]),  # a byte short
+        lambda content: gzip.compress(gzip.decompress(content)[:-1]),  # one byte too short
         lambda content: gzip.compress(b""),
     ],
 )
@@ -191,12 +191,12 @@ def test_labels_must_fit_the_images(tmp_path: Path) -> None:
         datasets.load_dataset("mnist", tmp_path)
 
 
-# Downloads, from a server on loopback
+# Downloads, from a server on the loopback interface
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder served on loopback, and its address."""
+    """Serve a folder on the loopback interface; yields the folder and its address."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -216,7 +216,11 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def cifar_archive() -> tuple[bytes, dict[str, str], np.ndarray]:
-    """An archive in CIFAR-10's format with 20 images a batch, the MD5s of its files, and the training images."""
+    """Make an archive in CIFAR-10's format with 20 images per batch.
+
+    Returns:
+        The archive, the MD5s of its files by name, and the training images.
+    """
     generator = np.random.default_rng(0)
     md5s, train = {}, []
     buffer = io.BytesIO()
@@ -237,7 +241,7 @@ def cifar_archive() -> tuple[bytes, dict[str, str], np.ndarray]:
 
 
 def serve_cifar(server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Let torchvision's CIFAR-10 come from the server; the training images `(100, 3, 32, 32)`."""
+    """Make torchvision download CIFAR-10 from the server; returns the training images `(100, 3, 32, 32)`."""
     folder, url = server
     archive, md5s, images = cifar_archive()
     (folder / "cifar-10-python.tar.gz").write_bytes(archive)
@@ -260,7 +264,7 @@ def test_cifar10_is_downloaded_once_and_read(
     _, val = datasets.split_stratified(np.arange(100) % 10)
     np.testing.assert_array_equal(data.val_images, datasets.to_grey(images[val], 255, "cifar10"))
     assert data.val_labels.tolist() == (val % 10).tolist()
-    (server[0] / "cifar-10-python.tar.gz").unlink()  # the second time nothing is fetched
+    (server[0] / "cifar-10-python.tar.gz").unlink()  # so that a second download would fail
     assert datasets.load_dataset("cifar10", tmp_path / "data").checksum == data.checksum
 
 

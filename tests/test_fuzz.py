@@ -42,8 +42,8 @@ from analysis.part5 import Part5DrawOptions
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.driver.options import RunOptions
 from sweeps.driver.resources import Node
-from sweeps.driver.session import allocate_for
-from sweeps.experiment import SweepOptions
+from sweeps.driver.run import request_gpus_for
+from sweeps.experiment import SweepOptions, format_options
 from sweeps.grid import Grid
 from sweeps.mnist import Mnist
 from sweeps.part3 import Part3
@@ -137,17 +137,18 @@ def command_lines(draw: st.DrawFn, options: tuple[type, ...]) -> list[str]:
 
 def before_training(selection: type[SweepOptions], other: type[Any]) -> int:
     """All that a script checks before it opens the store, and what a person is told about trials that it accepts."""
-    chosen, rest = parse(selection, other, None)
-    sweep = next(chosen.stages(lambda trial: None))
+    verb = "run" if other is RunOptions else "draw"
+    chosen, rest = parse(selection, other, None, verb)
+    sweep = chosen.first_stage()
     trials = sweep.trials()
     if hasattr(rest, "check"):
         rest.check()
     assert 0 < len(trials) <= MAX_TRIALS
     assert len(set(sweep.labels().values())) == len(trials)
     if isinstance(rest, RunOptions):
-        allocate_for(trials, rest, [Node(cpus=2, gpus=1)])
-        sys.argv = shlex.split(chosen.command("sweeps", rest))[1:]
-        assert parse(selection, other, None) == (chosen, rest)  # the command "to go on" is the same one
+        request_gpus_for(trials, rest, [Node(cpus=2, gpus=1)])
+        sys.argv = shlex.split(chosen.format_command("sweeps", format_options(rest, RunOptions())))[1:]
+        assert parse(selection, other, None, verb) == (chosen, rest)  # the command "to go on" is the same one
     return 0
 
 

@@ -14,7 +14,7 @@ import torch
 from conftest import make_dataset, make_trial, needs_compiler
 
 from sweeps.driver import autotune
-from sweeps.driver.autotune import CACHE_FILE, Tuning, autotune, get_processor_name
+from sweeps.driver.autotune import CACHE_FILE, Tuning, get_processor_name
 from trainables.accelerated import probe
 from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH
 from trainables.accelerated.probe import ProbeResult, find_fastest_backend, probe_stack
@@ -47,11 +47,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def measured(tmp_path: Path, **changes: Any) -> Tuning:
     settings = {"trials": TRIALS, "gpus": {"mlp_1": 0.0, "cnn_3": 0.0}, "unknown": (), "most": 16, "cpus": 1}
-    return autotune(**{**settings, "data": make_dataset(), "storage": tmp_path, **changes})
+    return autotune.autotune(**{**settings, "data": make_dataset(), "storage": tmp_path, **changes})
 
 
 def test_each_architecture_is_tried_once_with_its_largest_batches(tmp_path: Path, asked: list[Any]) -> None:
-    expected = Tuning(stacked=["mlp_1"], memory={}, convolutions=NATIVE)
+    expected = Tuning(stacked=["mlp_1"], memory={}, backend=NATIVE)
     assert measured(tmp_path) == expected
     assert asked == ["convolutions", ("mlp_1", 16, 20, 0.0), ("cnn_3", 16, 20, 0.0)]  # alone, the fastest way
     assert measured(tmp_path) == expected
@@ -75,7 +75,7 @@ def test_memory_is_measured_anew_on_a_whole_gpu(tmp_path: Path, asked: list[Any]
 
 
 def test_without_packs_only_convolutions_are_tried(tmp_path: Path, asked: list[Any]) -> None:
-    assert measured(tmp_path, most=1) == Tuning(stacked=[], memory={}, convolutions=NATIVE)
+    assert measured(tmp_path, most=1) == Tuning(stacked=[], memory={}, backend=NATIVE)
     assert asked == ["convolutions"]
 
 
@@ -129,8 +129,8 @@ def test_all_ways_are_really_timed() -> None:
     ],
 )
 def test_what_cannot_be_compiled_takes_for_ever(compiler: str, way: str, finite: bool) -> None:
-    command = [sys.executable, probe.__file__, "1", way]
-    environment = {**os.environ, "CXX": compiler, "PYTHONPATH": str(Path(probe.__file__).parent.parent)}
+    command = [sys.executable, "-m", "trainables.accelerated.probe", "1", way]
+    environment = {**os.environ, "CXX": compiler, "PYTHONPATH": str(Path(probe.__file__).parents[2])}
     seconds = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     assert math.isfinite(float(seconds)) == finite
 
@@ -139,13 +139,13 @@ def test_what_somebody_has_chosen_is_taken_and_not_kept(
     tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ONEDNN_VARIABLE, "ALL")
-    assert measured(tmp_path, most=1).convolutions == "ALL"
+    assert measured(tmp_path, most=1).backend == "ALL"
     assert asked == []
     assert not (tmp_path / CACHE_FILE).exists()
     monkeypatch.delenv(ONEDNN_VARIABLE)
-    assert measured(tmp_path, most=1).convolutions == NATIVE
+    assert measured(tmp_path, most=1).backend == NATIVE
     monkeypatch.setenv(ONEDNN_VARIABLE, "ALL")
-    assert measured(tmp_path, most=1).convolutions == "ALL"
+    assert measured(tmp_path, most=1).backend == "ALL"
     assert asked == ["convolutions"]
 
 
@@ -154,6 +154,6 @@ def test_what_could_not_be_tried_is_tried_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(autotune, "probe_architectures", lambda *_: tries.append("stacks") or {})
     monkeypatch.setattr(autotune, "find_fastest_backend_of_worker", lambda cpus: tries.append("convolutions"))
     for _ in range(2):
-        assert measured(tmp_path) == Tuning(stacked=[], convolutions=None)
+        assert measured(tmp_path) == Tuning(stacked=[], backend=None)
     assert tries == ["convolutions", "stacks"] * 2
     assert not (tmp_path / CACHE_FILE).exists()

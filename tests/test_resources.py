@@ -16,6 +16,7 @@ from sweeps.driver.resources import (
     choose_gpu_shares,
     count_fitting,
     parse_gpu_requests,
+    request_gpus,
     size_gpu_share,
 )
 from trainables.errors import BadInputError
@@ -64,7 +65,7 @@ def test_the_architecture_that_needs_least_says_how_many_at_once() -> None:
 )
 def test_more_than_there_is_is_refused(cpus: int, gpus: float, nodes: list[Node], sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
-        allocate(cpus, {"mlp_1": 0.0, "cnn_4": gpus}, nodes, None)
+        request_gpus({"mlp_1": 0.0, "cnn_4": gpus}, ["mlp_1", "cnn_4"], cpus, nodes)
 
 
 @pytest.mark.parametrize(

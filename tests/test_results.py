@@ -123,10 +123,10 @@ def test_a_running_trial_is_a_gap(store: Store) -> None:
 def test_allowed_gaps_are_nan_and_reported(store: Store) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, leave_out=("cnn_3 · seed 1",))
-    loaded = load_results(sweep, store, fill=FILL, allow_missing=True)
-    assert loaded.missing == ["cnn_3 · seed 1"]
-    assert np.isnan(loaded.data.val_accuracy.sel(architecture="cnn_3", seed=1)).all()
-    assert not np.isnan(loaded.data.val_accuracy.sel(architecture="cnn_3", seed=0)).any()
+    results = load_results(sweep, store, fill=FILL, allow_missing=True)
+    assert results.missing == ["cnn_3 · seed 1"]
+    assert np.isnan(results.data.val_accuracy.sel(architecture="cnn_3", seed=1)).all()
+    assert not np.isnan(results.data.val_accuracy.sel(architecture="cnn_3", seed=0)).any()
 
 
 def test_nothing_at_all_is_an_error_even_if_gaps_are_allowed(store: Store) -> None:
@@ -155,15 +155,15 @@ def test_an_artifact_without_a_quantity_is_an_error(store: Store) -> None:
 
 
 @pytest.fixture
-def loaded(store: Store) -> SweepResults:
+def results(store: Store) -> SweepResults:
     sweep = make_sweep(seeds=3)
     record(store, sweep)
     return load_results(sweep, store, fill=FILL)
 
 
-def test_part3_writes_what_the_report_asks(loaded: SweepResults, tmp_path: Path) -> None:
+def test_part3_writes_what_the_report_asks(results: SweepResults, tmp_path: Path) -> None:
     output = Output(tmp_path / "figures")
-    draw(Part3(epochs=2, dataset="digits"), [loaded], output, DrawOptions())
+    draw(Part3(epochs=2, dataset="digits"), [results], output, DrawOptions())
     assert {path.name for path in output.written} == {
         *("part3.png", "part3.pdf", "table.csv", "table.md"),
         *("weights_mlp_1.png", "weights_cnn_3.png", "part3_mlp_1.json", "part3_cnn_3.json"),
@@ -193,8 +193,8 @@ def test_part3_writes_what_the_report_asks(loaded: SweepResults, tmp_path: Path)
 def test_part3_draws_around_gaps(store: Store, tmp_path: Path) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, leave_out=("cnn_3 · seed 0", "cnn_3 · seed 1", "mlp_1 · seed 1"))
-    loaded = load_results(sweep, store, fill=FILL, allow_missing=True)
-    draw(Part3(epochs=2, dataset="digits"), [loaded], Output(tmp_path), DrawOptions())
+    results = load_results(sweep, store, fill=FILL, allow_missing=True)
+    draw(Part3(epochs=2, dataset="digits"), [results], Output(tmp_path), DrawOptions())
     assert not (tmp_path / "part3_cnn_3.json").exists()
     assert json.loads((tmp_path / "part3_mlp_1.json").read_text())["loss_curve"] == [10, 9, 8, 7, 6, 5]
 
@@ -206,8 +206,8 @@ def note(stage: SweepResults, folder: Path) -> list[str]:
     return [line for text in figure.texts for line in text.get_text().splitlines()]
 
 
-def test_a_figure_says_what_it_leaves_out(store: Store, loaded: SweepResults, tmp_path: Path) -> None:
-    assert note(loaded, tmp_path) == []
+def test_a_figure_says_what_it_leaves_out(store: Store, results: SweepResults, tmp_path: Path) -> None:
+    assert note(results, tmp_path) == []
     sweep = make_sweep(seeds=5)
     record(store, sweep, leave_out=("cnn_3 · seed 3",), diverged=("mlp_1 · seed 3", "mlp_1 · seed 4", "cnn_3 · seed 4"))
     few = load_results(sweep, store, fill=FILL, allow_missing=True)
@@ -245,8 +245,8 @@ def test_a_band_says_what_it_is(store: Store, seeds: int, meaning: str) -> None:
     assert band.runs.shape == (seeds, RECORDS)
 
 
-def test_a_value_that_is_not_finite_leaves_a_gap_in_the_mean(loaded: SweepResults) -> None:
-    runs = select_finished(loaded.data, architecture="mlp_1").copy(deep=True)
+def test_a_value_that_is_not_finite_leaves_a_gap_in_the_mean(results: SweepResults) -> None:
+    runs = select_finished(results.data, architecture="mlp_1").copy(deep=True)
     runs.train_loss[1, 3:] = np.inf
     band = figures.compute_band(runs, "train_loss")
     assert np.isfinite(band.mean[:3]).all()
@@ -260,9 +260,9 @@ def drawn(store: Store, folder: Path, *diverged: str) -> SweepResults:
     """Part 3's files, with three seeds of which some diverged."""
     sweep = make_sweep(seeds=3)
     record(store, sweep, diverged=diverged)
-    loaded = load_results(sweep, store, fill=FILL)
-    draw(Part3(epochs=2, dataset="digits"), [loaded], Output(folder), DrawOptions())
-    return loaded
+    results = load_results(sweep, store, fill=FILL)
+    draw(Part3(epochs=2, dataset="digits"), [results], Output(folder), DrawOptions())
+    return results
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -273,13 +273,13 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_a_diverged_trial_is_there_and_marked(store: Store) -> None:
     sweep = make_sweep(seeds=3)
     record(store, sweep, leave_out=("cnn_3 · seed 0",), diverged=("cnn_3 · seed 1",))
-    loaded = load_results(sweep, store, fill=FILL, allow_missing=True)
-    assert loaded.diverged == ["cnn_3 · seed 1"]
-    assert loaded.data.diverged.sel(architecture="cnn_3").values.tolist() == [False, True, False]
-    assert not loaded.data.diverged.sel(architecture="mlp_1").any()
-    accuracy = loaded.data.train_accuracy.sel(architecture="cnn_3", seed=1).values
+    results = load_results(sweep, store, fill=FILL, allow_missing=True)
+    assert results.diverged == ["cnn_3 · seed 1"]
+    assert results.data.diverged.sel(architecture="cnn_3").values.tolist() == [False, True, False]
+    assert not results.data.diverged.sel(architecture="mlp_1").any()
+    accuracy = results.data.train_accuracy.sel(architecture="cnn_3", seed=1).values
     np.testing.assert_array_equal(accuracy, [1, 11, 21, 31, np.nan, np.nan])
-    runs = select_finished(loaded.data, architecture="cnn_3")
+    runs = select_finished(results.data, architecture="cnn_3")
     assert runs.seed.values.tolist() == [1, 2]
     assert select_completed(runs).seed.values.tolist() == [2]
     assert list_diverged_seeds(runs) == [1]
@@ -311,9 +311,9 @@ def test_part3_where_all_seeds_of_an_architecture_diverged(
 
 
 def test_part3_where_everything_diverged(store: Store, tmp_path: Path) -> None:
-    loaded = drawn(store, tmp_path, *make_sweep(seeds=3).labels().values())
+    results = drawn(store, tmp_path, *make_sweep(seeds=3).labels().values())
     assert {path.name for path in tmp_path.glob("*.png")} == {"part3.png"}
-    assert find_best_run(loaded.data) is None
+    assert find_best_run(results.data) is None
 
 
 def test_a_band_is_over_the_trials_that_did_not_diverge(store: Store) -> None:
@@ -357,8 +357,8 @@ def test_a_band_without_any_run_has_no_mean(store: Store) -> None:
     assert axes.get_ylim()[1] > 1e30  # nothing else decides it
 
 
-def test_limits_on_a_log_scale(loaded: SweepResults) -> None:
-    band = figures.compute_band(select_finished(loaded.data, architecture="mlp_1"), "train_accuracy")
+def test_limits_on_a_log_scale(results: SweepResults) -> None:
+    band = figures.compute_band(select_finished(results.data, architecture="mlp_1"), "train_accuracy")
     band.mean[0] = 0
     axes = Figure().subplots()
     axes.set_yscale("log")
@@ -369,11 +369,11 @@ def test_limits_on_a_log_scale(loaded: SweepResults) -> None:
 def test_the_script_says_what_diverged(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    selection = Part3(dataset="digits", seeds=2, epochs=2, architectures=("mlp_1", "cnn_3"))
-    record(store, selection.sweep(), diverged=("cnn_3 · seed 1",))
+    options = Part3(dataset="digits", seeds=2, epochs=2, architectures=("mlp_1", "cnn_3"))
+    record(store, options.sweep(), diverged=("cnn_3 · seed 1",))
     words = "part3.py --dataset digits --seeds 2 --epochs 2 --architectures mlp_1 cnn_3 --tracking-uri"
     monkeypatch.setattr("sys.argv", [*words.split(), store.uri, "--out", str(tmp_path / "out")])
-    monkeypatch.setattr("sweeps.options.stop_on_signals", lambda: None)
+    monkeypatch.setattr("sweeps.cli.stop_on_signals", lambda: None)
     with pytest.raises(SystemExit) as end:
         main(Part3, draw, "")
     assert end.value.code == 0

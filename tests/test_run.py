@@ -12,11 +12,10 @@ import pytest
 from conftest import make_trial
 from filelock import FileLock
 
-from sweeps.driver.cluster import get_private_folder
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan, check_records
 from sweeps.driver.provenance import collect_provenance, get_version, run_git
-from sweeps.driver.recovery import close_own_runs
+from sweeps.driver.recovery import close_own_runs, deliver_waiting_results, remove_leftovers
 from sweeps.driver.report import make_result_table, print_backend
 from sweeps.driver.resources import Node
 from sweeps.driver.run import run
@@ -30,21 +29,21 @@ from trainables.persistence.trial_folder import TrialFolder
 from trainables.trial import Trial
 from trainables.worker.pack import Outcome, Pack
 
-SELECTION = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",))
+OPTIONS = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",))
 
 
 def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path) -> None:
-    selection = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
+    options = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
     with (
         FileLock(tmp_path / "sweep.lock"),
         pytest.raises(BadInputError, match="another sweep trains with --storage"),
     ):
-        run(selection, RunOptions(storage=tmp_path))
+        run(options, RunOptions(storage=tmp_path))
     assert store.find_runs() == {}
 
 
 @pytest.mark.parametrize(
-    ("architecture", "gpus", "way", "compiler", "said"),
+    ("architecture", "gpus", "backend", "compiler", "said"),
     [
         ("cnn_3", 0.0, NATIVE, None, "Convolutions: by code compiled where they are computed\n"),
         ("cnn_3", 0.0, PYTORCH, "c++", "Convolutions: by PyTorch\n"),
@@ -63,14 +62,14 @@ def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path)
 def test_how_convolutions_are_computed_is_said(
     architecture: str,
     gpus: float,
-    way: str | None,
+    backend: str | None,
     compiler: str | None,
     said: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: compiler)
-    print_backend([Pack((make_trial(architecture=architecture),), ("a trial",), gpus)], ["cnn_4"], way)
+    print_backend([Pack((make_trial(architecture=architecture),), ("a trial",), gpus)], ["cnn_4"], backend)
     output = capsys.readouterr().out
     assert output.startswith(said)
     assert bool(output) == bool(said)
@@ -91,9 +90,9 @@ def test_a_trial_that_ends_too_early_is_refused(trial: object, sentence: str) ->
 
 def test_a_sweep_lets_go_of_its_storage(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "submit", lambda *_: {})
-    selection = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
+    options = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
     for _ in range(2):
-        assert run(selection, RunOptions(storage=tmp_path)) == 130
+        assert run(options, RunOptions(storage=tmp_path)) == 130
     with FileLock(tmp_path / "sweep.lock", blocking=False):
         pass
 
@@ -107,8 +106,8 @@ def test_a_run_that_a_dead_driver_left_is_taken_over(
     name = f"{socket.gethostname()}:{tmp_path}"
     tags = {STORAGE_TAG: name, DRIVER_TAG: f"{parent}/dead"}
     store.open_run(make_trial(seed=9), "x", experiment_id, parent, tags, run_id=None)
-    selection = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
-    run(selection, RunOptions(storage=tmp_path))
+    options = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
+    run(options, RunOptions(storage=tmp_path))
     assert store.find_runs()[make_trial(seed=9).id][0].status == "KILLED"
 
 
@@ -128,23 +127,22 @@ def test_one_result_that_cannot_be_delivered_keeps_no_other_back(
             raise BadInputError("it trains in another sweep")
         return "away" if folder.trial.seed == 1 else None
 
-    monkeypatch.setattr("sweeps.run.deliver_one", deliver)
-    trainer = Session(store, RunOptions(storage=tmp_path), None, ExitStack())
-    target = trainer.target("1", "p", "p/a")
-    refused = trainer.deliver(Plan(sweep, sweep.trials(), {}), target, 0)
+    monkeypatch.setattr("sweeps.driver.recovery.deliver_result", deliver)
+    context = Session(store, RunOptions(storage=tmp_path), None, ExitStack()).make_context("1", "p", "p/a")
+    refused = deliver_waiting_results(Plan(sweep, sweep.trials(), {}), context, 0)
     assert tried == [0, 1]  # a store that is away is not asked again and again
     assert list(refused.values()) == ["it trains in another sweep", "away", "away"]
 
 
 def test_what_a_finished_trial_kept_is_cleared_away(store: Store, tmp_path: Path) -> None:
-    sweep = SELECTION.sweep()
+    sweep = OPTIONS.sweep()
     [trial] = sweep.trials()
     run_id = store.open_run(trial, "x", *store.ensure_parent("part3", "digits"), {}, run_id=None).run_id
     store.end_run(run_id, "FINISHED")
     folder = TrialFolder(tmp_path, trial)
     with folder.lock():
         folder.write_checkpoint(1, {})
-    Session(store, RunOptions(storage=tmp_path), None, ExitStack()).clear(Plan(sweep, (trial,), store.find_runs()))
+    remove_leftovers(Plan(sweep, (trial,), store.find_runs()), tmp_path, None)
     assert not folder.path.exists()
 
 
@@ -194,19 +192,19 @@ def test_a_dry_run_on_a_cluster_leaves_a_living_sweep_alone(
     """Its files lie in a folder that follows from the storage, which another driver may train with."""
     folders: list[Path] = []
 
-    def connect(address: str, tracking_uri: str, folder: Path, stack: ExitStack) -> list[Node]:
+    def start_or_join(address: str, tracking_uri: str, machine: Node, folder: Path) -> list[Node]:
         folders.append(folder)
         return [Node(4, 1)]
 
-    monkeypatch.setattr("sweeps.run.connect", connect)
+    monkeypatch.setattr("sweeps.driver.cluster.start_or_join", start_or_join)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert run(replace(SELECTION, tracking_uri=store.uri), RunOptions(storage=tmp_path, dry_run=True)) == 0
-    assert get_private_folder(tmp_path) not in folders
+    assert run(replace(OPTIONS, tracking_uri=store.uri), RunOptions(storage=tmp_path, dry_run=True)) == 0
+    assert RunOptions(storage=tmp_path).private_folder not in folders
     assert len(folders) == 1
 
 
 def test_the_table_leaves_out_axes_of_one_value(store: Store) -> None:
-    plan = Plan(SELECTION.sweep(), SELECTION.sweep().trials(), {})
+    plan = Plan(OPTIONS.sweep(), OPTIONS.sweep().trials(), {})
     assert [column.header for column in make_result_table(plan).columns] == [
         "trials",
         "mean ± 95 % CI over seeds",
@@ -224,10 +222,10 @@ def test_what_ran_out_of_gpu_memory_trains_again_with_twice_its_share() -> None:
         short = {trial.id: gpus[trial.id] < enough[trial.id] for trial in trials}
         return {trial_id: Outcome("too little" if bad else None, bad) for trial_id, bad in short.items()}
 
-    endings = train_with_enough_memory(trials, {trial.id: 0.3 for trial in trials}, train)
+    outcomes = train_with_enough_memory(trials, {trial.id: 0.3 for trial in trials}, train)
     assert tried == [[0.3, 0.3, 0.3], [0.6, 0.6], [1.0]]
-    assert [endings[trial.id].error for trial in trials] == [None, None, "too little"]
-    assert [list(endings[trial.id].notes) for trial in trials] == [
+    assert [outcomes[trial.id].error for trial in trials] == [None, None, "too little"]
+    assert [list(outcomes[trial.id].notes) for trial in trials] == [
         [],
         ["0.3 of a GPU had too little memory; it had 0.6 in the end"],
         ["0.3 of a GPU had too little memory; it had 1 in the end"],
@@ -236,5 +234,5 @@ def test_what_ran_out_of_gpu_memory_trains_again_with_twice_its_share() -> None:
 
 def test_a_stopped_sweep_tries_nothing_again() -> None:
     trials = [make_trial(seed=seed) for seed in range(2)]
-    answers = iter([endings := {trials[0].id: Outcome("too little", out_of_memory=True)}])
-    assert train_with_enough_memory(trials, {trial.id: 0.3 for trial in trials}, lambda *_: next(answers)) is endings
+    answers = iter([outcomes := {trials[0].id: Outcome("too little", out_of_memory=True)}])
+    assert train_with_enough_memory(trials, {trial.id: 0.3 for trial in trials}, lambda *_: next(answers)) is outcomes

@@ -43,7 +43,7 @@ def together(trials: Sequence[Trial], *, compiled: bool = False) -> list[Result]
 
 
 def assert_same(one: Result, other: Result) -> None:
-    """To the last bit."""
+    """Assert that two results are equal to the last bit."""
     for name, curve in one.curves.items():
         assert curve.tobytes() == other.curves[name].tobytes(), name
     assert one.first_layer.tobytes() == other.first_layer.tobytes()
@@ -60,13 +60,13 @@ def trials_of(architecture: str, seeds: Sequence[int], **changes: Any) -> list[T
 def test_a_stack_computes_what_single_trials_do(
     architecture: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In double precision rounding has no time to grow: all else would show."""
+    """In double precision, rounding stays so small that any other difference would show."""
     small = training.to_tensors(make_dataset(train=60), "cpu")
     images = {name: getattr(small, name).double() for name in ("train_images", "val_images", "test_images")}
     monkeypatch.setattr(f"{__name__}.DATA", replace(small, **images))
     torch.set_default_dtype(torch.float64)
     try:
-        steps = {"batch_size": 10, "record_every_steps": 4}  # 12 of them
+        steps = {"batch_size": 10, "record_every_steps": 4}  # 12 steps in two epochs
         trials = trials_of(architecture, (3, 4), optimizer=optimizer, **steps)
         for trial, actual in zip(trials, together(trials), strict=True):
             expected = alone(trial)
@@ -83,7 +83,7 @@ def test_a_stack_computes_what_single_trials_do(
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("architecture", [*MLPS, *CNNS])
 def test_a_stack_follows_single_trials_for_a_hundred_steps(architecture: str, optimizer: str) -> None:
-    """To float tolerance, at rates at which rounding grows slowly."""
+    """The curves agree to float tolerance, with a learning rate at which rounding grows slowly."""
     trials = [
         make_trial(architecture=architecture, optimizer=optimizer, learning_rate=1e-5, seed=seed, record_every_steps=50)
         for seed in (3, 4)
@@ -103,10 +103,10 @@ def test_a_stack_follows_single_trials_for_a_hundred_steps(architecture: str, op
     seeds=st.lists(st.integers(0, 99), min_size=2, max_size=9, unique=True),
     data=st.data(),
 )
-def test_who_else_is_in_the_stack_changes_no_bit(
+def test_other_members_of_the_stack_change_no_bit(
     architecture: str, optimizer: str, batch_size: int, seeds: list[int], data: st.DataObject
 ) -> None:
-    """Of fully connected networks, on the CPU."""
+    """This holds for fully connected networks on the CPU."""
     changes = {"optimizer": optimizer, "batch_size": batch_size, "epochs": 1, "record_every_steps": 4}
     trials = trials_of(architecture, seeds, **changes)
     one = data.draw(st.sampled_from(trials))
@@ -139,7 +139,7 @@ def test_a_diverged_member_leaves_and_the_others_stay_as_they_are() -> None:
 
 
 def test_a_members_checkpoint_holds_the_member_alone() -> None:
-    """Its parameters are views into the stack's, and saving a view would save the whole."""
+    """A member's parameters are views into the stack's, and saving a view would save the whole stack."""
     trials = trials_of("mlp_1", range(8))
     states = [training.start(trial, DATA) for trial in trials]
     next(stack.train_stack(trials, DATA, states))
@@ -155,7 +155,7 @@ def test_a_members_checkpoint_holds_the_member_alone() -> None:
 def test_a_compiled_stack_computes_what_an_uncompiled_one_does(
     architecture: str, seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To float tolerance over 20 steps, in two epochs with smaller last batches; it is compiled once for both."""
+    """They agree to float tolerance over 20 steps, in two epochs with smaller last batches, compiled once for both."""
     stack.get_compiled_losses.cache_clear()
     torch.compiler.reset()
     calls: list[tuple[int, ...]] = []
@@ -179,7 +179,7 @@ def test_a_compiled_stack_computes_what_an_uncompiled_one_does(
 
 
 def test_a_stack_that_cannot_be_compiled_trains_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is tried once; the numbers are then the same to the last bit."""
+    """Compilation is tried once, and the numbers are the same to the last bit."""
     stack.get_compiled_losses.cache_clear()
     tries: list[object] = []
 
@@ -199,7 +199,7 @@ def test_a_stack_that_cannot_be_compiled_trains_uncompiled(monkeypatch: pytest.M
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_stacked_trials_end_as_well_as_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In distribution, on real images: mean test accuracies over 20 seeds differ by less than three standard errors."""
+    """On real images, mean test accuracies over 20 seeds differ by less than three standard errors."""
     monkeypatch.setattr(f"{__name__}.DATA", training.to_tensors(datasets.load_dataset("digits", Path("unused")), "cpu"))
     trials = trials_of("mlp_1", range(20), epochs=3, batch_size=50, quantities=("train_loss",))
     ends = np.array([[r.test_accuracy for r in some] for some in (together(trials), [alone(t) for t in trials])])

@@ -82,7 +82,7 @@ def test_initialisation_is_pytorchs_own_from_the_seed(data: training.Tensors) ->
 
 
 def test_records_are_at_every_tenth_step_across_epochs(data: training.Tensors) -> None:
-    trial = make_trial(batch_size=50, epochs=7)  # 3 steps an epoch, the last of 30 images
+    trial = make_trial(batch_size=50, epochs=7)  # 3 steps in an epoch, the last with 30 images
     result = run(trial, data)
     assert result.steps.tolist() == [10, 20]
     assert {name: len(curve) for name, curve in result.curves.items()} == dict.fromkeys(trial.quantities, 2)
@@ -95,7 +95,7 @@ def test_lengths_of_the_reports_curves() -> None:
 
 
 def test_against_a_plain_loop(data: training.Tensors) -> None:
-    """The records of a loop written out here, with the same start, order and definitions."""
+    """A loop written out here, with the same start, order and definitions, gives the same records."""
     trial = make_trial(architecture="cnn_3", epochs=2)
     model = training.start(trial, data).model
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -129,7 +129,7 @@ def test_against_a_plain_loop(data: training.Tensors) -> None:
 def test_a_resumed_trial_equals_an_uninterrupted_one(
     data: training.Tensors, stop_at: int, optimizer: str, forward: Forward
 ) -> None:
-    """Stopped at a record in an epoch, at an epoch's end, and in the second epoch."""
+    """The trial is stopped at a record within the first epoch, at that epoch's end, and in the second epoch."""
     trial = make_trial(architecture="cnn_3", optimizer=optimizer, milestones=((15, 0.002),))
     state = training.start(trial, data)
     state.forward = forward
@@ -173,7 +173,7 @@ def test_arrays_are_shared_not_copied() -> None:
 def test_gradient_norm_is_what_sgd_moves_the_first_layer_by(
     data: training.Tensors, architecture: str, activation: str
 ) -> None:
-    """For plain SGD the gradient equals (w_k - w_{k+1}) / rate; in float64 to see it clearly."""
+    """With plain SGD the gradient equals (w_k - w_{k+1}) / rate; float64 keeps rounding out of the comparison."""
     trial = make_trial(
         architecture=architecture,
         activation=activation,
@@ -186,9 +186,9 @@ def test_gradient_norm_is_what_sgd_moves_the_first_layer_by(
     state.model.double()
     for batch in training.draw_epoch_order(0, 0, 130).split(10)[:5]:
         before = get_first_layer(state.model).detach().clone()
-        moment = training.take_step(trial, double, state, batch)
+        output = training.take_step(trial, double, state, batch)
         moved = (before - get_first_layer(state.model)).norm() / 0.01
-        assert training.QUANTITY_FUNCTIONS["gradient_norm"](moment).item() == pytest.approx(moved.item(), rel=1e-8)
+        assert training.QUANTITY_FUNCTIONS["gradient_norm"](output).item() == pytest.approx(moved.item(), rel=1e-8)
         assert moved > 0
 
 
@@ -216,7 +216,7 @@ def test_even_odd_labels() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_training_draws_no_random_number(architecture: str) -> None:
-    """So a checkpoint needs no generator to decide a trial's future."""
+    """A checkpoint therefore needs no random generator to continue a trial."""
     data = training.to_tensors(make_dataset(side=32), "cpu")
     trial = make_trial(architecture=architecture, epochs=1)
     state = training.start(trial, data)
@@ -249,7 +249,7 @@ def test_a_trial_that_diverges_ends_at_that_record(data: training.Tensors) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tests how glibc keeps memory")
 def test_tensors_are_made_of_memory_that_was_freed() -> None:
     script = """
 import resource, sys, torch
@@ -257,7 +257,7 @@ from trainables.training import prepare_process
 if sys.argv[1:]:
     prepare_process(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for megabytes in range(2, 30):  # each larger than all before, which glibc makes of new memory and gives back
+for megabytes in range(2, 30):  # each is larger than all before, for which glibc takes new memory and returns it
     torch.ones(megabytes * 2**18)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """

@@ -1,1 +1,1 @@
-"""How one trial trains: architectures, data sets, the training loop, its tracking, and the Ray trainable."""
+"""One trial: its settings and data, how it trains, what must survive of it, and the worker that runs it."""

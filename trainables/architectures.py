@@ -1,8 +1,9 @@
-"""The architectures as tables of layers, and the one function that builds them.
+"""Architectures as tables of layers, the function that builds networks from them, and closed formulas of their cost.
 
 The tables are plain data: command lines and plans read them without importing torch, and a new architecture is one
-new line in `ARCHITECTURES`. Every network ends with a prediction layer (fully connected, with bias) that `build`
-sizes from the input's shape; there is no softmax, because the cross-entropy loss takes logits.
+new line in `ARCHITECTURES`. Every network ends with a prediction layer (fully connected, with bias), which the tables
+leave out because its size follows from the input's shape and the number of classes. There is no softmax, because the
+cross-entropy loss takes logits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conv:
-    """A square convolution with stride 1 and a bias."""
+    """A convolution with `filters` square kernels of `kernel`×`kernel` pixels, stride 1 and a bias."""
 
     kernel: int
     filters: int
@@ -26,7 +27,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Linear:
-    """A fully connected layer on the flattened input."""
+    """A fully connected layer with `features` outputs on the flattened input."""
 
     features: int
     bias: bool = True
@@ -34,23 +35,28 @@ class Linear:
 
 @dataclass(frozen=True)
 class Activation:
-    """The trial's activation function."""
+    """An activation layer; the trial's `activation` decides which function it applies."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The trial's pooling over 2×2 windows with stride 2; an odd last row or column is dropped."""
+    """A pooling layer over 2×2 windows with stride 2, of the kind that the trial's `pooling` names.
+
+    An odd last row or column is dropped.
+    """
 
 
 Layer = Conv | Linear | Activation | Pool
 ACT = Activation()
 POOL = Pool()
 
-# Names of torch.nn classes, so that choosing one does not import torch.
+CLASSES = 10  # in every image data set
+
+# Names in trials, and the classes of torch.nn that they stand for: as strings, which need no import of torch.
 ACTIVATIONS = {"relu": "ReLU", "sigmoid": "Sigmoid", "leaky_relu": "LeakyReLU", "tanh": "Tanh"}
 POOLINGS = {"max": "MaxPool2d", "avg": "AvgPool2d"}
 
-# The layers before the prediction layer.
+# All layers before the prediction layer.
 ARCHITECTURES: dict[str, tuple[Layer, ...]] = {
     "mlp_1": (Linear(32), ACT),
     "mlp_2": (Linear(32), ACT, Linear(64, bias=False)),
@@ -67,17 +73,17 @@ ARCHITECTURES: dict[str, tuple[Layer, ...]] = {
 
 
 def has_layer(architecture: str, layer: Layer) -> bool:
-    """Whether the architecture has the given layer: `uses("mlp_1", POOL)` is false."""
+    """Return whether the architecture has the given layer; one without a table, such as "xor", has none."""
     return layer in ARCHITECTURES.get(architecture, ())
 
 
 def has_convolution(architecture: str) -> bool:
-    """Whether the architecture has a convolution."""
+    """Return whether the architecture has a convolution."""
     return any(isinstance(layer, Conv) for layer in ARCHITECTURES.get(architecture, ()))
 
 
 def compute_output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of one example after `layer`: `(channels, height, width)`, or `(features,)` after a `Linear`."""
+    """Return the shape of one example after `layer`: `(channels, height, width)`, or `(features,)` after a `Linear`."""
     match layer:
         case Linear(features=features):
             return (features,)
@@ -90,8 +96,15 @@ def compute_output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...
             return (shape[0], shape[1] // 2, shape[2] // 2)
 
 
-def count_flops(architecture: str, input_shape: tuple[int, int, int], classes: int = 10) -> int:
-    """Floating-point operations of one image's way forward, those of its matrix products: two a multiplication."""
+def count_flops(architecture: str, input_shape: tuple[int, int, int], classes: int = CLASSES) -> int:
+    """Return the floating-point operations of one image's forward pass.
+
+    A multiplication and the addition that follows it count as two operations. Biases, activations and pooling are left
+    out, as in `torch.utils.flop_counter`.
+
+    Args:
+        input_shape: `(channels, height, width)` of one image.
+    """
     total, shape = 0, tuple(input_shape)
     for layer in (*ARCHITECTURES[architecture], Linear(classes)):
         after = compute_output_shape(layer, shape)
@@ -104,20 +117,56 @@ def count_flops(architecture: str, input_shape: tuple[int, int, int], classes: i
     return total
 
 
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of weights and of biases of a network, and the sum that gives their total as text."""
+
+    weights: int
+    biases: int
+    formula: str
+
+
+def count_parameters(architecture: str, input_shape: tuple[int, int, int]) -> ParameterCount:
+    """Count a network's weights and biases by closed formulas, without building it.
+
+    A fully connected layer with N outputs on D inputs has D·N weights and N biases. A convolution with C filters of
+    H×W pixels on C' channels has H·W·C·C' weights and C biases. Activations and pooling have none.
+
+    Args:
+        input_shape: `(channels, height, width)` of one image.
+    """
+    weights = biases = 0
+    terms = []
+    shape: tuple[int, ...] = input_shape
+    for layer in (*ARCHITECTURES[architecture], Linear(CLASSES)):
+        match layer:
+            case Conv(kernel=kernel, filters=filters):
+                weights += kernel * kernel * filters * shape[0]
+                biases += filters
+                terms.append(f"({kernel}·{kernel}·{filters}·{shape[0]} + {filters})")
+            case Linear(features=features, bias=bias):
+                inputs = math.prod(shape)
+                weights += inputs * features
+                biases += features * bias
+                terms.append(f"({inputs}·{features} + {features})" if bias else f"{inputs}·{features}")
+        shape = compute_output_shape(layer, shape)
+    return ParameterCount(weights, biases, " + ".join(terms))
+
+
 def build(
     architecture: str,
     input_shape: tuple[int, int, int],
     *,
-    classes: int = 10,
+    classes: int = CLASSES,
     activation: str | None = "relu",
     pooling: str | None = "max",
 ) -> nn.Sequential:
-    """The network for inputs of shape `(batch, *input_shape)`, with outputs (logits) of shape `(batch, classes)`.
+    """Build a network that maps images `(batch, *input_shape)` to logits `(batch, classes)`.
 
     Args:
-        input_shape: `(channels, height, width)` of one example.
-        activation: A key of `ACTIVATIONS`; None only where the architecture has no activation.
-        pooling: A key of `POOLINGS`; None only where the architecture does not pool.
+        input_shape: `(channels, height, width)` of one image.
+        activation: A key of `ACTIVATIONS`; may be None only if the architecture has no activation.
+        pooling: A key of `POOLINGS`; may be None only if the architecture does not pool.
 
     Raises:
         ValueError: The input is too small for the architecture.
@@ -136,8 +185,7 @@ def build(
             case Linear(features=features, bias=bias):
                 if len(shape) == 3:
                     modules.append(nn.Flatten())
-                inputs = shape[0] if len(shape) == 1 else shape[0] * shape[1] * shape[2]
-                modules.append(nn.Linear(inputs, features, bias=bias))
+                modules.append(nn.Linear(math.prod(shape), features, bias=bias))
             case Activation():
                 assert activation is not None
                 modules.append(getattr(nn, ACTIVATIONS[activation])())
@@ -149,44 +197,5 @@ def build(
 
 
 def get_first_layer(model: nn.Module) -> nn.Parameter:
-    """Weights of the first layer: `(filters, channels, k, k)` of a CNN, `(features, inputs)` of an MLP."""
+    """Return the weights of the first layer: `(filters, channels, k, k)` of a CNN, `(features, inputs)` of an MLP."""
     return next(model.parameters())
-
-
-CLASSES = 10
-
-
-CLASSES = 10
-
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """Weights and biases of a network, and the sum that gives them."""
-
-    weights: int
-    biases: int
-    formula: str
-
-
-def count_parameters(architecture: str, input_shape: tuple[int, int, int]) -> ParameterCount:
-    """Count by the closed formulas, without building the network.
-
-    A fully connected layer with H outputs on D inputs has D·H weights and H biases, a convolution with C filters of
-    H×W on C' channels H·W·C·C' weights and C biases.
-    """
-    weights = biases = 0
-    terms = []
-    shape: tuple[int, ...] = input_shape
-    for layer in (*ARCHITECTURES[architecture], Linear(CLASSES)):
-        match layer:
-            case Conv(kernel=kernel, filters=filters):
-                weights += kernel * kernel * filters * shape[0]
-                biases += filters
-                terms.append(f"({kernel}·{kernel}·{filters}·{shape[0]} + {filters})")
-            case Linear(features=features, bias=bias):
-                inputs = shape[0] if len(shape) == 1 else shape[0] * shape[1] * shape[2]
-                weights += inputs * features
-                biases += features * bias
-                terms.append(f"({inputs}·{features} + {features})" if bias else f"{inputs}·{features}")
-        shape = compute_output_shape(layer, shape)
-    return ParameterCount(weights, biases, " + ".join(terms))

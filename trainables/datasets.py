@@ -1,4 +1,4 @@
-"""From raw images to the arrays that trials train on: sources, pipeline, and the fixed stratified split."""
+"""The arrays that trials train on: raw images after a preprocessing pipeline and a fixed stratified split."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from trainables.errors import check_choice
 from trainables.sources import SOURCES, SPLIT_SEED, RawImages, check_raw
 from trainables.trial import IMAGE_DATASETS
 
-VALIDATION_FRACTION = 0.1
+VALIDATION_FRACTION = 0.1  # of the training images, if the pipeline holds any out
 
-
-# Mean and standard deviation of each channel's training pixels, scaled to [0, 1].
-# CIFAR-10: as the course's reports have them. MNIST and Fashion-MNIST: the values in common use
-# (MNIST: torch's own example; Fashion-MNIST: recomputed from its 60,000 images). digits: recomputed from the images.
+# Means and standard deviations of each channel's training pixels, scaled to [0, 1]. CIFAR-10: as given in the course's
+# reports. MNIST and Fashion-MNIST: the values in common use (MNIST: from PyTorch's example; Fashion-MNIST: recomputed
+# from its 60,000 images). digits: computed from its images.
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
     "mnist": ((0.1307,), (0.3081,)),
@@ -27,16 +26,18 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "digits": ((0.3053,), (0.3760,)),
 }
 
-
-# ITU-R 601 luma, rounded as torchvision's Grayscale rounds it.
+# Weights of red, green and blue: ITU-R 601 luma, rounded as in torchvision's Grayscale
 LUMA_WEIGHTS = (0.2989, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What trials read: images float32 `(n, channels, height, width)`, labels int64 `(n,)` from 0 on.
+    """The arrays of a data set: images float32 `(n, channels, height, width)`, labels int64 `(n,)` counted from 0.
 
-    A pipeline that holds no images out leaves the validation arrays empty.
+    With a pipeline that holds no images out, the validation arrays are empty.
+
+    Attributes:
+        checksum: 16 hexadecimal digits that identify the raw images and labels.
     """
 
     name: str
@@ -47,26 +48,26 @@ class Dataset:
     test_images: NDArray[np.float32]
     test_labels: NDArray[np.int64]
     classes: int
-    checksum: str  # of the raw images and labels
+    checksum: str
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """`(channels, height, width)` of one image."""
+        """Shape of one image: `(channels, height, width)`."""
         _, channels, height, width = self.train_images.shape
         return channels, height, width
 
 
 def load_dataset(name: str, data_root: Path, pipeline: str | None = None) -> Dataset:
-    """Load a data set, downloading it once if need be, and put it through a trial's pipeline.
+    """Load a data set and apply a trial's pipeline to it; files that are missing are downloaded.
 
     Args:
         name: One of `IMAGE_DATASETS`.
         data_root: Folder of the files; `digits` needs none.
-        pipeline: As `Trial.pipeline`. None: scale to [0, 1], normalise each channel, convert to one grey channel, hold
-            out the validation images.
+        pipeline: A value of `Trial.pipeline`. None scales the pixels to [0, 1], normalises each channel, converts to
+            one grey channel, and holds out the validation images. The others hold no images out.
 
     Raises:
-        BadInputError: The name is unknown, or the files are neither there nor to be had, or they are damaged.
+        BadInputError: The name is unknown, or files are damaged, or they are missing and cannot be downloaded.
     """
     check_choice("dataset", name, IMAGE_DATASETS)
     raw = SOURCES[name](data_root)
@@ -89,7 +90,14 @@ def load_dataset(name: str, data_root: Path, pipeline: str | None = None) -> Dat
 
 
 def to_grey(images: NDArray[np.uint8], white: int, name: str) -> NDArray[np.float32]:
-    """Scale, normalise and make grey: `(n, channels, height, width)` → `(n, 1, height, width)`."""
+    """Scale to [0, 1], normalise each channel, and convert to grey.
+
+    `(n, channels, height, width)` → `(n, 1, height, width)`.
+
+    Args:
+        white: The value of a white pixel.
+        name: The data set, whose means and standard deviations are in `NORMALISATION`.
+    """
     mean, std = NORMALISATION[name]
     weights = LUMA_WEIGHTS if len(mean) == 3 else (1.0,)
     result = np.zeros((len(images), 1, *images.shape[2:]), np.float32)
@@ -100,24 +108,24 @@ def to_grey(images: NDArray[np.uint8], white: int, name: str) -> NDArray[np.floa
 
 
 def to_unit_range(images: NDArray[np.uint8], white: int, name: str) -> NDArray[np.float32]:
-    """Scale to [0, 1]."""
+    """Scale to [0, 1]; the shape stays the same."""
     return images.astype(np.float32) / np.float32(white)
 
 
 def to_colour(images: NDArray[np.uint8], white: int, name: str) -> NDArray[np.float32]:
-    """Scale to [-1, 1], each channel normalised with mean 0.5 and standard deviation 0.5; one channel is repeated.
+    """Scale to [-1, 1], which is to normalise with mean 0.5 and standard deviation 0.5, in three channels.
 
-    `(n, 1 or 3, height, width)` → `(n, 3, height, width)`.
+    `(n, 1 or 3, height, width)` → `(n, 3, height, width)`: a single channel is repeated.
     """
     scaled = (to_unit_range(images, white, name) - np.float32(0.5)) / np.float32(0.5)
     return scaled if images.shape[1] == 3 else scaled.repeat(3, axis=1)
 
 
 def split_stratified(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the training and of the validation images, each rising.
+    """Return the indices of the training images and those of the validation images, both in rising order.
 
-    The validation set holds 10 % of the images, the same number from every class, drawn at random from `SPLIT_SEED`
-    alone: it is the same for every trial.
+    The validation set holds a tenth of the images, the same number from every class. They are drawn at random with
+    `SPLIT_SEED`, so that the validation set is the same for every trial.
     """
     classes = int(labels.max()) + 1
     per_class = round(VALIDATION_FRACTION * len(labels) / classes)
@@ -128,13 +136,14 @@ def split_stratified(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDAr
 
 
 def compute_checksum(raw: RawImages) -> str:
-    """16 hexadecimal digits over all raw images and labels."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of all raw images and labels."""
     digest = hashlib.sha256()
     for array in (raw.train_images, raw.train_labels, raw.test_images, raw.test_labels):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 
+# By `Trial.pipeline`: functions of raw images, the value of a white pixel, and the data set's name
 PIPELINES: dict[str | None, Callable[[NDArray[np.uint8], int, str], NDArray[np.float32]]] = {
     None: to_grey,
     "unit": to_unit_range,

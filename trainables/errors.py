@@ -1,4 +1,4 @@
-"""TODO."""
+"""Errors that end a command with one sentence for the person at the terminal, and checks that raise them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from collections.abc import Collection
 MAX_QUOTED_CHARACTERS = 100
 
 
-class BadInputError(ValueError):
-    """One sentence for the person at the terminal: the value, what is allowed, and what to do."""
+class UserError(Exception):
+    """An error whose text tells the person at the terminal what is wrong and what to do about it."""
+
+
+class BadInputError(UserError, ValueError):
+    """A value that cannot be used; the text names the value, what is allowed, and what to do."""
+
+
+class StorageError(UserError):
+    """A folder or file of the storage that cannot be written, say because the disk is full."""
+
+
+class TrackingError(UserError):
+    """A tracking store that cannot be reached, or that refuses what it is asked for."""
 
 
 def quote(value: object) -> str:
-    """A value as a message shows it: on one line whatever it holds, and cut where it is long."""
+    """Return a value as messages show it: on one line whatever it holds, and cut where it is long."""
     text = repr(value)
     return text if len(text) <= MAX_QUOTED_CHARACTERS else f"{text[:MAX_QUOTED_CHARACTERS]}…"
 
@@ -25,16 +37,8 @@ def check_choice(what: str, value: str | None, allowed: Collection[str | None]) 
 
 
 def check_positive(what: str, value: float, *, whole: bool, most: float = math.inf) -> None:
-    """Raise `BadInputError` unless `value` is a finite positive number up to `most`, whole if asked."""
+    """Raise `BadInputError` unless `value` is a finite positive number up to `most`, and whole if `whole` is set."""
     if not 0 < value < math.inf or (whole and value != int(value)):  # NaN compares as false
         raise BadInputError(f"{what} is {quote(value)}; it must be a positive {'whole ' if whole else ''}number")
     if value > most:
         raise BadInputError(f"{what} is {quote(value)}; it must be {most:,} at most")
-
-
-class StorageError(BadInputError):
-    """The storage folder cannot be written."""
-
-
-class TrackingError(BadInputError):
-    """The store cannot be reached, or refuses."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files that appear whole or not at all, and folders that every node must see."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.errors import BadInputError, StorageError
 
+# A network file system may show an old listing of a folder for some seconds.
+VISIBILITY_WAIT_SECONDS = 5
+
 
 @contextmanager
 def report_write_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write into `StorageError`."""
+    """Raise `StorageError`, naming `path`, in place of any `OSError` of the block."""
     try:
         yield
     except OSError as error:
@@ -24,8 +27,36 @@ def report_write_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
+def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write a file that appears under its name with all of `content`, in place of an older one, or not at all.
+
+    Args:
+        path: The file, in a folder that exists. Its writer must be the only one.
+        content: All that the file is to hold.
+        durable: Return only when the file would survive a power cut.
+
+    Raises:
+        StorageError: The file could not be written. An older one is still there.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with report_write_errors(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            partial.replace(path)
+            if durable:
+                sync_folder(path.parent)
+        except OSError:
+            with suppress(OSError):  # what was written takes up room that is needed
+                partial.unlink()
+            raise
+
+
 def sync_folder(folder: Path) -> None:
-    """Let the names of the files in a folder outlive a power cut."""
+    """Wait until the names of the files in a folder would survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -34,14 +65,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_folder_is_visible(storage: Path) -> None:
-    """Raise `BadInputError` on a node that joined after the driver looked at all, and does not see what it made."""
+    """Raise `BadInputError` where this node does not see the storage folder.
+
+    The driver checks the nodes that it finds at the start; this is for a node that joins later.
+    """
     if not storage.is_dir():
         raise BadInputError(f"the node {socket.gethostname()} does not see --storage {storage}; mount it there")
 
 
 def wait_for_file(path: str) -> bool:
-    """Whether a file is there, or comes within the time for which a network file system may keep an old listing."""
-    for _ in range(5):
+    """Return whether a file exists, or comes into existence within `VISIBILITY_WAIT_SECONDS`."""
+    for _ in range(VISIBILITY_WAIT_SECONDS):
         if Path(path).exists():
             return True
         time.sleep(1)

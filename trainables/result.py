@@ -1,4 +1,4 @@
-"""What a finished trial leaves, and the file that holds it."""
+"""The result of a finished trial, and the `.npz` file that holds it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished trial leaves.
+    """The recorded curves, the test accuracy and the first layer's weights of a finished trial.
 
     Attributes:
-        steps: `(records,)` the optimiser step of each record.
-        curves: name → `(records,)`; float32, float64 of "xor".
-            Those of a trial that diverged end with the record whose loss is NaN or infinite.
-        test_accuracy: In percent, after training; NaN of a trial that diverged.
-        first_layer: `(features, inputs)` of an MLP, `(filters, channels, k, k)` of a CNN; all weights of "xor".
+        steps: `(records,)`, the optimiser step of each record.
+        curves: Quantity's name → `(records,)`, in float32, or float64 for "xor". If the trial diverged, its curves end
+            with the record whose loss is NaN or infinite.
+        test_accuracy: In percent, after training; NaN if the trial diverged.
+        first_layer: `(features, inputs)` for an MLP, `(filters, channels, k, k)` for a CNN; for "xor", the weights of
+            all layers, `(3, 3)`.
     """
 
     steps: NDArray[np.int64]
@@ -29,11 +30,11 @@ class Result:
 
     @property
     def diverged(self) -> bool:
-        """Whether training ended early, with a loss that is no number."""
+        """True if training ended early, because a recorded loss was NaN or infinite."""
         return math.isnan(self.test_accuracy)
 
     def save(self, path: Path) -> None:
-        """Write all to one `.npz` file, without pickle."""
+        """Write the result to one `.npz` file, without pickle."""
         np.savez(
             path,
             allow_pickle=False,
@@ -45,10 +46,11 @@ class Result:
 
     @staticmethod
     def load(path: Path) -> Result:
-        """Read what `save` wrote; whatever a damaged file makes zipfile and NumPy raise passes through.
+        """Read a file that `save` wrote.
 
         Raises:
-            ValueError: The arrays are not what `save` writes.
+            ValueError: The arrays are not of the kind that `save` writes.
+            Exception: The file is missing or damaged: whatever zipfile and NumPy raise is not caught here.
         """
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             curves = {name.removeprefix("curve_"): arrays[name] for name in arrays if name.startswith("curve_")}

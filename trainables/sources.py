@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files of the data sets: find them, download what is missing, and check what was read."""
 
 from __future__ import annotations
 
@@ -21,26 +21,18 @@ from numpy.typing import NDArray
 from trainables.architectures import CLASSES
 from trainables.errors import BadInputError
 
-SPLIT_SEED = 0
-
-
-MIN_IMAGES_PER_CLASS = 10  # of them one is held out
-
-
+SPLIT_SEED = 0  # of the validation split, and of the split of `digits` into training and test images
+MIN_IMAGES_PER_CLASS = 10  # for training; a tenth of them, so at least one, is held out for validation
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 
-
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
-
-
-# `(channels, height, width)` of an image.
+# `(channels, height, width)` of one image
 IMAGE_SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "digits": (1, 32, 32)}
 
-
-# SHA-256 of the decompressed training labels of Fashion-MNIST, whose files bear the same names as MNIST's.
+# SHA-256 of the decompressed training labels of Fashion-MNIST. Its files have the same names as those of MNIST.
 FASHION_MNIST_LABELS_SHA256 = "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"
 
-
+# The four files of MNIST and of Fashion-MNIST, without `.gz`: training images and labels, test images and labels
 IDX_FILES = tuple(
     f"{part}-{content}" for part in ("train", "t10k") for content in ("images-idx3-ubyte", "labels-idx1-ubyte")
 )
@@ -48,7 +40,11 @@ IDX_FILES = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class RawImages:
-    """A data set as its source has it: images uint8 `(n, channels, height, width)` up to `white`, labels `(n,)`."""
+    """A data set as its files hold it: images uint8 `(n, channels, height, width)` and labels int64 `(n,)`.
+
+    Attributes:
+        white: The value of a white pixel; black is 0.
+    """
 
     train_images: NDArray[np.uint8]
     train_labels: NDArray[np.int64]
@@ -58,7 +54,11 @@ class RawImages:
 
 
 def check_raw(name: str, raw: RawImages) -> None:
-    """Raise `BadInputError` where images and labels do not fit each other, the data set or its ten classes."""
+    """Check that images and labels fit each other, the data set of this name, and its ten classes.
+
+    Raises:
+        BadInputError: They do not fit, or a class has too few training images.
+    """
     for part, images, labels in (
         ("training", raw.train_images, raw.train_labels),
         ("test", raw.test_images, raw.test_labels),
@@ -81,7 +81,10 @@ def check_raw(name: str, raw: RawImages) -> None:
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read a gzipped IDX file of unsigned bytes (format: the MNIST page; magic number 0x08 and the rank).
+    """Read a gzipped IDX file of unsigned bytes.
+
+    The MNIST page describes the format: two zero bytes, the type (0x08 for unsigned bytes), the number of dimensions,
+    the size of each as a big-endian uint32, then the values.
 
     Raises:
         BadInputError: The file is unreadable, truncated or of another format.
@@ -99,41 +102,48 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def load_idx(name: str, data_root: Path) -> RawImages:
-    """MNIST or Fashion-MNIST: flat `.gz` files in the data root, Debian's package, or torchvision's download.
+    """Load MNIST or Fashion-MNIST from the first place that has its `.gz` files, or download them.
 
-    torchvision keeps the `.gz` files that it has downloaded. They are read like the others, rather than the unpacked
-    copies beside them, because a `.gz` file has a checksum.
+    The places are the data root, the folder of Debian's package (for Fashion-MNIST), and torchvision's folder in the
+    data root. torchvision keeps the `.gz` files that it has downloaded; they are read rather than the unpacked copies
+    beside them because a `.gz` file contains a checksum.
+
+    Raises:
+        BadInputError: A file is damaged, or there are none and they cannot be downloaded.
     """
-    looked = []
+    unusable = []
     for place in [data_root, *([DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else [])]:
         reason = explain_mismatch(name, place)
         if reason is None:
             return read_idx_folder(place)
-        looked.append(f"{place} ({reason})")
-    import torchvision  # and with it torch, which takes seconds
+        unusable.append(f"{place} ({reason})")
+    import torchvision  # here, because it imports torch, which takes seconds
 
     source = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
     downloaded = data_root / source.__name__ / "raw"
-    with suppress(BadInputError):  # where they are damaged, torchvision fetches them again
+    with suppress(BadInputError):  # torchvision downloads damaged files again
         if explain_mismatch(name, downloaded) is None:
             return read_idx_folder(downloaded)
-    train, test = load_torchvision(source, name, data_root, lambda: [*looked, str(downloaded)])
+    train, test = load_torchvision(source, name, data_root, lambda: [*unusable, str(downloaded)])
     return make_raw(train.data.numpy(), train.targets.numpy(), test.data.numpy(), test.targets.numpy())
 
 
 def explain_mismatch(name: str, place: Path) -> str | None:
-    """Why the four files in a folder are not those of MNIST or Fashion-MNIST; None if they are."""
+    """Return why a folder does not hold the four files of the data set `name`, MNIST or Fashion-MNIST; None if it does.
+
+    Raises:
+        BadInputError: The file of training labels, which tells the two data sets apart, is damaged.
+    """
     for file in IDX_FILES:
-        if not os.path.isfile(place / f"{file}.gz"):  # noqa: PTH113 (Path.is_file raises where it may not look)
+        if not os.path.isfile(place / f"{file}.gz"):  # noqa: PTH113 (Path.is_file raises in a folder without permission)
             return f"no file {file}.gz"
     labels = IDX_FILES[1]
-    # the two sets' files bear the same names
     is_fashion = hashlib.sha256(read_idx(place / f"{labels}.gz").tobytes()).hexdigest() == FASHION_MNIST_LABELS_SHA256
     return None if is_fashion == (name == "fashion_mnist") else f"{labels}.gz is not that of {name}"
 
 
 def read_idx_folder(place: Path) -> RawImages:
-    """The four files in a folder."""
+    """Read MNIST or Fashion-MNIST from the four files in a folder."""
     return make_raw(*(read_idx(place / f"{file}.gz") for file in IDX_FILES))
 
 
@@ -143,7 +153,7 @@ def make_raw(
     test_images: NDArray[np.uint8],
     test_labels: NDArray[np.integer],
 ) -> RawImages:
-    """Give the images `(n, height, width)` their one channel."""
+    """Make a `RawImages` from images `(n, height, width)`, which get one channel, and labels `(n,)`."""
     return RawImages(
         train_images=train_images[:, None],
         train_labels=train_labels.astype(np.int64),
@@ -153,11 +163,15 @@ def make_raw(
 
 
 def load_cifar10(data_root: Path) -> RawImages:
-    """CIFAR-10 through torchvision, which checks every file against its known MD5 before it opens it."""
+    """Load CIFAR-10 through torchvision, which checks every file against its known MD5 before opening it.
+
+    Raises:
+        BadInputError: Files are missing or damaged, and the archive cannot be downloaded.
+    """
     from torchvision.datasets import CIFAR10
 
     parts = load_torchvision(CIFAR10, "cifar10", data_root, lambda: find_unusable_cifar10(data_root))
-    # torchvision holds (n, height, width, channels)
+    # torchvision's arrays are (n, height, width, channels).
     (train_images, train_labels), (test_images, test_labels) = (
         (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.asarray(part.targets, np.int64)) for part in parts
     )
@@ -167,11 +181,14 @@ def load_cifar10(data_root: Path) -> RawImages:
 
 
 def find_unusable_cifar10(data_root: Path) -> list[str]:
-    """The archive and the files of CIFAR-10 that are not there or damaged; just the folder if all are missing."""
+    """List the missing or damaged files of CIFAR-10, its archive included, for a message.
+
+    If no batch file is there, the list names only their folder and the archive.
+    """
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
-    def sound(path: Path, md5: str) -> bool:
+    def is_intact(path: Path, md5: str) -> bool:
         try:
             return bool(check_integrity(path, md5))
         except OSError:
@@ -180,18 +197,21 @@ def find_unusable_cifar10(data_root: Path) -> list[str]:
     archive, folder = data_root / CIFAR10.filename, data_root / CIFAR10.base_folder
     batches = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
     known = [(archive, CIFAR10.tgz_md5), *((folder / name, md5) for name, md5 in batches)]
-    bad = [path for path, md5 in known if not sound(path, md5)]
+    bad = [path for path, md5 in known if not is_intact(path, md5)]
     if not any(os.path.lexists(folder / name) for name, _ in batches):
         bad = [folder, archive]
     return [f"{path} ({'damaged' if os.path.lexists(path) else 'not there'})" for path in bad]
 
 
 def load_digits(data_root: Path) -> RawImages:
-    """scikit-learn's bundled digits, every pixel enlarged to 4×4: 1,437 training and 360 test images of 32×32."""
+    """Load the digits bundled with scikit-learn: 1,437 training and 360 test images.
+
+    Every pixel of the 8×8 images is enlarged to 4×4 pixels, which gives images of 32×32.
+    """
     from sklearn.datasets import load_digits as load_sklearn_digits
     from sklearn.model_selection import train_test_split
 
-    images, labels = load_sklearn_digits(return_X_y=True)  # (1797, 64) from 0 to 16, (1797,)
+    images, labels = load_sklearn_digits(return_X_y=True)  # (1797, 64) with values from 0 to 16, (1797,)
     images = images.astype(np.uint8).reshape(-1, 1, 8, 8).repeat(4, axis=2).repeat(4, axis=3)
     train_images, test_images, train_labels, test_labels = train_test_split(
         images, labels.astype(np.int64), test_size=0.2, stratify=labels, random_state=SPLIT_SEED
@@ -205,33 +225,39 @@ def load_digits(data_root: Path) -> RawImages:
     )
 
 
-def load_torchvision(source: Any, name: str, data_root: Path, looked: Callable[[], list[str]]) -> tuple[Any, Any]:
-    """Training and test part of one of torchvision's data sets, downloaded once, under a lock, if it is not there.
+def load_torchvision(source: Any, name: str, data_root: Path, unusable: Callable[[], list[str]]) -> tuple[Any, Any]:
+    """Return the training and the test part of one of torchvision's data sets.
+
+    Files that are missing or damaged are downloaded. A lock in the data root keeps processes from downloading at the
+    same time.
 
     Args:
-        looked: Says for the message which places have no usable files.
+        source: The data set's class in `torchvision.datasets`.
+        name: The data set's name in messages.
+        unusable: Returns the places without usable files, for the error message; called only if it is needed.
 
     Raises:
-        BadInputError: It can neither be read nor downloaded; says where was looked and what works offline.
+        BadInputError: The files can neither be read nor downloaded. The message names the places that were searched,
+            and the data set that works offline.
     """
     from filelock import FileLock
 
-    def both(*, download: bool) -> tuple[Any, Any]:
+    def load_parts(*, download: bool) -> tuple[Any, Any]:
         return tuple(source(str(data_root), train=train, download=download) for train in (True, False))
 
     timeout = socket.getdefaulttimeout()
     try:
         try:
-            return both(download=False)
+            return load_parts(download=False)
         except Exception:
             data_root.mkdir(parents=True, exist_ok=True)
             with FileLock(data_root / ".lock"):
-                socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none
-                return both(download=True)
-    except Exception as error:  # urllib, http, tarfile, zlib, pickle, NumPy and torchvision each raise their own
+                socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets no time limit
+                return load_parts(download=True)
+    except Exception as error:  # urllib, http, tarfile, zlib, pickle, NumPy, torchvision raise their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInputError(
-            f"no usable {name} files: looked in {', '.join(looked())}, then tried to download them to {data_root} "
+            f"no usable {name} files: looked in {', '.join(unusable())}, then tried to download them to {data_root} "
             f"({reason}); put the files there (delete them first if they are damaged), connect to the network, "
             "or use --dataset digits, which works offline"
         ) from None

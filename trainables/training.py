@@ -1,12 +1,11 @@
-"""Training one trial: records as it goes, and a result at the end. Knows neither Ray nor MLflow.
+"""Training of one trial, without Ray or MLflow: records on the way, a result at the end.
 
     state = start(trial, data)
-    for _ in train(trial, data, state): ...   # after every step
+    for _ in train(trial, data, state): ...   # the body runs after every step
     result = finish(trial, data, state)
 
-`state_dict(state)` holds all that decides a trial's future; a trial resumed from it equals an uninterrupted one bit
-for bit on the CPU with the same number of threads. The order of the images is a pure function of seed and epoch, so
-that no random generator has to be kept.
+On the CPU, with the same number of threads, a trial that is resumed from `make_state_dict` equals an uninterrupted one
+bit for bit. The order of the images depends on seed and epoch alone, so that no random generator has to be saved.
 """
 
 from __future__ import annotations
@@ -16,62 +15,57 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trainables.architectures import build, get_first_layer
 from trainables.datasets import Dataset
 from trainables.result import Result
 from trainables.trial import Trial
 
-EVALUATION_BATCH = 2500  # images a forward pass outside training: a GPU should not idle, nor run out of memory
+EVALUATION_BATCH = 2500  # images in a forward pass outside training: enough to keep a GPU busy, within its memory
 
+# Images that go through the layers together, outside training on the CPU: convolutional networks were fastest with 50
+# to 100 images, a tenth faster than with 250.
+CPU_CHUNK_IMAGES = 96
 
-# What a network makes of images `(n, channels, height, width)`: logits `(n, classes)`
+# A forward pass: a network and images `(n, channels, height, width)` → logits `(n, classes)`
 Forward = Callable[[nn.Sequential, Tensor], Tensor]
 
 
 def forward_torch(model: nn.Sequential, images: Tensor) -> Tensor:
-    """The pass as PyTorch computes it; outside training, on the CPU, for some images at a time."""
+    """Run a forward pass by PyTorch; outside training on the CPU, `CPU_CHUNK_IMAGES` images at a time."""
     if images.is_cuda or torch.is_grad_enabled():
-        outputs: Tensor = model(images)
-        return outputs
-    return torch.cat([forward_by_module(model, some) for some in images.split(CPU_CHUNK_IMAGES)])
+        return cast("Tensor", model(images))
+    return torch.cat([forward_by_module(model, chunk) for chunk in images.split(CPU_CHUNK_IMAGES)])
 
 
 def forward_by_module(model: nn.Sequential, images: Tensor) -> Tensor:
-    """The pass outside training on the CPU.
+    """Run a forward pass outside training on the CPU, faster than `model(images)` and equal to it to the last bit.
 
-    ReLU works in place and maxima are taken of slices, which is the same to the last bit; the CNNs of the reports' main
-    part took an eighth less time with it.
+    ReLU works in place, and max pooling compares slices: the CNNs of the reports' main part took an eighth less time.
     """
     outputs = images
     for module in model:
         match module:
             case nn.ReLU() if outputs is not images:
-                outputs = functional.relu_(outputs)
+                outputs = nn.functional.relu_(outputs)
             case nn.MaxPool2d(kernel_size=2, stride=2, padding=0):
-                outputs = max_pool(outputs)
+                height, width = (size // 2 * 2 for size in outputs.shape[2:])  # without an odd last row or column
+                rows = torch.maximum(outputs[:, :, 0:height:2], outputs[:, :, 1:height:2])
+                outputs = torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
             case _:
                 outputs = module(outputs)
     return outputs
 
 
-def max_pool(images: Tensor) -> Tensor:
-    """Maxima of 2×2 windows with stride 2: `(n, channels, h, w)` → `(n, channels, h // 2, w // 2)`."""
-    height, width = (size // 2 * 2 for size in images.shape[2:])
-    rows = torch.maximum(images[:, :, 0:height:2], images[:, :, 1:height:2])
-    return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
-
-
 @dataclass(frozen=True)
 class Tensors:
-    """A data set on the trial's device: images float32 `(n, channels, height, width)`, labels int64 `(n,)`."""
+    """A data set on one device: images float32 `(n, channels, height, width)`, labels int64 `(n,)`."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -85,13 +79,13 @@ class Tensors:
 
 @dataclass
 class State:
-    """A trial in training.
+    """The state of a trial in training.
 
     Attributes:
         step: Optimiser steps taken, counted across epochs.
-        curves: `(quantities, records)` float32 on the device; columns from `records` on are not yet filled.
-        diverged: The loss of the last record is NaN or infinite: training has ended there.
-        forward: The network's pass, in training and outside; a stack has its own.
+        curves: `(quantities, records)` float32 on the device, for all records of the trial; zero if not yet recorded.
+        diverged: True if the loss of the last record is NaN or infinite, which ends training.
+        forward: The forward pass, in training and outside; stacks do not use it.
     """
 
     model: nn.Sequential
@@ -104,14 +98,14 @@ class State:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a quantity may look at: the step just taken by a trial, or by all members of a stack, and the data.
+    """The output of one step of a trial, or of all members of a stack, from which quantities are computed.
 
     Attributes:
-        loss: `()`, or `(members,)`; as logits, from the step's forward pass, before its update.
-        logits: `(n, classes)`, or `(members, n, classes)`.
-        labels: `(n,)`, or `(members, n)`.
-        accuracy: Gives the accuracy in percent of the updated model on images with these labels; as `loss`.
-        gradient_norm: Gives the norm of the first layer's gradient; as `loss`.
+        loss: `()` or `(members,)`, from the step's forward pass and so before its update; logits likewise.
+        logits: `(n, classes)` or `(members, n, classes)`.
+        labels: `(n,)` or `(members, n)`.
+        accuracy: Function of images and labels: the accuracy of the updated model in percent, shaped as `loss`.
+        gradient_norm: Function that returns the norm of the first layer's gradient, shaped as `loss`.
     """
 
     loss: Tensor
@@ -123,56 +117,54 @@ class StepOutput:
 
 
 def prepare_process(threads: int) -> None:
-    """Set a process up to train on so many threads, and to keep the memory of freed tensors for the next ones.
+    """Make this process train with `threads` threads, and keep the memory of freed tensors for the next ones.
 
-    glibc gives freed blocks back to the system unless a larger one has been freed before, up to 32 MB. Without this, a
-    process that trains `cnn_3` had 26,000 page faults a second, and was a tenth slower.
+    glibc returns freed blocks to the system unless a larger one has been freed before, up to 32 MB. Without this call,
+    a process that trains `cnn_3` had 26,000 page faults per second and was a tenth slower.
     """
     torch.set_num_threads(threads)
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+    torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of `labels` `(n,)` are the largest of `logits` `(…, n, classes)`: `(…)`."""
+    """Count the labels `(n,)` or `(…, n)` whose logit is the largest of `logits` `(…, n, classes)`: `(…)`."""
     return (logits.argmax(dim=-1) == labels).sum(dim=-1)
 
 
 def compute_accuracy(model: nn.Sequential, images: Tensor, labels: Tensor, forward: Forward = forward_torch) -> Tensor:
-    """Accuracy in percent of the model in eval mode on all images, a tensor without dimensions on the device."""
+    """Compute the model's accuracy on all images in percent, in eval mode, as a scalar tensor on the device."""
     model.eval()
     with torch.inference_mode():
         batches = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-        hits = [count_correct(forward(model, x), y) for x, y in batches]
-        total = torch.stack(hits).sum()
+        correct = torch.stack([count_correct(forward(model, x), y) for x, y in batches]).sum()
     model.train()
-    return 100 * total / len(labels)
+    return 100 * correct / len(labels)
 
 
 def compute_gradient_norm(model: nn.Module) -> Tensor:
-    """That of the first layer's gradient of the step just taken."""
+    """Compute the Euclidean norm of the first layer's gradient, as the last step has left it."""
     gradient = get_first_layer(model).grad
     assert gradient is not None
-    norm: Tensor = torch.linalg.vector_norm(gradient)
-    return norm
+    return cast("Tensor", torch.linalg.vector_norm(gradient))
 
 
 QUANTITY_FUNCTIONS: dict[str, Callable[[StepOutput], Tensor]] = {
-    "train_loss": lambda m: m.loss.detach(),
-    "train_accuracy": lambda m: 100 * count_correct(m.logits, m.labels) / m.labels.shape[-1],
-    "val_accuracy": lambda m: m.accuracy(m.data.val_images, m.data.val_labels),
-    "gradient_norm": lambda m: m.gradient_norm(),
-    "train_set_accuracy": lambda m: m.accuracy(m.data.train_images, m.data.train_labels),
-    "test_set_accuracy": lambda m: m.accuracy(m.data.test_images, m.data.test_labels),
+    "train_loss": lambda output: output.loss.detach(),
+    "train_accuracy": lambda output: 100 * count_correct(output.logits, output.labels) / output.labels.shape[-1],
+    "val_accuracy": lambda output: output.accuracy(output.data.val_images, output.data.val_labels),
+    "gradient_norm": lambda output: output.gradient_norm(),
+    "train_set_accuracy": lambda output: output.accuracy(output.data.train_images, output.data.train_labels),
+    "test_set_accuracy": lambda output: output.accuracy(output.data.test_images, output.data.test_labels),
 }
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
 def to_tensors(data: Dataset, device: torch.device | str, task: str | None = None) -> Tensors:
-    """The data set on the device, labelled for the trial's task; on the CPU the images are shared, not copied."""
+    """Put a data set on a device, with labels for the trial's task; on the CPU, images are shared, not copied."""
 
     def tensor(array: NDArray[Any]) -> Tensor:
-        with warnings.catch_warnings():  # arrays from Ray's object store are read-only, and nothing here writes to them
+        with warnings.catch_warnings():  # arrays from Ray's object store are read-only; nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(array).to(device)
 
@@ -180,125 +172,110 @@ def to_tensors(data: Dataset, device: torch.device | str, task: str | None = Non
         return tensor(array % 2 if task == "even_odd" else array)
 
     return Tensors(
-        train_images=tensor(data.train_images),
-        train_labels=labels(data.train_labels),
-        val_images=tensor(data.val_images),
-        val_labels=labels(data.val_labels),
-        test_images=tensor(data.test_images),
-        test_labels=labels(data.test_labels),
+        *(tensor(data.train_images), labels(data.train_labels)),
+        *(tensor(data.val_images), labels(data.val_labels)),
+        *(tensor(data.test_images), labels(data.test_labels)),
         input_shape=data.input_shape,
         classes=2 if task == "even_odd" else data.classes,
     )
 
 
 def list_record_steps(trial: Trial, train_images: int) -> NDArray[np.int64]:
-    """The optimiser steps at which the trial records, `(records,)`."""
+    """Return the optimiser steps at which the trial records, `(records,)`."""
     interval = trial.record_interval(train_images)
     return np.arange(interval, trial.epochs * trial.steps_per_epoch(train_images) + 1, interval)
 
 
 def draw_epoch_order(seed: int, epoch: int, images: int) -> Tensor:
-    """The order of the images in an epoch `(images,)`: a permutation that seed and epoch alone decide."""
-    generator = np.random.default_rng((seed, epoch))
-    return torch.from_numpy(generator.permutation(images))
+    """Return the order of the images in an epoch, `(images,)`: a permutation that seed and epoch alone decide."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(images))
 
 
 def move_order(order: Tensor, device: torch.device) -> Tensor:
-    """An order where the images are, without waiting for a GPU."""
+    """Return an order on the images' device; a copy to a GPU is only queued, not waited for."""
     return order.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else order
 
 
 def start(trial: Trial, data: Tensors) -> State:
-    """A trial before its first step: PyTorch's default initialisation, drawn from the trial's seed."""
+    """Return the state of a trial before its first step: PyTorch's default initialisation with the trial's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trial.seed)
-        model = build(
-            trial.architecture,
-            data.input_shape,
-            classes=data.classes,
-            activation=trial.activation,
-            pooling=trial.pooling,
-        )
+        architecture, activation, pooling = trial.architecture, trial.activation, trial.pooling
+        model = build(architecture, data.input_shape, classes=data.classes, activation=activation, pooling=pooling)
     device = data.train_images.device
-    # For PyTorch's convolutions on the CPU: 1.1 to 1.4 times as fast in training, 1.4 to 2 times in validation
-    model.to(device).to(memory_format=torch.channels_last)  # in place
+    # This makes PyTorch's convolutions on the CPU 1.1 to 1.4 times as fast in training, 1.4 to 2 times in validation.
+    model.to(device).to(memory_format=torch.channels_last)  # both work in place
     optimizer = OPTIMIZERS[trial.optimizer](model.parameters(), lr=trial.learning_rate, fused=True)
     records = len(list_record_steps(trial, len(data.train_images)))
     return State(model, optimizer, 0, torch.zeros(len(trial.quantities), records, device=device))
 
 
 def train(trial: Trial, data: Tensors, state: State) -> Iterator[None]:
-    """Train from where `state` is to the last epoch's end, yielding after every step.
-
-    A record whose loss is NaN or infinite is the last: nothing that follows it would mean anything.
-    """
+    """Continue training to the last epoch's end, or to a record of NaN or infinite loss, yielding after every step."""
     images = len(data.train_images)
-    per_epoch, interval = trial.steps_per_epoch(images), trial.record_interval(images)
+    steps_per_epoch, interval = trial.steps_per_epoch(images), trial.record_interval(images)
     while not has_ended(trial, data, state):
-        epoch, taken = divmod(state.step, per_epoch)
+        epoch, taken = divmod(state.step, steps_per_epoch)
         order = move_order(draw_epoch_order(trial.seed, epoch, images), data.train_images.device)
         for batch in order.split(trial.batch_size)[taken:]:
-            moment = take_step(trial, data, state, batch)
+            output = take_step(trial, data, state, batch)
             if state.step % interval == 0:
-                record_quantities(trial.quantities, moment, state.curves, state.step // interval - 1)
-                state.diverged = not bool(torch.isfinite(moment.loss))
+                record_quantities(trial.quantities, output, state.curves, state.step // interval - 1)
+                state.diverged = not bool(torch.isfinite(output.loss))
             yield
-            if state.diverged:
+            if state.diverged:  # nothing after this record would mean anything
                 return
 
 
 def has_ended(trial: Trial, data: Tensors, state: State) -> bool:
-    """Whether the trial has trained to its end, or diverged."""
+    """Return whether the trial has trained to its end or diverged."""
     return state.diverged or state.step >= trial.epochs * trial.steps_per_epoch(len(data.train_images))
 
 
 def take_step(trial: Trial, data: Tensors, state: State, batch: Tensor) -> StepOutput:
-    """One optimiser step on the images whose indices are `batch` `(batch size,)`."""
+    """Take one optimiser step on the images whose indices are `batch` `(batch size,)`."""
     advance_step(trial, state)
     labels = data.train_labels.index_select(0, batch)
     logits = state.forward(state.model, data.train_images.index_select(0, batch))  # (batch size, classes)
-    loss = functional.cross_entropy(logits, labels)
+    loss = nn.functional.cross_entropy(logits, labels)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
-    return StepOutput(
-        *(loss, logits, labels, data),
-        accuracy=partial(compute_accuracy, state.model, forward=state.forward),
-        gradient_norm=partial(compute_gradient_norm, state.model),
-    )
+    accuracy = partial(compute_accuracy, state.model, forward=state.forward)
+    return StepOutput(loss, logits, labels, data, accuracy, partial(compute_gradient_norm, state.model))
 
 
 def advance_step(trial: Trial, state: State) -> None:
-    """Count the next step, and set its learning rate."""
+    """Increase the step count by one, and set the learning rate of that step."""
     state.step += 1
     for group in state.optimizer.param_groups:
         group["lr"] = trial.learning_rate_at(state.step)
 
 
-def record_quantities(quantities: Sequence[str], moment: StepOutput, curves: Tensor, column: int) -> None:
-    """Note quantities in a column of `curves` `(quantities, records)` or `(members, quantities, records)`."""
+def record_quantities(quantities: Sequence[str], output: StepOutput, curves: Tensor, column: int) -> None:
+    """Write quantities into a column of `curves`, `(quantities, records)` or `(members, quantities, records)`."""
     for row, quantity in enumerate(quantities):
-        curves[..., row, column] = QUANTITY_FUNCTIONS[quantity](moment)
+        curves[..., row, column] = QUANTITY_FUNCTIONS[quantity](output)
 
 
 def make_state_dict(state: State, records: int) -> dict[str, Any]:
-    """All that decides the trial's future and the curves so far, as tensors and plain values."""
+    """Return the first `records` records and everything that decides how training goes on, for `torch.save`."""
     return {
         "step": state.step,
         "diverged": state.diverged,
         "model": copy_weights(state),
         "optimizer": state.optimizer.state_dict(),
-        "curves": state.curves[:, :records].to("cpu", copy=True),  # of a stack's, not all
+        "curves": state.curves[:, :records].to("cpu", copy=True),  # in a stack, a view of all members' curves
     }
 
 
 def copy_weights(state: State) -> dict[str, Tensor]:
-    """The model's parameters by name, on the CPU, each with memory of its own."""
+    """Copy the model's parameters to the CPU, by name, each into memory of its own."""
     return {name: value.to("cpu", copy=True) for name, value in state.model.state_dict().items()}
 
 
 def load_state_dict(state: State, saved: dict[str, Any]) -> None:
-    """Put a fresh `state` where `saved` was."""
+    """Continue a fresh `state` from `saved`, made by `make_state_dict`."""
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.curves[:, : saved["curves"].shape[1]] = saved["curves"].to(state.curves.device)
@@ -307,26 +284,16 @@ def load_state_dict(state: State, saved: dict[str, Any]) -> None:
 
 
 def fetch_curves(trial: Trial, state: State, records: int) -> dict[str, NDArray[np.float32]]:
-    """The first `records` records by name, each `(records,)`, fetched from the device at once."""
-    filled = state.curves[:, :records].cpu().numpy().copy()
-    return dict(zip(trial.quantities, filled, strict=True))
+    """Return the first `records` records by quantity, each `(records,)`, fetched from the device in one copy."""
+    return dict(zip(trial.quantities, state.curves[:, :records].cpu().numpy().copy(), strict=True))
 
 
 def finish(trial: Trial, data: Tensors, state: State) -> Result:
-    """The result of a trial trained to its end. Nothing else looks at test images but `test_set_accuracy`."""
+    """Return the result of a trial that has ended; only this and `test_set_accuracy` look at the test images."""
     steps = list_record_steps(trial, len(data.train_images))
-    steps = steps[steps <= state.step]  # all of them, unless it diverged
+    steps = steps[steps <= state.step]  # all of them, unless the trial diverged
     test_accuracy = math.nan
     if not state.diverged:
         test_accuracy = float(compute_accuracy(state.model, data.test_images, data.test_labels, state.forward))
-    return Result(
-        steps=steps,
-        curves=fetch_curves(trial, state, len(steps)),
-        test_accuracy=test_accuracy,
-        first_layer=get_first_layer(state.model).detach().cpu().numpy().copy(),
-    )
-
-
-# Images that go through PyTorch's layers at a time, outside training on the CPU: convolutional networks were fastest
-# with 50 to 100, by a tenth over 250.
-CPU_CHUNK_IMAGES = 96
+    first_layer = get_first_layer(state.model).detach().cpu().numpy().copy()
+    return Result(steps, fetch_curves(trial, state, len(steps)), test_accuracy, first_layer)

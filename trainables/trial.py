@@ -1,4 +1,4 @@
-"""A trial: what is trained, and the name that follows from it."""
+"""Trials: the settings that decide a result, and the id that follows from them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from itertools import pairwise
 from trainables.architectures import ACT, ACTIVATIONS, ARCHITECTURES, POOL, POOLINGS, has_layer
 from trainables.errors import BadInputError, check_choice, check_positive
 
-# Bump when training computes something else for the same settings: every trial then gets a new id.
+# Raise this when training computes something else for the same settings: every trial then gets a new id.
 VERSION = 3
 
 
 IMAGE_DATASETS = ("cifar10", "fashion_mnist", "mnist", "digits")
 
 
-XOR = "xor"  # both the data set of four points and the one network that trains on it
+XOR = "xor"  # names both the data set of four points and the network that trains on it
 
 
 PIPELINES = ("unit", "colour")
@@ -32,42 +32,43 @@ OPTIMIZERS = ("adam", "sgd")
 
 
 QUANTITIES = (
-    "train_loss",  # of the step's batch
-    "train_accuracy",  # of the step's batch, %
-    "val_accuracy",  # on the whole validation set, %
-    "gradient_norm",  # Euclidean, of the batch's loss with respect to the first layer's weights
-    "train_set_accuracy",  # on the whole training set, %
-    "test_set_accuracy",  # on the whole test set, %
+    "train_loss",  # mean loss of the step's batch
+    "train_accuracy",  # accuracy on the step's batch, %
+    "val_accuracy",  # accuracy on the whole validation set, %
+    "gradient_norm",  # Euclidean norm of the gradient of the batch's loss by the first layer's weights
+    "train_set_accuracy",  # accuracy on the whole training set, %
+    "test_set_accuracy",  # accuracy on the whole test set, %
 )
 
-
-# The largest number of epochs, batch size, learning rate and noise: far beyond what anybody means, far below what
-# overflows a float32 or fills the memory.
+# The largest number of epochs, batch size, learning rate and noise: far beyond what anybody wants, and far below what
+# would overflow a float32 or fill the memory.
 MAX_SETTING = 1_000_000
 
 
-MAX_SEED = 2**32 - 1  # NumPy's
+MAX_SEED = 2**32 - 1  # the largest that NumPy takes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Everything that decides a trial's result, and nothing else.
+    """The settings that decide a trial's result, and nothing else.
 
-    The id hashes the fields that apply (not None, not empty), so a field that a later version adds, empty by default,
-    renames no trial that exists. Settings that change nothing are normalised away: an MLP has no pooling.
+    The id hashes the fields that apply, that is those that are neither None nor empty. A later version can therefore
+    add a field that is empty by default without renaming the trials that exist. A setting that changes nothing is
+    removed: an MLP has no pooling.
 
     Attributes:
         dataset: One of `IMAGE_DATASETS`, or "xor".
-        pipeline: None: one grey channel, normalised, a tenth held out for validation. "unit": pixels from 0 to 1;
-            "colour": three channels from -1 to 1; both train on all training images.
-        task: None: the data set's classes. "even_odd": the label modulo 2.
+        pipeline: How images become inputs. None: one grey channel, normalised, and a tenth of the training images held
+            out for validation. "unit": pixels from 0 to 1. "colour": three channels from -1 to 1. The last two hold no
+            images out.
+        task: The classes to tell apart. None: those of the data set. "even_odd": the label modulo 2.
         noise_sigma: Standard deviation of the noise on the training points of "xor".
-        milestones: `(step, learning rate)` pairs in order: that rate from the step after `step` on.
-        record_every_steps: Optimiser steps between records, counted across epochs; None records at every epoch's end.
-        quantities: What is recorded, from `QUANTITIES`.
+        milestones: `(step, learning rate)` pairs in order: the rate applies from the step after `step` on.
+        record_every_steps: Optimiser steps between two records, counted across epochs; None: a record an epoch.
+        quantities: The quantities to record, from `QUANTITIES`.
 
     Raises:
-        BadInputError: A name is unknown or a number out of range.
+        BadInputError: A name is unknown, or a number is out of range.
     """
 
     dataset: str
@@ -91,7 +92,7 @@ class Trial:
             check_choice("architecture", self.architecture, (XOR,))
             if self.noise_sigma is None or not 0 <= self.noise_sigma <= MAX_SETTING:
                 raise BadInputError(f"noise sigma is {self.noise_sigma}; it must be a number from 0 to {MAX_SETTING:,}")
-            object.__setattr__(self, "noise_sigma", float(self.noise_sigma) + 0.0)  # -0.0 is 0.0, and has its id
+            object.__setattr__(self, "noise_sigma", float(self.noise_sigma) + 0.0)  # -0.0 becomes 0.0, which it equals
         else:
             check_choice("dataset", self.dataset, IMAGE_DATASETS)
             check_choice("architecture", self.architecture, ARCHITECTURES)
@@ -124,20 +125,20 @@ class Trial:
 
     @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits: a hash of the settings and of `VERSION`."""
+        """The first 16 hexadecimal digits of a hash of the settings and of `VERSION`."""
         settings = {name: value for name, value in asdict(self).items() if value not in (None, ())}
         text = json.dumps({"version": VERSION, **settings}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def steps_per_epoch(self, train_images: int) -> int:
-        """⌈images / batch size⌉: the last batch of an epoch may be smaller."""
+        """Return ⌈images / batch size⌉: the last batch of an epoch may be smaller than the others."""
         return math.ceil(train_images / self.batch_size)
 
     def record_interval(self, train_images: int) -> int:
-        """Optimiser steps between two records."""
+        """Return the number of optimiser steps between two records."""
         return self.record_every_steps or self.steps_per_epoch(train_images)
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of optimiser step `step`, counted from 1."""
+        """Return the learning rate of an optimiser step; the first is step 1."""
         reached = [rate for milestone, rate in self.milestones if step > milestone]
         return reached[-1] if reached else self.learning_rate

@@ -1,1 +1,16 @@
-"""TODO."""
+"""The driver: the process that runs a sweep, from a plan to its end.
+
+Ray reads its settings from the environment when it is imported, so they are made here, before any module of this
+package imports it. What a person has set stays.
+"""
+
+import os
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# Tune would save the state of all trials again and again, for a restore that is never used.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
+if not os.environ.get("RAY_ADDRESS"):  # a cluster of this machine alone must answer nobody else
+    os.environ.setdefault("RAY_AUTH_MODE", "token")

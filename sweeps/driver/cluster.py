@@ -1,59 +1,66 @@
-"""TODO."""
+"""Ray's cluster: start it on this machine or join it, look at its nodes, and leave it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import ray
 from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.driver.launch import T, U
-from sweeps.driver.resources import (
-    Node,
-    add_planned_nodes,
-)
+from sweeps.driver.resources import Node, add_planned_nodes
 from sweeps.driver.signals import stop_on_signals
 from trainables.errors import BadInputError
 from trainables.files import report_write_errors, wait_for_file
+from trainables.persistence.connection import get_sqlite_file
 
-DYING_SECONDS = 10
+T = TypeVar("T")
+U = TypeVar("U")
+DYING_SECONDS = 10  # how long the processes of a killed driver may take to die
+LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, in spite of its name
+TRAINABLES_PACKAGE = Path(__file__).resolve().parents[2] / "trainables"  # the only package that workers import
 
 
-LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, as the launcher writes it
+@contextmanager
+def start_processes_in_own_group() -> Iterator[None]:
+    """Start Ray's processes outside this process's group, so that signals to the group do not reach them.
+
+    A signal to the group (`timeout python sweeps/…`, a closed terminal) is meant for the driver, which then stops Ray's
+    processes in order. It could not if the same signal had ended them. Ray has no public setting for this, so the class
+    that starts its processes is replaced for the moment: `ray._private.services.ConsolePopen`, seen in Ray 2.60.0.
+    """
+    popen = partial(services.ConsolePopen, process_group=0)
+    with mock.patch.object(services, "ConsolePopen", popen):
+        yield
 
 
-TRAINABLES_PACKAGE = Path(__file__).resolve().parent.parent / "trainables"  # all that workers import
+def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder: Path) -> list[Node]:
+    """Start Ray on this machine with its files in `folder`, or join the cluster at `address`; return the nodes.
 
-
-def start_or_join(address: str | None, machine: Node, folder: Path) -> list[Node]:
-    """Start Ray on this machine with its files in `folder`, or join the cluster at `address`; its living nodes.
+    The nodes include those that a cluster launcher would start if trials waited for them.
 
     Raises:
-        BadInputError: There is no cluster at `address`.
+        BadInputError: Ray cannot start, there is no cluster at `address`, or its nodes cannot all use the store.
     """
-    for name in ("ray", "ray.tune", "ray.air"):  # what fails is reported in our own summary
+    for name in ("ray", "ray.tune", "ray.air"):  # failures are reported in the sweep's own summary
         logging.getLogger(name).setLevel(logging.CRITICAL)
     make_private_folder(folder)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
-        cpus, gpus = int(machine.cpus), int(machine.gpus)
-        # Outside this process group: a signal to the group (`timeout python sweeps/…`, a closed terminal) is meant for
-        # the driver, which stops the others in order. It could not if the same signal had ended Ray's processes.
-        popen = partial(services.ConsolePopen, process_group=0)
+        own: dict[str, Any] = {"num_cpus": int(machine.cpus), "num_gpus": int(machine.gpus), "_temp_dir": str(folder)}
         try:
-            with mock.patch.object(services, "ConsolePopen", popen):
-                ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=str(folder), **quiet)
+            with start_processes_in_own_group():
+                ray.init("local", include_dashboard=False, **own, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BadInputError(f"Ray cannot start on this machine, with its files in {folder} ({reason})") from None
@@ -65,20 +72,26 @@ def start_or_join(address: str | None, machine: Node, folder: Path) -> list[Node
             raise BadInputError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start it, or unset RAY_ADDRESS"
             ) from None
-    stop_on_signals()  # Ray has put its own handler in the place of ours
-    living = [
-        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in list_living_nodes()
-    ]
-    return living if address is None else add_planned_nodes(living, read_launcher_config())
+    stop_on_signals()  # Ray has replaced the handlers
+    resources = [node["Resources"] for node in list_living_nodes()]
+    nodes = [Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources]
+    if address is not None:
+        nodes = add_planned_nodes(nodes, read_launcher_config())
+    if len(nodes) > 1 and get_sqlite_file(tracking_uri):
+        raise BadInputError(
+            f"the tracking store {tracking_uri} is a file of one machine, but the cluster has {len(nodes)}; "
+            "name a server or a database that all of them reach with --tracking-uri"
+        )
+    return nodes
 
 
 def list_living_nodes() -> list[dict[str, Any]]:
-    """What Ray knows of the nodes that live."""
+    """Return Ray's descriptions of the living nodes."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def read_launcher_config() -> dict[str, Any]:
-    """What the cluster launcher leaves on the head, where drivers and jobs run; empty if no launcher started it."""
+    """Return the configuration that the cluster launcher leaves on the head, where drivers run; empty without one."""
     try:
         return dict(json.loads(LAUNCHER_CONFIG.read_text()))
     except FileNotFoundError:
@@ -96,7 +109,7 @@ def check_storage_is_shared(storage: Path) -> None:
             for node in others
         ]
         names = (node["NodeManagerHostname"] for node in others)
-        # A node that has vanished meanwhile trains nothing.
+        # A node that has vanished meanwhile trains nothing, so its answer does not matter.
         blind = sorted({name for name, answer in zip(names, answers, strict=True) if not get_or_default(answer, True)})
     if blind:
         raise BadInputError(
@@ -107,7 +120,7 @@ def check_storage_is_shared(storage: Path) -> None:
 
 
 def get_or_default(answer: ray.ObjectRef[T], otherwise: U) -> T | U:
-    """What was found by trying; `otherwise` where that failed: trials will say why, if they fail as well."""
+    """Return the answer of a remote task, or `otherwise` if it failed: if trials fail as well, they will say why."""
     try:
         return ray.get(answer)
     except ray.exceptions.RayError:
@@ -115,10 +128,10 @@ def get_or_default(answer: ray.ObjectRef[T], otherwise: U) -> T | U:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make the private folder anew. A killed driver's processes may write into the old one while they die.
+    """Make the folder for Ray's files anew, while the processes of a killed driver may still write into the old one.
 
     Raises:
-        BadInputError: It cannot be made.
+        BadInputError: The folder cannot be made.
     """
     for _ in range(DYING_SECONDS):
         shutil.rmtree(folder, ignore_errors=True)
@@ -134,22 +147,13 @@ def make_private_folder(folder: Path) -> None:
 
 def check_gpu() -> None:
     """Raise `BadInputError` where torch cannot use the GPU that trials on this machine were promised."""
-    import torch  # takes seconds, and only trials on GPUs need to know
+    import torch  # takes seconds, and only trials on GPUs need it
 
     if not torch.cuda.is_available():
         raise BadInputError("torch finds no usable GPU on this machine; train on the CPU with --gpus-per-trial 0")
 
 
 def disconnect(folder: Path) -> None:
-    """Stop Ray on this machine, or leave the cluster, and clear away what it kept in `folder`."""
+    """Stop Ray on this machine, or leave the cluster, and remove the folder with its files."""
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def get_private_folder(storage: Path) -> Path:
-    """Where Ray keeps sockets and logs for sweeps with this storage: short, as socket paths must be.
-
-    The same for every driver of the storage, so that the next one clears away what a killed one has left.
-    """
-    name = hashlib.sha256(str(storage).encode()).hexdigest()[:8]
-    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / f"neural-sweeps-{os.getuid()}-{name}"

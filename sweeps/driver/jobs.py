@@ -1,7 +1,7 @@
-"""A sweep on a cluster that is reached from outside: a Ray job, which goes on when this computer leaves.
+"""A sweep as a job of a Ray cluster that is reached from outside; the job goes on when this computer leaves.
 
-The job runs this checkout's code with the options of this command line. What they do not say is the cluster's to say:
-its environment names the store and the folders.
+The job runs this checkout's code with the options of this command line. The cluster's environment gives the defaults of
+all other options, such as the store and the folders.
 """
 
 from __future__ import annotations
@@ -27,65 +27,51 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sweeps.driver.provenance import collect_provenance
 from sweeps.experiment import JOB_ADDRESS_VARIABLE, SweepOptions
-from trainables.errors import BadInputError
+from trainables.errors import BadInputError, UserError
 
-# Ray reads this when it is imported. It sends the token of ~/.ray/auth_token, if there is one, only when asked to.
+# Ray reads this when it is imported. Without it, Ray does not send the token of ~/.ray/auth_token.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-CODE_FOLDER = Path(__file__).resolve().parent.parent
-
-
-PACKAGES = ("sweeps", "trainables")
-
-
+CODE_FOLDER = Path(__file__).resolve().parents[2]
+PACKAGES = ("sweeps", "trainables")  # all that a job needs
 POLL_SECONDS = 2.0
-
-
-ANSWER_SECONDS = 30.0  # a tunnel that hangs must not hold us for ever
-
-
-PATIENCE_SECONDS = 60.0  # for a tunnel to come back, before we stop following
-
-
-STOP_SECONDS = 180  # a sweep that is stopped saves, and may have to wait for its store (Ray: 3 s)
-
-
-SWEEP_STATUSES = (0, 1, 2, 130)  # of a sweep
-
-
-# Of Ray's client: what requests raises is an OSError, and whoever listens there may answer anything.
+ANSWER_SECONDS = 30.0  # the longest wait for one answer, as a tunnel may hang
+PATIENCE_SECONDS = 60.0  # the time for a broken tunnel to come back
+STOP_SECONDS = 180  # the time for a stopped sweep to save and to wait for its store; Ray's default is 3
+SWEEP_STATUSES = (0, 1, 2, 130)
+# Errors of Ray's client. Those of requests are OSErrors, and a server that is not Ray's may answer anything.
 CLIENT_ERRORS = (AuthenticationError, OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 class Client(JobSubmissionClient):
-    """Ray's client, with an end to its waiting."""
+    """Ray's client, which waits for an answer no longer than `ANSWER_SECONDS`."""
 
     def _do_request(self, *words: Any, **settings: Any) -> requests.Response:
         return super()._do_request(*words, timeout=ANSWER_SECONDS, **settings)
 
 
-def run_as_job(selection: SweepOptions, address: str, command: Sequence[str]) -> int:
-    """Run a command line as a job of the cluster at `address`, or find it running there; follow it to its end.
+def run_as_job(options: SweepOptions, address: str, command: Sequence[str]) -> int:
+    """Run a command line as a job of a cluster, or find it running there, and print its log until its end.
 
     Args:
-        selection: What the command line selects.
-        address: Of the cluster's dashboard.
+        options: The options of the command line that select trials.
+        address: The address of the cluster's dashboard.
         command: The script and its words.
 
     Returns:
-        The sweep's exit status; 130 if following was stopped, or the job; 1 where the end is not known.
+        The sweep's exit status; 130 if the job or this command was stopped; 1 if the job's end is not known.
 
     Raises:
-        BadInputError: The job could not be submitted.
+        BadInputError: The options are wrong, or the job could not be submitted.
     """
-    next(selection.stages(lambda trial: None)).trials()  # what the options get wrong is said here and now
+    options.first_stage().trials()  # checks the options before anything is sent
     again = shlex.join(["python", *command])
     job = None
     try:
         with convert_submission_errors(address):
             client = connect(address)
-            job = find_or_submit(client, selection.experiment, select_forwarded_options(command[1:]), address)
+            job = find_or_submit(client, options.experiment, select_forwarded_options(command[1:]), address)
         return follow(client, job)
     except KeyboardInterrupt:
         print(f"no longer following; {f'job {job}' if job else 'the job, if it started,'} goes on", file=sys.stderr)
@@ -96,7 +82,7 @@ def run_as_job(selection: SweepOptions, address: str, command: Sequence[str]) ->
 
 
 def select_forwarded_options(words: Sequence[str]) -> list[str]:
-    """The words of a command line but for `--address`, its options in the order of their names."""
+    """Return the words of a command line without `--address`, sorted by option, so that equal commands are equal."""
     options: list[list[str]] = []
     for word in words:
         if word.startswith("--"):
@@ -109,24 +95,28 @@ def select_forwarded_options(words: Sequence[str]) -> list[str]:
 
 
 def make_job_name(experiment: str, words: Sequence[str]) -> str:
-    """What the ids of a command's jobs start with."""
+    """Return the start of the ids of a command's jobs."""
     return f"{experiment}-{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:8]}"
 
 
 def connect(address: str) -> Client:
-    """A client of the cluster whose dashboard is at `address`."""
+    """Return a client of the cluster whose dashboard is at `address`.
+
+    Raises:
+        BadInputError: The address is not a URL.
+    """
     if not is_url(address):
         raise BadInputError(
             f"--address {address} is not that of a dashboard; give http://HOST:PORT, as in http://127.0.0.1:8265"
         )
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # which Ray's client would put before its argument
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray's client would prefer these to its argument
         os.environ.pop(name, None)
-    logging.disable(logging.WARNING)  # Ray's client talks; what fails is reported in our own words
+    logging.disable(logging.WARNING)  # Ray's client prints errors, which are reported in one sentence instead
     return Client(address)
 
 
 def is_url(address: str) -> bool:
-    """Whether this is `http://HOST`, with a port or without."""
+    """Return whether the address is `http://HOST` or `https://HOST`, with a port or without."""
     try:
         parts = urlsplit(address)
         return (
@@ -138,10 +128,10 @@ def is_url(address: str) -> bool:
 
 @contextmanager
 def convert_submission_errors(address: str) -> Iterator[None]:
-    """What keeps a job from being submitted, in a sentence."""
+    """Raise `BadInputError`, with a sentence on what to do, in place of the errors of Ray's client."""
     try:
         yield
-    except BadInputError:
+    except UserError:
         raise
     except AuthenticationError:
         raise BadInputError(
@@ -156,13 +146,13 @@ def convert_submission_errors(address: str) -> Iterator[None]:
 
 
 def get_last_line(error: Exception) -> str:
-    """What an error says in the end: the cluster may send a whole traceback, and Ray's client puts a dot after it."""
+    """Return the last line of an error: the cluster may send a traceback, after which Ray's client puts a dot."""
     lines = [line for line in str(error).splitlines() if line.strip(" .")]
     return lines[-1].strip() if lines else type(error).__name__
 
 
 def find_or_submit(client: Client, experiment: str, words: Sequence[str], address: str) -> str:
-    """The id of the job that runs these words: the one that is there and has not ended, or a new one."""
+    """Return the id of the job that runs this command: one that has not ended, or else a new one."""
     name, commit = make_job_name(experiment, words), collect_provenance()["git_commit"]
     jobs = {number: job for job in client.list_jobs() if (number := parse_job_number(job.submission_id, name))}
     last = max(jobs, default=0)
@@ -179,17 +169,17 @@ def find_or_submit(client: Client, experiment: str, words: Sequence[str], addres
 
 
 def parse_job_number(job: str | None, name: str) -> int:
-    """The running number of a job, 0 for one of another name."""
+    """Return the number at the end of a job's id, or 0 if the job has another name."""
     found = re.fullmatch(rf"{re.escape(name)}-([1-9]\d*)", job or "")
     return int(found[1]) if found else 0
 
 
 def submit(client: Client, job: str, script: str, words: Sequence[str], address: str, commit: str) -> None:
-    """Submit a job with this checkout's code, unless somebody did so just now: two jobs never have the same id."""
+    """Submit a job with this checkout's code, unless another computer has just done so: ids of jobs are unique."""
     variables = {
         "SWEEPS_COMMIT": commit,
         JOB_ADDRESS_VARIABLE: address,
-        "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray blocks it in a job that is stopped by another
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray blocks SIGINT in a job that another signal stops
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
     }
     with tempfile.TemporaryDirectory(prefix="neural-sweeps-") as folder:
@@ -197,7 +187,7 @@ def submit(client: Client, job: str, script: str, words: Sequence[str], address:
             shutil.copytree(CODE_FOLDER / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
         try:
             client.submit_job(
-                # Files that a job leaves in its current folder go with Ray's copy of the code, so not there.
+                # Ray removes its copy of the code, and with it all files that a job leaves there: so run elsewhere.
                 entrypoint=f'cd && exec python "$OLDPWD/{script}" {shlex.join(words)}',
                 submission_id=job,
                 metadata={"git_commit": commit},
@@ -209,7 +199,7 @@ def submit(client: Client, job: str, script: str, words: Sequence[str], address:
 
 
 def follow(client: Client, job: str) -> int:
-    """Print a job's log until the job ends, or nobody answers any more; the exit status."""
+    """Print a job's log until the job ends or the cluster stops answering, and return the exit status."""
     printed = 0
     answered = time.monotonic()
     while True:
@@ -231,7 +221,7 @@ def follow(client: Client, job: str) -> int:
 
 
 def get_exit_status(details: JobDetails) -> int:
-    """The exit status of a job that has ended."""
+    """Return the exit status of a job that has ended."""
     if details.status == JobStatus.STOPPED:
         print("the job was stopped", file=sys.stderr)
         return 130

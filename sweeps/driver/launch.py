@@ -1,13 +1,11 @@
-"""The one file that starts Ray: trains trials side by side and says how far they are."""
+"""Launching packs with Ray Tune, and reading what came of their trials."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from ray import tune
 from rich.console import Console
@@ -15,39 +13,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from sweeps.driver.progress import ProgressBar, get_pack
 from trainables.datasets import Dataset
-from trainables.worker.pack import Outcome, Pack, WorkerSettings
+from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport, WorkerSettings
 from trainables.worker.trainable import train_pack_in_tune
 
-# Ray reads these when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-
-
-os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-
-
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-
-
-# Tune would save all trials again and again, for a restore that we never do.
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
-
-
-if not os.environ.get("RAY_ADDRESS"):  # our own cluster of one machine answers nobody else
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-# A trial whose process dies is started again from its last checkpoint, as often as it comes further (`STARTS` in
-# `trainables/members.py`); this, times the trials of a pack, ends those that die before they can count.
+# A trial whose process dies is started again from its last checkpoint, as long as it gets further each time
+# (`MAX_STARTS` in `trainables/worker/active_trial.py`). This bound, times the trials of a pack, ends processes that die
+# before they can count their starts.
 MAX_STARTS_PER_TRIAL = 50
-
-
-T = TypeVar("T")
-
-
-U = TypeVar("U")
 
 
 def train_packs(
@@ -58,12 +30,21 @@ def train_packs(
     folder: Path,
     console: Console,
 ) -> dict[str, Outcome]:
-    """Train packs of trials, `at_once` packs at a time at most; Tune's own files, of no use afterwards, go to `folder`.
+    """Train packs of trials with Ray Tune.
+
+    Args:
+        packs: The packs.
+        data: The data set; None for XOR.
+        settings: The settings of all workers.
+        at_once: The most packs that train at once.
+        folder: The folder for Tune's own files, which are removed at the end.
+        console: The console that shows the progress.
 
     Returns:
-        trial id → what came of it. Trials stopped by Ctrl-C are not among them.
+        Trial id → outcome, without the trials that Ctrl-C has stopped.
     """
     on_interrupt = signal.getsignal(signal.SIGINT)  # Tune leaves its own handler in place
+    most_trials = max(len(pack.trials) for pack in packs)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -82,33 +63,27 @@ def train_packs(
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
-                trial_name_creator=lambda t: get_pack(t.config).name,
-                trial_dirname_creator=lambda t: get_pack(t.config).name,
+                trial_name_creator=lambda trial: get_pack(trial.config).name,
+                trial_dirname_creator=lambda trial: get_pack(trial.config).name,
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(folder),
-                failure_config=tune.FailureConfig(
-                    max_failures=MAX_STARTS_PER_TRIAL * max(len(pack.trials) for pack in packs)
-                ),
+                failure_config=tune.FailureConfig(max_failures=MAX_STARTS_PER_TRIAL * most_trials),
                 callbacks=[ProgressBar(progress, packs)],
                 verbose=0,
             ),
         ).fit()
     signal.signal(signal.SIGINT, on_interrupt)
     shutil.rmtree(folder / "tune", ignore_errors=True)
-    found = (results[index] for index in range(len(results)))
-    return {trial_id: ending for result in found for trial_id, ending in read_outcomes(result).items()}
+    found = (read_outcomes(results[index]) for index in range(len(results)))
+    return {trial_id: outcome for outcomes in found for trial_id, outcome in outcomes.items()}
 
 
 def read_outcomes(result: tune.Result) -> dict[str, Outcome]:
-    """What a pack's last report said of its trials, and what Tune says of those that it could not report."""
-    reported = (result.metrics or {}).get("endings", {})
-    found = {
-        trial_id: Outcome(said.get("error"), said.get("out_of_memory", False), said.get("notes", ()))
-        for trial_id, said in reported.items()
-    }
-    if result.error is not None and result.config:
-        error = Outcome(error=str(result.error).strip().splitlines()[-1])
-        return {trial.id: error for trial in get_pack(result.config).trials} | found
-    return found
+    """Return the outcomes in a pack's last report, and Tune's error for the trials that had none."""
+    report: PackReport = (result.metrics or {}).get(REPORT_KEY, PackReport())
+    if result.error is None or not result.config:
+        return dict(report.outcomes)
+    error = Outcome(error=str(result.error).strip().splitlines()[-1])
+    return {trial.id: error for trial in get_pack(result.config).trials} | dict(report.outcomes)

@@ -1,7 +1,8 @@
-"""One driver at a time for a sweep: a claim on its parent run that dies with its driver.
+"""One driver at a time for a sweep: a lease on its parent run, which ends with the driver.
 
-A driver that lives counts up a tag of its parent run. Whoever meets a claim watches that tag for a while by its own
-clock, so that neither clocks that differ nor a clock that jumps can make a living driver look dead.
+A living driver increases a number in a tag of the parent run: its heartbeat. Another driver that finds a lease watches
+this tag for a while by its own clock. So neither clocks that differ nor a clock that jumps can make a living driver
+look dead.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from trainables.persistence.connection import DRIVER_TAG, HEARTBEAT_TAG, STORAGE
 from trainables.persistence.store import Store
 
 HEARTBEAT_SECONDS = 5.0
-
-
 WATCH_SECONDS = 30.0
-
-
-RACE_SECONDS = 1.0  # two drivers that claim at the same moment each read again after this time: the later one stays
+RACE_SECONDS = 1.0  # after taking a lease, a driver reads it again: of two that took it at once, the later one keeps it
 
 
 def is_alive(store: Store, driver: str) -> bool:
-    """Whether a driver, `<parent run>/<name>`, lives: its claim stands, and its beat goes on within `WATCH_SECONDS`."""
+    """Return whether a driver still holds its lease and its heartbeat goes on within `WATCH_SECONDS`.
+
+    Args:
+        store: The store of the driver's sweep.
+        driver: The driver, as `<parent run>/<name>`.
+    """
     parent_run_id, _, _ = driver.partition("/")
     first = store.read_tags(parent_run_id) if parent_run_id else {}
     if first.get(DRIVER_TAG) != driver:
@@ -46,26 +48,27 @@ def is_alive(store: Store, driver: str) -> bool:
 
 @contextmanager
 def hold_lease(store: Store, sweep: str, parent_run_id: str, storage: str, say: Callable[[str], None]) -> Iterator[str]:
-    """Claim the sweep for as long as the context lasts; the driver's name.
+    """Hold the sweep's lease for as long as the context lasts, which gets the driver as `<parent run>/<name>`.
 
     Args:
-        store: Where the sweep's runs are.
-        sweep: Its name, for messages.
-        parent_run_id: Of the sweep.
-        storage: Host and folder. Who holds the lock of this folder may take over a claim from it: its owner is dead.
-        say: Tells the person who waits what for.
+        store: The store of the sweep's runs.
+        sweep: The sweep's name, for messages.
+        parent_run_id: The sweep's parent run.
+        storage: Host and path of the storage folder, whose lock this process holds. A lease from the same folder is
+            taken over, as its driver must be dead.
+        say: Prints a message.
 
     Raises:
-        BadInputError: A living driver has claimed the sweep.
+        BadInputError: A living driver holds the lease.
     """
     dead = None
     while (tags := store.read_tags(parent_run_id)).get(DRIVER_TAG, dead) != dead and tags.get(STORAGE_TAG) != storage:
-        say(f"{sweep} is claimed with --storage {tags.get(STORAGE_TAG)}: watching for a sign of life")
+        say(f"{sweep} has a driver with --storage {tags.get(STORAGE_TAG)}: watching for a sign of life")
         if is_alive(store, tags[DRIVER_TAG]):
             raise BadInputError(
                 f"{sweep} trains already, with --storage {tags.get(STORAGE_TAG)}; wait for that to end, or stop it"
             )
-        dead = tags[DRIVER_TAG]  # unless yet another driver has claimed the sweep meanwhile, the way is free
+        dead = tags[DRIVER_TAG]  # the lease is free, unless a third driver has taken it meanwhile
     driver = f"{parent_run_id}/{uuid.uuid4().hex[:12]}"
     store.set_tags(parent_run_id, {DRIVER_TAG: driver, STORAGE_TAG: storage, HEARTBEAT_TAG: "0"})
     time.sleep(RACE_SECONDS)
@@ -85,7 +88,10 @@ def hold_lease(store: Store, sweep: str, parent_run_id: str, storage: str, say: 
 
 
 def send_heartbeats(store: Store, driver: str, ended: threading.Event, say: Callable[[str], None]) -> None:
-    """Count up the beat until the end; a store that is away misses some. Stop the driver if its claim is lost."""
+    """Send heartbeats until `ended` is set, and stop the driver if its lease is lost.
+
+    A store that is away misses some heartbeats.
+    """
     parent_run_id, _, _ = driver.partition("/")
     count = 0
     while not ended.wait(HEARTBEAT_SECONDS):

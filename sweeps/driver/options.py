@@ -1,7 +1,8 @@
-"""TODO."""
+"""The command-line options that say how trials are run."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -14,41 +15,52 @@ from trainables.errors import BadInputError, check_positive
 
 
 def get_default_storage() -> Path:
-    """What `SWEEPS_STORAGE` says, or a folder in the current one."""
+    """Return the folder that `SWEEPS_STORAGE` names, or `storage` in the current folder."""
     return Path(os.environ.get("SWEEPS_STORAGE") or "storage")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How to run them; nothing here changes a result, but for the last bits that follow the number of CPUs."""
+    """How to run them. None of this changes a result, except for rounding."""
 
     data_root: Path = field(default_factory=get_default_data_root)
-    """Folder of the data sets; what is missing is downloaded into it. SWEEPS_DATA_ROOT sets the default."""
+    """Folder of the data sets; missing files are downloaded into it. SWEEPS_DATA_ROOT sets the default."""
     storage: Path = field(default_factory=get_default_storage)
-    """Folder for checkpoints of unfinished trials; on a cluster, one that every node sees. SWEEPS_STORAGE sets the
-    default."""
+    """Folder for the checkpoints of unfinished trials. On a cluster, every node must see it.
+    SWEEPS_STORAGE sets the default."""
     cpus_per_trial: int = 1
-    """Also the number of threads a trial trains with."""
+    """CPUs for a trial, which also trains with this number of threads."""
     gpus_per_trial: tuple[str, ...] = ()
-    """A fraction of a GPU, several GPUs, 0, or auto (measures the memory that training takes); for one architecture:
-    mlp_1=0.1. Default: 0.25 where a node has a GPU, else 0."""
+    """GPUs for a trial: a fraction, a whole number, 0, or auto (from the memory that training takes).
+    For one architecture: mlp_1=0.1. Default: 0.25 where a node has a GPU, else 0."""
     pack: str = "auto"
-    """Trials that share a process, at most; 1 packs none. auto: as many as pays, which a few steps of training show.
-    Packed or not, a trial computes the same but for rounding."""
+    """The most trials that share a process; 1: each has its own. auto: as many as make the sweep fast.
+    A trial computes the same in any pack, except for rounding."""
     compile_steps: bool = False
-    """Compile the steps of trials that train side by side, for GPUs: it takes up to a minute at first."""
+    """Compile the training steps of stacks, for GPUs. Each kind of stack takes up to a minute at first."""
     max_concurrent: int | None = None
-    """At most this many processes that train at once. Default: as many as the resources allow."""
+    """The most processes that train at once. Default: as many as the resources allow."""
     checkpoint_seconds: float = 60.0
-    """The most work a trial loses with its process; at an epoch's end it checkpoints after a twelfth of that."""
+    """The most training time that a trial loses if its process dies.
+    At the end of an epoch a checkpoint is due after a twelfth of it."""
     dry_run: bool = False
     """Print what would run, and stop."""
     address: str | None = None
-    """Run all this as a job of the cluster whose dashboard is there, with the cluster's defaults, and follow its log:
-    http://127.0.0.1:8265 through a tunnel. The job goes on without this computer; the same command finds it again."""
+    """Run this command as a job of the Ray cluster with this dashboard, and print the job's log.
+    Through a tunnel: http://127.0.0.1:8265. Options that are not given have the cluster's defaults.
+    The job goes on if you stop this command; the same command finds it again."""
+
+    @property
+    def private_folder(self) -> Path:
+        """The folder of Ray's sockets and logs, with a short path, as sockets need one.
+
+        It is the same for every driver with this storage, so that the next one removes what a killed one has left.
+        """
+        name = hashlib.sha256(str(self.storage.absolute()).encode()).hexdigest()[:8]
+        return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / f"neural-sweeps-{os.getuid()}-{name}"
 
     def check(self) -> None:
-        """Raise `BadInputError` where a value is out of range or the storage cannot be written."""
+        """Raise `BadInputError` where a value is out of range or the storage folder cannot be written."""
         check_positive("--cpus-per-trial", self.cpus_per_trial, whole=True)
         if self.max_concurrent is not None:
             check_positive("--max-concurrent", self.max_concurrent, whole=True)

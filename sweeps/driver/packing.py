@@ -1,7 +1,7 @@
-"""Which trials share a process. Pure, and free of Ray and torch.
+"""Packs: which trials share a process. Pure, and free of Ray and torch.
 
-A pack is what Ray Tune takes for a trial. Trials that train side by side in a stack share one, as many as keep all
-processes busy; so do trials so short that starting each by itself would take a good part of its time.
+Ray Tune takes a pack for a single trial. Trials that train side by side in a stack share a pack, as many as keep all
+processes busy. So do trials that are so short that starting a process for each would take a good part of the time.
 """
 
 from __future__ import annotations
@@ -17,28 +17,18 @@ from trainables.errors import BadInputError, quote
 from trainables.trial import Trial
 from trainables.worker.pack import Pack
 
-MAX_STACKED_TRIALS = 16  # side by side: more gained nothing on the CPU
-
-
-SEQUENTIAL_PACK_SECONDS = 20.0  # of trials one after another
-
-
-MIN_PACKS_PER_PROCESS = 4  # for every process at least, so that all end at about the same time
-
-
-# Rough, on the slow side: they size packs, and a pack of the wrong size trains as well.
+MAX_STACKED_TRIALS = 16  # more gained nothing on the CPU
+SEQUENTIAL_PACK_SECONDS = 20.0  # training time of a pack whose trials train one after another
+MIN_PACKS_PER_PROCESS = 4  # so that all processes end at about the same time
+# Rough figures, on the slow side: they size packs, and a pack of another size trains as well.
 FLOPS_PER_SECOND = 2e10
-
-
 STEP_OVERHEAD_SECONDS = 5e-4
-
-
 XOR_TRIAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """How large a data set is: the shape of an image, and how many of them the quantities that a trial records see."""
+    """The shape of a data set's images, and the number of images in each part."""
 
     shape: tuple[int, int, int]
     train: int
@@ -46,16 +36,16 @@ class ImageCounts:
     test: int
 
     @staticmethod
-    def of(data: Dataset) -> ImageCounts:
-        """Of a data set."""
+    def from_dataset(data: Dataset) -> ImageCounts:
+        """Return the counts of a data set."""
         return ImageCounts(data.input_shape, len(data.train_labels), len(data.val_labels), len(data.test_labels))
 
 
 def parse_pack_size(word: str) -> int | None:
-    """What `--pack` asks for: at most so many trials in a pack; None, as many as pays.
+    """Return the most trials in a pack that `--pack` asks for; None for `auto`.
 
     Raises:
-        BadInputError: It is neither a positive number nor "auto".
+        BadInputError: The word is neither a positive whole number nor "auto".
     """
     if word == "auto":
         return None
@@ -65,12 +55,12 @@ def parse_pack_size(word: str) -> int | None:
 
 
 def remove_stack_differences(trial: Trial) -> Trial:
-    """What trials have in common that can train side by side: all but seed and learning rates."""
+    """Return the trial without seed and learning rates: trials that are then equal can train in one stack."""
     return replace(trial, seed=0, learning_rate=1.0, milestones=())
 
 
 def estimate_seconds(trial: Trial, images: ImageCounts | None) -> float:
-    """About how long a trial trains on one core."""
+    """Return a rough estimate of the seconds that a trial trains on one core; `images` is None for XOR."""
     if images is None:
         return XOR_TRIAL_SECONDS * trial.epochs / 2000
     steps = trial.epochs * trial.steps_per_epoch(images.train)
@@ -89,15 +79,16 @@ def make_packs(
     at_once: int,
     most: int | None,
 ) -> list[Pack]:
-    """Put trials into packs, in the order of their first trials.
+    """Put trials into packs, ordered by their first trials.
 
     Args:
-        names: Readable ones, by trial id.
-        gpus: By trial id, the share of a GPU: the trials of a pack have the same.
-        images: Of the data set; None of XOR, which needs none.
-        stacked: Architectures whose trials train side by side.
-        at_once: How many packs run at a time.
-        most: Trials in a pack; None: as many as pays.
+        trials: The trials, in the sweep's order.
+        names: Trial id → readable name.
+        gpus: Trial id → GPUs; the trials of a pack have the same.
+        images: The sizes of the data set; None for XOR.
+        stacked: Architectures whose trials train in stacks.
+        at_once: The number of packs that run at once.
+        most: The most trials in a pack; None: as many as make the sweep fast.
     """
     groups: dict[tuple[float, Trial | str], list[Trial]] = {}
     for trial in trials:
@@ -117,7 +108,7 @@ def make_packs(
 
 
 def split_evenly(trials: Sequence[Trial], size: int) -> Iterator[Sequence[Trial]]:
-    """As few parts as possible, of `size` trials at most and as equal as possible."""
+    """Return as few parts as possible, of at most `size` trials each, and as equal as possible."""
     parts = math.ceil(len(trials) / size)
     bounds = [len(trials) * part // parts for part in range(parts + 1)]
     return (trials[first:last] for first, last in pairwise(bounds))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Plans: the trials of a sweep, and which of them the tracking store has."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ from trainables.errors import BadInputError
 from trainables.persistence.store import StoredRun
 from trainables.trial import Trial
 
-MAX_RECORDS = 10_000_000  # a curve; more would fill the memory before training starts
+MAX_RECORDS = 10_000_000  # in a curve; more would fill the memory before training starts
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep's trials and what the tracking store has of them."""
+    """A sweep's trials, and their runs in the tracking store.
+
+    Attributes:
+        sweep: The sweep.
+        trials: Its distinct trials, in order.
+        runs: Trial id → the trial's runs.
+    """
 
     sweep: Sweep
     trials: tuple[Trial, ...]
     runs: Mapping[str, list[StoredRun]]
 
-    def finished(self, trial: Trial) -> StoredRun | None:
-        """The finished run of a trial."""
+    def find_finished(self, trial: Trial) -> StoredRun | None:
+        """Return the finished run of a trial, or None."""
         return next((run for run in self.runs.get(trial.id, []) if run.finished), None)
 
     @property
     def missing(self) -> list[Trial]:
-        """The trials that no run has finished, in the sweep's order."""
-        return [trial for trial in self.trials if self.finished(trial) is None]
+        """The trials without a finished run, in the sweep's order."""
+        return [trial for trial in self.trials if self.find_finished(trial) is None]
 
 
 def check_records(trials: Sequence[Trial], train_images: int) -> None:

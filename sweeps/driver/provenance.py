@@ -1,4 +1,4 @@
-"""TODO."""
+"""Provenance: the code and the libraries that train."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from pathlib import Path
 
 
 def collect_provenance() -> dict[str, str]:
-    """Which code and which libraries train: tags of every run."""
+    """Return the versions of the code and of the libraries, as tags for every run."""
     commit, changed = run_git("rev-parse", "HEAD"), run_git("status", "--porcelain", "--untracked-files=no")
     here = (commit or "unknown") + (" with changes" if changed else "")
     libraries = ("neural-sweeps", "torch", "torchvision", "numpy", "ray", "mlflow")
     return {
-        "git_commit": os.environ.get("SWEEPS_COMMIT") or here,  # of the checkout that a job's code came from
+        "git_commit": os.environ.get("SWEEPS_COMMIT")
+        or here,  # a job's code has no checkout; the command that submits it says
         "python_version": sys.version.split()[0],
         **{f"{library}_version": get_version(library) for library in libraries},
     }
 
 
 def get_version(library: str) -> str:
-    """The version of a library; this project itself lies on a cluster's nodes without being installed."""
+    """Return the version of a library; the project itself is not installed on the nodes of a cluster."""
     try:
         return version(library)
     except PackageNotFoundError:
@@ -30,7 +31,7 @@ def get_version(library: str) -> str:
 
 
 def run_git(*words: str) -> str:
-    """What git says of this checkout; nothing without git or outside a checkout."""
+    """Return what a git command prints about this checkout; nothing without git or outside a checkout."""
     try:
         folder = str(Path(__file__).parent)
         return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=False).stdout.strip()

@@ -1,51 +1,131 @@
-"""TODO."""
+"""Recovery of what earlier drivers have left: runs that stand as running, results that wait, and folders."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
 
-from trainables.persistence.store import Store
-from trainables.persistence.trial_folder import TrialFolder
+from filelock import FileLock, Timeout
 
-if TYPE_CHECKING:
-    from trainables.persistence.delivery import SweepContext
-    from trainables.worker.pack import Outcome
+from sweeps.driver.lease import is_alive
 from sweeps.driver.plan import Plan
 from sweeps.driver.report import say
+from trainables.errors import BadInputError, UserError
+from trainables.persistence.connection import RETRY_SECONDS
+from trainables.persistence.delivery import Delivery, SweepContext
+from trainables.persistence.store import Store
+from trainables.persistence.trial_folder import TrialFolder
+from trainables.worker.pack import Outcome
 
-# How long a store that went away while trials trained is waited for at the end. What it does not take by then stays
-# in the storage folder until the next command.
+# At the end of a sweep a store that is away is waited for so long. Results that it has not taken by then stay in the
+# storage folder until the next command.
 STORE_PATIENCE_SECONDS = 120.0
+STORAGE_LOCK = "sweep.lock"  # in the storage folder, held by the driver that trains with it
 
 
-def deliver_result(folder: TrialFolder, name: str, target: SweepContext, deadline: float) -> str | None:
-    """Bring one kept result into the store, trying until `deadline` (`time.monotonic`); why it does not take it."""
-    from trainables.persistence.delivery import Delivery
+def remove_leftovers(plan: Plan, storage: Path, ray_folder: Path | None) -> None:
+    """Remove the folders of finished trials, and Ray's files, that a driver left because it died.
 
+    Nothing is removed while another driver trains with this storage.
+
+    Args:
+        plan: The sweep's trials.
+        storage: The storage folder.
+        ray_folder: The folder of Ray's files; None if this driver uses it.
+    """
+    finished = [TrialFolder(storage, trial) for trial in plan.trials if plan.find_finished(trial)]
+    folders = [folder for folder in finished if folder.path.exists()]
+    left_by_ray = ray_folder if ray_folder and ray_folder.exists() and storage.exists() else None
+    if folders or left_by_ray:
+        with suppress(Timeout), FileLock(storage / STORAGE_LOCK, blocking=False):
+            for folder in folders:
+                folder.remove()
+            if left_by_ray:
+                shutil.rmtree(left_by_ray, ignore_errors=True)
+
+
+def close_dead_runs(plan: Plan, store: Store, storage_name: str) -> None:
+    """Close the runs that dead drivers left as RUNNING: all of this storage, and those of the missing trials.
+
+    Args:
+        plan: The sweep's trials, and all runs of the store.
+        store: The store.
+        storage_name: Host and path of the storage folder, whose lock this process holds: its drivers are dead.
+
+    Raises:
+        BadInputError: A missing trial trains in a living sweep with another storage.
+    """
+    missing = {trial.id for trial in plan.missing}
+    dead: set[str] = set()
+    for run in (run for runs in plan.runs.values() for run in runs if run.status == "RUNNING"):
+        here = run.storage == storage_name
+        if not here and run.trial_id not in missing:
+            continue
+        if not here and run.driver not in dead:
+            say(f"'{run.name}' is running with --storage {run.storage}: watching for a sign of life")
+            if is_alive(store, run.driver):
+                raise BadInputError(
+                    f"'{run.name}' trains in {run.experiment} with --storage {run.storage}; wait "
+                    "for that sweep to end, or stop it"
+                )
+            dead.add(run.driver)
+        store.end_run(run.run_id, "KILLED")
+
+
+def deliver_waiting_results(plan: Plan, context: SweepContext, patience_seconds: float) -> dict[str, str]:
+    """Send the results in the storage folder to the store.
+
+    Once the store has failed for `patience_seconds`, it is not tried again for further results.
+
+    Returns:
+        Trial id → the reason why the store does not take the result.
+    """
+    refused: dict[str, str] = {}
+    labels = plan.sweep.labels()
+    deadline = time.monotonic() + patience_seconds
+    store_failure: str | None = None
+    for trial in plan.missing:
+        folder = TrialFolder(context.storage, trial)
+        if not folder.has_result:
+            continue
+        try:
+            store_failure = store_failure or deliver_result(folder, labels[trial.id], context, deadline)
+            if store_failure:
+                refused[trial.id] = store_failure
+        except UserError as error:  # concerns this trial alone
+            refused[trial.id] = str(error)
+    return refused
+
+
+def deliver_result(folder: TrialFolder, name: str, context: SweepContext, deadline: float) -> str | None:
+    """Send one result to the store, trying until `deadline` (`time.monotonic`); return why it is not taken, or None."""
     with folder.lock():
-        if folder.read_result() is None:  # damaged, and set aside: the trial goes on from its last checkpoint
+        if folder.read_result() is None:  # it was damaged and renamed: the trial goes on from its last checkpoint
             return None
-        delivery = Delivery(folder, name, target)
+        delivery = Delivery(folder, name, context)
         delivery.deliver_result()
         if delivery.failure and time.monotonic() < deadline:
             say(f"{delivery.failure}: waiting for up to {deadline - time.monotonic():.0f} seconds")
         while delivery.failure and time.monotonic() < deadline:
-            time.sleep(2)
+            time.sleep(RETRY_SECONDS)
             delivery.deliver_result()
         return delivery.failure
 
 
-def close_own_runs(plan: Plan, store: Store, endings: Mapping[str, Outcome], driver: str) -> Plan:
-    """Leave none of this driver's runs standing as RUNNING once nothing trains, nor beside a finished one; the plan."""
+def close_own_runs(plan: Plan, store: Store, outcomes: Mapping[str, Outcome], driver: str) -> None:
+    """Close all of this driver's runs that stand as RUNNING, once nothing trains any more.
+
+    A run beside a finished one is deleted: the store's answer was lost when it was made, so another was made.
+    """
     for trial in plan.trials:
-        for recorded in plan.runs.get(trial.id, []):
-            if recorded.finished or recorded.driver != driver:
+        for run in plan.runs.get(trial.id, []):
+            if run.finished or run.driver != driver:
                 continue
-            if plan.finished(trial):  # an answer of the store was lost when the run was made, so another one was
-                store.delete_run(recorded.run_id)
-            elif recorded.status == "RUNNING":
-                ending = endings.get(trial.id)
-                store.end_run(recorded.run_id, "FAILED" if ending is not None and ending.error else "KILLED")
-    return plan
+            if plan.find_finished(trial):
+                store.delete_run(run.run_id)
+            elif run.status == "RUNNING":
+                outcome = outcomes.get(trial.id)
+                store.end_run(run.run_id, "FAILED" if outcome is not None and outcome.error else "KILLED")

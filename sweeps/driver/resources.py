@@ -1,4 +1,7 @@
-"""What a machine or a cluster has, what a trial gets of it, and how many trials fit at once. Pure, and free of Ray."""
+"""Resources: what the nodes have, what a trial gets of them, and how many trials fit at once.
+
+Pure except for `detect_machine`, and free of Ray.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,15 @@ from trainables.architectures import ARCHITECTURES
 from trainables.errors import BadInputError, check_choice, quote
 from trainables.trial import XOR
 
-# Four small models on a GPU: a guess that leaves each a quarter of the memory, not a measurement.
+# Four small models on a GPU: a guess, not a measurement, that leaves each a quarter of the memory.
 DEFAULT_GPU_SHARE = 0.25
-
-
-MIN_GPU_SHARE = 0.01  # of a GPU: a hundred trials on one
-
-
-MEMORY_MARGIN = 1.2  # between the memory that a probe used and what a trial is given
+MIN_GPU_SHARE = 0.01  # a hundred trials on one GPU
+MEMORY_MARGIN = 1.2  # the memory that a trial is given, over the memory that a probe has used
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one node has."""
+    """The CPUs and GPUs of a node."""
 
     cpus: float
     gpus: float
@@ -33,11 +32,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What one trial gets, and how many of them run at once.
+    """The CPUs and GPUs of each trial, and the number of trials that run at once.
 
     Attributes:
-        gpus: By architecture.
-        at_once: At most; of the architecture that needs the least.
+        cpus: The CPUs of a trial.
+        gpus: The GPUs of a trial, by architecture.
+        at_once: The most trials that run at once, if all are of the architecture that needs the least.
     """
 
     cpus: int
@@ -46,7 +46,7 @@ class Allocation:
 
 
 def detect_machine() -> Node:
-    """The CPUs this process may use and the NVIDIA devices of this machine."""
+    """Return this machine as a node: the CPUs that this process may use, and the NVIDIA devices."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -55,12 +55,13 @@ def detect_machine() -> Node:
 
 
 def add_planned_nodes(living: Sequence[Node], launcher_config: Mapping[str, object]) -> list[Node]:
-    """The nodes that live, and those that the cluster launcher would start if trials waited for them.
+    """Return the living nodes, and those that the cluster launcher would start if trials waited for them.
 
     Args:
-        living: The nodes that live.
-        launcher_config: What the launcher leaves on the head; empty where no launcher started the cluster. Node types
-            without stated resources, as of machines on premises, are not counted: they all live or are broken.
+        living: The living nodes.
+        launcher_config: The configuration that the launcher leaves on the head; empty where no launcher started the
+            cluster. Node types without stated resources, such as machines on premises, are not counted: each of them
+            is alive or broken.
     """
     planned: Counter[Node] = Counter()
     types = launcher_config.get("available_node_types")
@@ -73,24 +74,30 @@ def add_planned_nodes(living: Sequence[Node], launcher_config: Mapping[str, obje
 
 
 def parse_gpu_requests(words: Iterable[str]) -> dict[str, float | None]:
-    """What `--gpus-per-trial` asks for, by architecture, under "" for all others; None is to be measured.
+    """Return the GPUs that `--gpus-per-trial` asks for, by architecture, with "" for all others.
+
+    None stands for `auto`: the share is to follow from the memory that training takes.
 
     Raises:
         BadInputError: A word is neither a share nor "auto", with or without an architecture before it.
     """
-    asked: dict[str, float | None] = {}
+    requests: dict[str, float | None] = {}
     for word in words:
         architecture, _, value = word.rpartition("=")
         if "=" in word:
             check_choice("architecture of --gpus-per-trial", architecture, tuple(ARCHITECTURES))
-        if architecture in asked:
+        if architecture in requests:
             raise BadInputError(f"--gpus-per-trial says twice what {architecture or 'a trial'} gets; say it once")
-        asked[architecture] = None if value == "auto" else parse_gpu_share(value)
-    return asked
+        requests[architecture] = None if value == "auto" else parse_gpu_share(value)
+    return requests
 
 
 def parse_gpu_share(text: str) -> float:
-    """A share of a GPU, or a number of GPUs."""
+    """Return a share of a GPU, or a number of GPUs.
+
+    Raises:
+        BadInputError: The text is neither.
+    """
     try:
         share = float(text)
     except ValueError:
@@ -103,42 +110,15 @@ def parse_gpu_share(text: str) -> float:
     return share
 
 
-def choose_gpu_shares(
-    asked: Mapping[str, float | None],
-    architectures: Iterable[str],
-    nodes: Sequence[Node],
-    measured: Mapping[str, float] | None = None,
+def request_gpus(
+    requests: Mapping[str, float | None], architectures: Iterable[str], cpus: int, nodes: Sequence[Node]
 ) -> dict[str, float]:
-    """What a trial of each architecture gets: what was asked for, else what was measured, else `SHARED_GPU`.
-
-    The network of XOR trains in NumPy and gets none.
-    """
-    default = DEFAULT_GPU_SHARE if any(node.gpus > 0 for node in nodes) else 0.0
-    shares: dict[str, float] = {}
-    for architecture in architectures:
-        share = 0.0 if architecture == XOR else asked.get(architecture, asked.get("", default))
-        shares[architecture] = (measured or {}).get(architecture, default) if share is None else share
-    return shares
-
-
-def size_gpu_share(used: float) -> float:
-    """The share of a GPU to give a trial that used the part `used` of its memory: as many as fit, with a margin."""
-    at_once = max(1, int(1 / max(MIN_GPU_SHARE, used * MEMORY_MARGIN)))
-    return math.floor(10_000 / at_once) / 10_000  # Ray counts in ten-thousandths: 1/7 must not become 0.1429
-
-
-def allocate(cpus: int, gpus: Mapping[str, float], nodes: Sequence[Node], max_concurrent: int | None) -> Allocation:
-    """What each trial gets of the nodes, and how many run at once.
-
-    Args:
-        cpus: Of a trial.
-        gpus: Of a trial, by architecture.
-        nodes: All there are.
-        max_concurrent: At most so many at once; None: as many as fit.
+    """Return the GPUs that a trial of each architecture asks for; where memory decides, the default share.
 
     Raises:
         BadInputError: A trial asks for more than any node has.
     """
+    gpus = choose_gpu_shares(requests, architectures, nodes)
     most_cpus = max(node.cpus for node in nodes)
     most_gpus = max(node.gpus for node in nodes)
     if cpus > most_cpus:
@@ -151,12 +131,54 @@ def allocate(cpus: int, gpus: Mapping[str, float], nodes: Sequence[Node], max_co
             )
         if not any(count_fitting(node, cpus, each) for node in nodes):
             raise BadInputError(f"no node has {cpus} CPUs and {each:g} GPUs together; ask for fewer of one")
+    return gpus
+
+
+def choose_gpu_shares(
+    requests: Mapping[str, float | None],
+    architectures: Iterable[str],
+    nodes: Sequence[Node],
+    measured: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Return the GPUs of a trial by architecture: as requested, else as measured, else `DEFAULT_GPU_SHARE`.
+
+    The network of XOR trains in NumPy and gets none.
+
+    Args:
+        requests: The result of `parse_gpu_requests`.
+        architectures: The architectures of all trials.
+        nodes: The nodes; where none has a GPU, the default is 0.
+        measured: Architecture → the share that its memory needs, where that is known.
+    """
+    default = DEFAULT_GPU_SHARE if any(node.gpus > 0 for node in nodes) else 0.0
+    shares: dict[str, float] = {}
+    for architecture in architectures:
+        share = 0.0 if architecture == XOR else requests.get(architecture, requests.get("", default))
+        shares[architecture] = (measured or {}).get(architecture, default) if share is None else share
+    return shares
+
+
+def size_gpu_share(memory_fraction: float) -> float:
+    """Return the share of a GPU for a trial that used a fraction of its memory: as many as fit, with a margin."""
+    at_once = max(1, int(1 / max(MIN_GPU_SHARE, memory_fraction * MEMORY_MARGIN)))
+    return math.floor(10_000 / at_once) / 10_000  # Ray counts in ten-thousandths: 1/7 must not become 0.1429
+
+
+def allocate(cpus: int, gpus: Mapping[str, float], nodes: Sequence[Node], max_concurrent: int | None) -> Allocation:
+    """Return what each trial gets of the nodes, and how many run at once.
+
+    Args:
+        cpus: CPUs of a trial.
+        gpus: GPUs of a trial, by architecture; each fits on a node, as `request_gpus` has checked.
+        nodes: All nodes.
+        max_concurrent: The most trials at once; None: as many as fit.
+    """
     at_once = max(sum(count_fitting(node, cpus, each) for node in nodes) for each in gpus.values())
     return Allocation(cpus, gpus, min(at_once, max_concurrent or at_once))
 
 
 def count_fitting(node: Node, cpus: int, gpus: float) -> int:
-    """How many trials fit on a node. A fraction of a GPU is never split over two."""
+    """Return how many trials fit on a node. A fraction of a GPU is never split over two."""
     by_cpu = int(node.cpus // cpus)
     if gpus == 0:
         return by_cpu

@@ -1,4 +1,4 @@
-"""Running a sweep: what is missing → train it → what came of it."""
+"""Running an experiment, stage by stage: find what is missing, train it, report what came of it."""
 
 from __future__ import annotations
 
@@ -9,81 +9,103 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.cli import next_stage
 from sweeps.driver.options import RunOptions
-from sweeps.driver.resources import (
-    detect_machine,
-    parse_gpu_requests,
-)
-from sweeps.experiment import SweepOptions
+from sweeps.driver.plan import Plan
+from sweeps.driver.recovery import remove_leftovers
+from sweeps.driver.report import console, make_result_table, print_allocation, print_missing, print_plan, say
+from sweeps.driver.resources import Node, allocate, detect_machine, parse_gpu_requests, request_gpus
+from sweeps.experiment import StagesEndedEarly, SweepOptions
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
 from trainables.trial import Trial
 
 if TYPE_CHECKING:
+    from sweeps.driver.session import Session
     from trainables.worker.pack import Outcome
-from sweeps.driver.plan import Plan
-from sweeps.driver.report import console, make_result_table, print_allocation, print_missing, print_plan, say
-from sweeps.driver.session import Session, allocate_for, connect
 
 
-def run(selection: SweepOptions, running: RunOptions) -> int:
-    """Run the trials of the selected sweep that are not finished, stage by stage.
+def run(options: SweepOptions, run_options: RunOptions) -> int:
+    """Run the trials of an experiment that are not finished, stage by stage.
 
     Returns:
-        0 if all trials are finished, 1 if some failed, 130 if stopped before the end.
+        The exit status: 0 if all trials are finished, 1 if some failed, 130 if the sweep was stopped.
 
     Raises:
-        BadInputError: Before anything trains.
+        UserError: The input is bad, or the store or the storage folder cannot be used.
     """
-    first = next(selection.stages(lambda trial: None))
+    first = options.first_stage()
     trials = first.trials()  # checks the options before the store is opened
-    running.check()
+    run_options.check()
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        allocate_for(trials, running, [detect_machine()])
-    if running.dry_run and get_missing_file(selection.tracking_uri):  # a dry run makes no store
+    if not address:  # what this machine does not have is refused at once
+        request_gpus_for(trials, run_options, [detect_machine()])
+    if run_options.dry_run and get_missing_file(options.tracking_uri):  # a dry run makes no store
         print_plan(Plan(first, trials, {}))
-        print_dry_run(trials, running, address, selection.tracking_uri)
+        print_dry_run(trials, run_options, address, options.tracking_uri)
         return 0
-    store = Store(selection.tracking_uri)
+    store = Store(options.tracking_uri)
+    ended_early: str | None = None
     with ExitStack() as stack:
-        trainer = Session(store, running, address, stack)
-        stages = selection.stages(store.make_reader())
-        while True:
-            sweep, early = next_stage(stages)
-            if sweep is None:
-                break
-            plan = Plan(sweep, sweep.trials(), store.find_runs())
-            print_plan(plan)
-            if running.dry_run:
+        session: Session | None = None
+        try:
+            for sweep in options.stages(store.read_trial):
+                plan = Plan(sweep, sweep.trials(), store.find_runs())
+                print_plan(plan)
+                if run_options.dry_run:
+                    if plan.missing:
+                        break  # later stages, if there are any, depend on these trials
+                    continue
+                ray_folder = None if session else run_options.private_folder
+                remove_leftovers(plan, run_options.storage.absolute(), ray_folder)
+                outcomes: Mapping[str, Outcome] = {}
                 if plan.missing:
-                    break  # what comes next, if anything, depends on these
-                continue
-            trainer.clear(plan)
-            endings: Mapping[str, Outcome] = {}
-            if plan.missing:
-                plan, endings = trainer.train(plan)
-            console.print(make_result_table(plan))
-            if plan.missing:
-                return print_missing(plan, selection, running, endings)
-    if early:
-        say(early)
-    if running.dry_run:
-        print_dry_run(trials, running, address, store.uri)
+                    session = session or start_session(store, run_options, address, stack)
+                    plan, outcomes = session.train(plan)
+                console.print(make_result_table(plan))
+                if plan.missing:
+                    return print_missing(plan, options, run_options, outcomes)
+        except StagesEndedEarly as end:
+            ended_early = str(end)
+    if ended_early:
+        say(ended_early)
+    if run_options.dry_run:
+        print_dry_run(trials, run_options, address, store.uri)
     else:
-        say(f"All trials are done. Next: {selection.command('analysis')}")
+        say(f"All trials are done. Next: {options.format_command('analysis')}")
     return 0
 
 
-def print_dry_run(trials: Sequence[Trial], running: RunOptions, address: str | None, tracking_uri: str) -> None:
-    """Print what a trial would get, of the cluster if there is one."""
+def start_session(store: Store, run_options: RunOptions, address: str | None, stack: ExitStack) -> Session:
+    """Return a session that trains trials until `stack` closes."""
+    from sweeps.driver.session import Session  # with Ray, which takes seconds to import
+
+    return Session(store, run_options, address, stack)
+
+
+def request_gpus_for(trials: Sequence[Trial], run_options: RunOptions, nodes: Sequence[Node]) -> dict[str, float]:
+    """Return the GPUs that a trial of each architecture asks for.
+
+    Raises:
+        BadInputError: A trial asks for more than any node has.
+    """
+    architectures = dict.fromkeys(trial.architecture for trial in trials)
+    requests = parse_gpu_requests(run_options.gpus_per_trial)
+    return request_gpus(requests, architectures, run_options.cpus_per_trial, nodes)
+
+
+def print_dry_run(trials: Sequence[Trial], run_options: RunOptions, address: str | None, tracking_uri: str) -> None:
+    """Print what each trial would get of this machine, or of the cluster at `address`."""
     with ExitStack() as stack:
-        # Not the sweep's own folder: another driver may be training, with its files there.
-        private = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="neural-sweeps-", ignore_cleanup_errors=True))
-        )
-        nodes = connect(address, tracking_uri, private, stack) if address else [detect_machine()]
-        print_allocation(allocate_for(trials, running, nodes))
-    if None in parse_gpu_requests(running.gpus_per_trial).values() and any(node.gpus > 0 for node in nodes):
+        nodes = [detect_machine()]
+        if address:
+            from sweeps.driver import cluster  # with Ray, which takes seconds to import
+
+            # Ray's files must not go where those of another driver may be, which trains with the same storage.
+            temporary = tempfile.TemporaryDirectory(prefix="neural-sweeps-", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(temporary))
+            stack.callback(cluster.disconnect, folder)
+            nodes = cluster.start_or_join(address, tracking_uri, nodes[0], folder)
+        gpus = request_gpus_for(trials, run_options, nodes)
+        print_allocation(allocate(run_options.cpus_per_trial, gpus, nodes, run_options.max_concurrent))
+    if None in parse_gpu_requests(run_options.gpus_per_trial).values() and any(node.gpus > 0 for node in nodes):
         say("Shares of a GPU that are to be measured may come out smaller or larger.")

@@ -1,23 +1,30 @@
-"""TODO."""
+"""A session: trains what is missing, with Ray and the data set kept from one stage of the experiment to the next."""
 
 from __future__ import annotations
 
-import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from sweeps.driver.autotune import Tuning, autotune
-from sweeps.driver.lease import hold_lease, is_alive
+from sweeps.driver import autotune, cluster, launch
+from sweeps.driver.lease import hold_lease
 from sweeps.driver.options import RunOptions
 from sweeps.driver.packing import MAX_STACKED_TRIALS, ImageCounts, make_packs, parse_pack_size
+from sweeps.driver.plan import Plan, check_records
+from sweeps.driver.provenance import collect_provenance
+from sweeps.driver.recovery import (
+    STORAGE_LOCK,
+    STORE_PATIENCE_SECONDS,
+    close_dead_runs,
+    close_own_runs,
+    deliver_waiting_results,
+)
+from sweeps.driver.report import console, print_allocation, print_backend, print_outcomes, print_packs, say
 from sweeps.driver.resources import (
     DEFAULT_GPU_SHARE,
     Allocation,
@@ -26,166 +33,100 @@ from sweeps.driver.resources import (
     choose_gpu_shares,
     detect_machine,
     parse_gpu_requests,
+    request_gpus,
     size_gpu_share,
 )
+from trainables import datasets
 from trainables.errors import BadInputError, TrackingError
 from trainables.files import report_write_errors
-from trainables.persistence.connection import get_sqlite_file, retry_for
+from trainables.persistence.connection import retry_for
+from trainables.persistence.delivery import SweepContext
 from trainables.persistence.store import Store
-from trainables.persistence.trial_folder import TrialFolder
 from trainables.trial import XOR, Trial
-
-if TYPE_CHECKING:
-    from trainables.datasets import Dataset
-    from trainables.persistence.delivery import SweepContext
-    from trainables.worker.pack import Outcome
-from sweeps.driver.cluster import get_private_folder
-from sweeps.driver.plan import Plan, check_records
-from sweeps.driver.provenance import collect_provenance
-from sweeps.driver.recovery import STORE_PATIENCE_SECONDS, close_own_runs, deliver_result
-from sweeps.driver.report import console, print_allocation, print_backend, print_outcomes, print_packs, say
-
-
-def connect(address: str | None, tracking_uri: str, private: Path, stack: ExitStack) -> list[Node]:
-    """Start Ray here, or join the cluster at `address`, until `stack` closes; the nodes there are.
-
-    Raises:
-        BadInputError: It cannot be, or not all nodes could reach the tracking store.
-    """
-    from sweeps.driver import cluster  # Ray and torch take seconds to import: only where they are needed
-
-    stack.callback(cluster.disconnect, private)
-    nodes = cluster.start_or_join(address, detect_machine(), private)
-    if len(nodes) > 1 and get_sqlite_file(tracking_uri):
-        raise BadInputError(
-            f"the tracking store {tracking_uri} is a file of one machine, but the cluster has {len(nodes)}; "
-            "name a server or a database that all of them reach with --tracking-uri"
-        )
-    return nodes
-
-
-def allocate_for(
-    trials: Sequence[Trial], running: RunOptions, nodes: Sequence[Node], measured: Mapping[str, float] | None = None
-) -> Allocation:
-    """What the trials get of the nodes, given what was measured of some architectures.
-
-    Raises:
-        BadInputError: A trial asks for more than any node has.
-    """
-    architectures = dict.fromkeys(trial.architecture for trial in trials)
-    gpus = choose_gpu_shares(parse_gpu_requests(running.gpus_per_trial), architectures, nodes, measured)
-    return allocate(running.cpus_per_trial, gpus, nodes, running.max_concurrent)
+from trainables.worker.pack import Outcome, WorkerSettings
 
 
 class Session:
-    """Trains what is missing. Data and Ray are there from the first trial that needs them until `stack` closes."""
+    """A driver at work. Ray and the data set are there from the first trial that needs them until `stack` closes.
 
-    def __init__(self, store: Store, running: RunOptions, address: str | None, stack: ExitStack) -> None:
+    Attributes:
+        storage: The storage folder, absolute.
+        storage_name: Host and path of the storage folder.
+        nodes: The nodes, once Ray has been started or joined.
+        data: The data set, which all trials of an experiment share; None for XOR, or before it is loaded.
+        allocation: The allocation of the packs submitted last.
+    """
+
+    def __init__(self, store: Store, options: RunOptions, address: str | None, stack: ExitStack) -> None:
         self.store = store
-        self.running = running
+        self.options = options
         self.address = address
         self.stack = stack
-        self.storage = running.storage.absolute()
-        self.private = get_private_folder(self.storage)
+        self.storage = options.storage.absolute()
         self.storage_name = f"{socket.gethostname()}:{self.storage}"
         self.nodes: list[Node] | None = None
-        self.share: Allocation | None = None
-        self.data: Dataset | None = None
-        self.measured = Tuning()
-
-    def start(self, trial: Trial) -> list[Node]:
-        """Load the data that all trials of an experiment share, and start Ray meanwhile, which mostly waits."""
-        from sweeps.driver import cluster
-        from trainables import datasets
-
-        with ThreadPoolExecutor(1) as beside:
-            images = trial.dataset != XOR
-            data = (
-                beside.submit(datasets.load_dataset, trial.dataset, self.running.data_root, trial.pipeline)
-                if images
-                else None
-            )
-            nodes = connect(self.address, self.store.uri, self.private, self.stack)
-        if data is not None:
-            self.data = data.result()
-            parts = (self.data.train_labels, self.data.val_labels, self.data.test_labels)
-            counts = " + ".join(f"{len(part):,}" for part in parts)
-            say(f"{trial.dataset}: {counts} images (training, validation, test)")
-        if self.address is not None:
-            cluster.check_storage_is_shared(self.storage)
-        return nodes
-
-    def share_of(self, trials: Sequence[Trial]) -> Allocation:
-        """What the trials get of the nodes; measured, where that is asked for."""
-        from sweeps.driver import cluster
-
-        self.nodes = self.nodes or self.start(trials[0])
-        self.measure(trials, self.nodes)
-        measured = {name: size_gpu_share(part) for name, part in self.measured.memory.items()}
-        found = allocate_for(trials, self.running, self.nodes, measured)
-        if any(found.gpus.values()) and self.address is None:
-            cluster.check_gpu()
-        return found
-
-    def measure(self, trials: Sequence[Trial], nodes: Sequence[Node]) -> None:
-        """Try what the sweep is to plan with."""
-        if self.data is None:
-            return
-        asked = parse_gpu_requests(self.running.gpus_per_trial)
-        gpus = allocate_for(trials, self.running, nodes).gpus
-        unknown = [name for name, share in gpus.items() if share and asked.get(name, asked.get("", 0.0)) is None]
-        most = parse_pack_size(self.running.pack) or MAX_STACKED_TRIALS
-        if unknown:
-            say("Measuring how much GPU memory training takes, once there is a GPU for it")
-        self.measured = autotune(trials, gpus, unknown, most, self.data, self.running.cpus_per_trial, self.storage)
-        if unknown and not self.measured.memory:
-            say(f"PyTorch finds no usable GPU to measure on: {DEFAULT_GPU_SHARE} of a GPU a trial")
+        self.data: datasets.Dataset | None = None
+        self.allocation: Allocation | None = None
 
     def train(self, plan: Plan) -> tuple[Plan, Mapping[str, Outcome]]:
-        """Train the plan's missing trials; the plan as it is then, and what came of those that were tried, by id.
+        """Train the plan's missing trials, and deliver their results.
+
+        Returns:
+            The plan with what the store has afterwards, and the outcome of each trial that was tried, by id.
 
         Raises:
-            BadInputError: Another sweep trains these trials, or with this storage.
+            BadInputError: Another sweep trains these trials, or trains with this storage.
         """
         started = time.monotonic()
         experiment_id, parent_run_id = self.store.ensure_parent(plan.sweep.name, plan.missing[0].dataset)
-        lock = FileLock(self.storage / "sweep.lock", blocking=False)
+        lease = hold_lease(self.store, plan.sweep.name, parent_run_id, self.storage_name, say)
+        outcomes: Mapping[str, Outcome] = {}
+        with self.lock_storage(), lease as driver:
+            context = self.make_context(experiment_id, parent_run_id, driver)
+            close_dead_runs(self.refresh(plan), self.store, self.storage_name)
+            refused = deliver_waiting_results(plan, context, patience_seconds=0)
+            plan = self.refresh(plan)  # another sweep may just have trained some of them
+
+            def settle() -> Plan:
+                latest = self.refresh(plan)
+                close_own_runs(latest, self.store, outcomes, driver)
+                return latest
+
+            try:
+                outcomes = self.submit(plan, context, [trial for trial in plan.missing if trial.id not in refused])
+                refused |= deliver_waiting_results(plan, context, STORE_PATIENCE_SECONDS)
+            except BaseException:
+                with suppress(TrackingError):
+                    settle()
+                raise
+            try:
+                after = retry_for(settle, 0 if refused else STORE_PATIENCE_SECONDS)
+            except TrackingError as error:
+                say(str(error), style="red")
+                after = plan  # the last known state of the store
+        print_outcomes(plan, after, outcomes, refused, time.monotonic() - started)
+        return after, outcomes
+
+    @contextmanager
+    def lock_storage(self) -> Iterator[None]:
+        """Hold the lock of the storage folder.
+
+        Raises:
+            BadInputError: Another sweep trains with this storage.
+        """
         with report_write_errors(self.storage):
             self.storage.mkdir(parents=True, exist_ok=True)
             try:
-                held = lock.acquire()
+                lock = FileLock(self.storage / STORAGE_LOCK, blocking=False).acquire()
             except Timeout:
                 raise BadInputError(
-                    f"another sweep trains with --storage {self.running.storage}; wait for it, or name another folder"
+                    f"another sweep trains with --storage {self.options.storage}; wait for it, or name another folder"
                 ) from None
-        with held, hold_lease(self.store, plan.sweep.name, parent_run_id, self.storage_name, say) as driver:
-            context = self.make_context(experiment_id, parent_run_id, driver)
-            self.take_over(self.renewed(plan))
-            refused = self.deliver(plan, context, patience_seconds=0)
-            plan = self.renewed(plan)  # another sweep may just have trained them
-            endings: Mapping[str, Outcome] = {}
-            try:
-                endings = self.submit(plan, context, [trial for trial in plan.missing if trial.id not in refused])
-                refused |= self.deliver(plan, context, STORE_PATIENCE_SECONDS)
-            except BaseException:
-                with suppress(TrackingError):
-                    close_own_runs(self.renewed(plan), self.store, endings, driver)
-                raise
-            patience_seconds = 0 if refused else STORE_PATIENCE_SECONDS
-            try:
-                after = retry_for(
-                    lambda: close_own_runs(self.renewed(plan), self.store, endings, driver), patience_seconds
-                )
-            except TrackingError as error:
-                say(str(error), style="red")
-                after = plan  # the last that was seen of the store
-        print_outcomes(plan, after, endings, refused, time.monotonic() - started)
-        return after, endings
+        with lock:
+            yield
 
     def make_context(self, experiment_id: str, parent_run_id: str, driver: str) -> SweepContext:
-        """Where the trials keep what they have."""
-        from trainables.persistence.delivery import SweepContext
-
+        """Return the places where the trials keep their state."""
         return SweepContext(
             tracking_uri=self.store.uri,
             experiment_id=experiment_id,
@@ -196,100 +137,93 @@ class Session:
             tags=collect_provenance(),
         )
 
-    def renewed(self, plan: Plan) -> Plan:
-        """The plan with what the store has now."""
+    def refresh(self, plan: Plan) -> Plan:
+        """Return the plan with what the store has now."""
         return Plan(plan.sweep, plan.trials, self.store.find_runs())
 
-    def take_over(self, plan: Plan) -> None:
-        """Close the runs that dead drivers left as RUNNING: all of this storage, and those of the missing trials.
-
-        Raises:
-            BadInputError: A missing trial trains in a living sweep with another storage.
-        """
-        missing = {trial.id for trial in plan.missing}
-        dead: set[str] = set()
-        for recorded in (run for runs in plan.runs.values() for run in runs if run.status == "RUNNING"):
-            here = recorded.storage == self.storage_name  # whose lock this process holds
-            if not here and recorded.trial_id not in missing:
-                continue
-            if not here and recorded.driver not in dead:
-                say(f"'{recorded.name}' is claimed with --storage {recorded.storage}: watching for a sign of life")
-                if is_alive(self.store, recorded.driver):
-                    raise BadInputError(
-                        f"'{recorded.name}' trains in {recorded.experiment} with --storage {recorded.storage}; wait "
-                        "for that sweep to end, or stop it"
-                    )
-                dead.add(recorded.driver)
-            self.store.end_run(recorded.run_id, "KILLED")
-
-    def clear(self, plan: Plan) -> None:
-        """Remove what finished trials, and Ray, have kept here: who should have removed it died before."""
-        finished = [TrialFolder(self.storage, trial) for trial in plan.trials if plan.finished(trial)]
-        kept = [folder for folder in finished if folder.path.exists()]
-        private = self.private if self.nodes is None and self.private.exists() else None
-        if kept or (private and self.storage.exists()):
-            with suppress(Timeout), FileLock(self.storage / "sweep.lock", blocking=False):
-                for folder in kept:
-                    folder.remove()
-                if private:
-                    shutil.rmtree(private, ignore_errors=True)
-
-    def deliver(self, plan: Plan, context: SweepContext, patience_seconds: float) -> dict[str, str]:
-        """Bring results that trained trials kept into the store; why it does not take them, by trial id.
-
-        Once the store has failed for `patience_seconds`, it is not tried again for the others.
-        """
-        refused: dict[str, str] = {}
-        labels = plan.sweep.labels()
-        deadline = time.monotonic() + patience_seconds
-        store_failure: str | None = None
-        for trial in plan.missing:
-            folder = TrialFolder(self.storage, trial)
-            if not folder.has_result:
-                continue
-            try:
-                store_failure = store_failure or deliver_result(folder, labels[trial.id], context, deadline)
-                if store_failure:
-                    refused[trial.id] = store_failure
-            except BadInputError as error:  # of this trial alone
-                refused[trial.id] = str(error)
-        return refused
-
     def submit(self, plan: Plan, context: SweepContext, trials: Sequence[Trial]) -> Mapping[str, Outcome]:
-        """Hand trials of the plan to Ray; what came of them, by id."""
+        """Train trials of the plan with Ray, and return their outcomes by id."""
         if not trials:
             return {}
-        from sweeps.driver import launch
-        from trainables.worker.pack import WorkerSettings
-
-        trial_share = self.share_of(trials)
-        if trial_share != self.share:
-            print_allocation(trial_share)
-        self.share = trial_share
+        self.nodes = self.nodes or self.start(trials[0])
         if self.data is not None:
             check_records(trials, len(self.data.train_labels))
             context = replace(context, tags={**context.tags, "data_checksum": self.data.checksum})
-        most = parse_pack_size(self.running.pack)
+        tuning, allocation = self.allocate(trials, self.nodes)
         settings = WorkerSettings(
             context=context,
-            threads=trial_share.cpus,
-            checkpoint_seconds=self.running.checkpoint_seconds,
-            stacked=self.measured.stacked,
-            convolutions=self.measured.convolutions,
-            compiled=self.running.compile_steps,
+            threads=allocation.cpus,
+            checkpoint_seconds=self.options.checkpoint_seconds,
+            stacked_architectures=tuning.stacked,
+            backend=tuning.backend,
+            compile_steps=self.options.compile_steps,
         )
-        images = None if self.data is None else ImageCounts.of(self.data)
-        names, at_once = plan.sweep.labels(), trial_share.at_once
+        images = None if self.data is None else ImageCounts.from_dataset(self.data)
+        names, most = plan.sweep.labels(), parse_pack_size(self.options.pack)
 
         def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> dict[str, Outcome]:
-            packed = make_packs(trials, names, gpus, images, settings.stacked, at_once, most)
-            print_packs(packed, settings.stacked)
-            print_backend(packed, settings.stacked, settings.convolutions)
-            return launch.train_packs(packed, self.data, settings, at_once, self.private, console)
+            packs = make_packs(trials, names, gpus, images, tuning.stacked, allocation.at_once, most)
+            print_packs(packs, tuning.stacked)
+            print_backend(packs, tuning.stacked, tuning.backend)
+            folder = self.options.private_folder
+            return launch.train_packs(packs, self.data, settings, allocation.at_once, folder, console)
 
-        return train_with_enough_memory(
-            trials, {trial.id: trial_share.gpus[trial.architecture] for trial in trials}, train
-        )
+        return train_with_enough_memory(trials, {t.id: allocation.gpus[t.architecture] for t in trials}, train)
+
+    def start(self, trial: Trial) -> list[Node]:
+        """Load the trial's data set and, meanwhile, start or join Ray; return the nodes."""
+        with ThreadPoolExecutor(1) as thread:
+            root = self.options.data_root
+            data = (
+                None
+                if trial.dataset == XOR
+                else thread.submit(datasets.load_dataset, trial.dataset, root, trial.pipeline)
+            )
+            self.stack.callback(cluster.disconnect, self.options.private_folder)
+            nodes = cluster.start_or_join(self.address, self.store.uri, detect_machine(), self.options.private_folder)
+        if data is not None:
+            self.data = data.result()
+            parts = (self.data.train_labels, self.data.val_labels, self.data.test_labels)
+            counts = " + ".join(f"{len(part):,}" for part in parts)
+            say(f"{trial.dataset}: {counts} images (training, validation, test)")
+        if self.address is not None:
+            cluster.check_storage_is_shared(self.storage)
+        return nodes
+
+    def allocate(self, trials: Sequence[Trial], nodes: Sequence[Node]) -> tuple[autotune.Tuning, Allocation]:
+        """Autotune the trials, and return what was found and what each trial gets of the nodes.
+
+        Raises:
+            BadInputError: A trial asks for more than any node has, or for a GPU that torch cannot use.
+        """
+        cpus, requests = self.options.cpus_per_trial, parse_gpu_requests(self.options.gpus_per_trial)
+        architectures = list(dict.fromkeys(trial.architecture for trial in trials))
+        requested = request_gpus(requests, architectures, cpus, nodes)
+        tuning = self.tune(trials, requested, requests)
+        measured = {name: size_gpu_share(memory) for name, memory in tuning.memory.items()}
+        gpus = choose_gpu_shares(requests, architectures, nodes, measured)
+        allocation = allocate(cpus, gpus, nodes, self.options.max_concurrent)
+        if any(gpus.values()) and self.address is None:
+            cluster.check_gpu()
+        if allocation != self.allocation:
+            print_allocation(allocation)
+        self.allocation = allocation
+        return tuning, allocation
+
+    def tune(
+        self, trials: Sequence[Trial], gpus: Mapping[str, float], requests: Mapping[str, float | None]
+    ) -> autotune.Tuning:
+        """Return what a few steps of training show, or nothing for XOR."""
+        if self.data is None:
+            return autotune.Tuning()
+        unknown = [name for name, share in gpus.items() if share and requests.get(name, requests.get("", 0.0)) is None]
+        if unknown:
+            say("Measuring how much GPU memory training takes, once there is a GPU for it")
+        most = parse_pack_size(self.options.pack) or MAX_STACKED_TRIALS
+        tuning = autotune.autotune(trials, gpus, unknown, most, self.data, self.options.cpus_per_trial, self.storage)
+        if unknown and not tuning.memory:
+            say(f"PyTorch finds no usable GPU to measure on: {DEFAULT_GPU_SHARE} of a GPU a trial")
+        return tuning
 
 
 def train_with_enough_memory(
@@ -297,29 +231,33 @@ def train_with_enough_memory(
     gpus: Mapping[str, float],
     train: Callable[[Sequence[Trial], Mapping[str, float]], Mapping[str, Outcome]],
 ) -> Mapping[str, Outcome]:
-    """Train with these shares of a GPU, and what ran out of memory again, with twice its share; all endings.
+    """Train trials, and those that run out of GPU memory again with twice the share, up to a whole GPU.
 
     Args:
-        gpus: By trial id. A share grows up to a whole GPU.
+        trials: The trials.
+        gpus: Trial id → GPUs at first.
+        train: Trains trials with the given GPUs by trial id, and returns their outcomes.
+
+    Returns:
+        Trial id → outcome.
     """
     before = gpus
-    endings = train(trials, gpus)
+    outcomes = train(trials, gpus)
     while True:
-        short = [t for t in trials if t.id in endings and endings[t.id].out_of_memory and gpus[t.id] < 1]
-        if not short or len(endings) < len(trials):  # stopped
-            return endings
+        short = [t for t in trials if t.id in outcomes and outcomes[t.id].out_of_memory and gpus[t.id] < 1]
+        if not short or len(outcomes) < len(trials):  # some were stopped, so the person wants to stop
+            return outcomes
         say(f"Out of GPU memory: {len(short)} of {len(trials)} trials; they train again with twice the share")
         more = {trial.id: min(1.0, 2 * gpus[trial.id]) for trial in short}
         gpus = {**gpus, **more}
-        again = train(short, gpus)
-        noted = {
+        again = {
             trial_id: replace(
-                ending,
+                outcome,
                 notes=(
-                    *ending.notes,
+                    *outcome.notes,
                     f"{before[trial_id]:g} of a GPU had too little memory; it had {more[trial_id]:g} in the end",
                 ),
             )
-            for trial_id, ending in again.items()
+            for trial_id, outcome in train(short, gpus).items()
         }
-        endings = {trial_id: ending for trial_id, ending in endings.items() if trial_id not in more} | noted
+        outcomes = {trial_id: outcome for trial_id, outcome in outcomes.items() if trial_id not in more} | again

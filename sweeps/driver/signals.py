@@ -1,4 +1,4 @@
-"""TODO."""
+"""Signals that stop a sweep."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import signal
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM, and SIGHUP unless ignored (nohup), do what Ctrl-C does: Ray Tune stops cleanly on SIGINT only."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell script starts what it ends with &
+    """Make SIGTERM and SIGHUP do what Ctrl-C does, as Ray Tune stops cleanly on SIGINT only.
+
+    SIGHUP stays ignored where it is, as under `nohup`.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell script starts a command that ends with &
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

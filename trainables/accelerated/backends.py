@@ -1,18 +1,19 @@
-"""TODO."""
+"""Names of the backends that compute convolutions on the CPU, and the environment that each one needs.
+
+A backend is `NATIVE`, `PYTORCH`, or the name of an instruction set, such as "AVX2", to which PyTorch's convolutions are
+limited. The names are stored in checkpoints, in tags and in `measured.json`, so they must never change. None in place
+of a name means that nothing was chosen; training then uses PyTorch's convolutions.
+
+An environment takes effect only if it is set before torch is imported. This module therefore does not import torch.
+"""
 
 from __future__ import annotations
 
-NATIVE = "own"  # convolutions of `trainables/convolutions.cpp`
+NATIVE = "own"  # the convolutions of `convolutions.cpp`, compiled on the machine that trains
+PYTORCH = "PyTorch"  # PyTorch's convolutions, without a limit
+ONEDNN_VARIABLE = "ONEDNN_MAX_CPU_ISA"  # limits the instruction set of oneDNN, which computes PyTorch's convolutions
 
 
-PYTORCH = "PyTorch"  # as they come
-
-
-ONEDNN_VARIABLE = (
-    "ONEDNN_MAX_CPU_ISA"  # environment variable of the library that computes torch's convolutions on the CPU
-)
-
-
-def get_environment(way: str | None) -> dict[str, str]:
-    """The environment that convolutions computed in this way need when torch is imported."""
-    return {} if way in (None, NATIVE, PYTORCH) else {ONEDNN_VARIABLE: str(way)}
+def get_environment(backend: str | None) -> dict[str, str]:
+    """Return the environment variables that must be set before torch is imported, for a backend or None."""
+    return {} if backend in (None, NATIVE, PYTORCH) else {ONEDNN_VARIABLE: str(backend)}

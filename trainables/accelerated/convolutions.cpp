@@ -1,10 +1,12 @@
-// Convolutions with stride 1 over arrays (channels, height, width, images): the images of a batch lie side by side.
+// Convolutions with stride 1 over arrays (channels, height, width, images): the images of a batch are innermost.
 //
-// So neighbours in memory are the same pixel of other images, and an instruction works on a full register however few
-// channels a layer has. A row, width · images floats, is one vector: what a kernel's next column meets lies `images`
-// floats further on. Sums stay in registers while a tile's window is gone through.
+// Neighbours in memory are therefore the same pixel of different images, and an instruction works on a full register
+// even if a layer has few channels. A row of width · images floats is treated as one vector: the input for a kernel's
+// next column lies `images` floats further on. The output is computed in tiles, whose sums stay in registers while the
+// loops run over all weights of the kernel.
 //
-// Written for GCC's and Clang's vectors, which become whatever the processor has; no OpenMP, one thread.
+// The code uses the vector types of GCC and Clang, which compile to whatever vector registers the processor has. It
+// runs in one thread, without OpenMP.
 
 #include <algorithm>
 #include <cstdint>
@@ -15,12 +17,12 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, OUTPUTS = 8; // 24 of 32 registers hold sums
+constexpr int LANES = 16, OUTPUTS = 8; // a tile's sums take 24 of 32 registers
 #else
-constexpr int LANES = 8, OUTPUTS = 4; // 12 of 16
+constexpr int LANES = 8, OUTPUTS = 4; // a tile's sums take 12 of 16 registers
 #endif
-constexpr int VECTORS = 3; // of a tile, or neighbouring weights
-constexpr int BLOCK = LANES * VECTORS; // images that go through a network at once: a pixel of them is a tile
+constexpr int VECTORS = 3; // side by side in a tile; also the neighbouring weights whose gradients are summed together
+constexpr int BLOCK = LANES * VECTORS; // images that pass a network together: one pixel of all of them is one tile
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 
@@ -32,7 +34,7 @@ template <class V> V load(const float *from) {
 
 template <class V> void store(float *to, V value) { std::memcpy(to, &value, sizeof value); }
 
-// Numbers from a cache line's start on, as a load that crosses two of them takes twice as long.
+// Uninitialised floats that start at the start of a cache line, as a load that crosses cache lines takes twice as long.
 struct Floats {
     std::unique_ptr<float[]> all;
     float *start;
@@ -41,11 +43,12 @@ struct Floats {
     }
 };
 
+// Floats that are zero at first.
 struct Zeros : Floats {
     explicit Zeros(size_t size) : Floats(size) { std::fill_n(start, size, 0.f); }
 };
 
-// (count, LANES) → (count)
+// Sums over the lanes: (count, LANES) → (count).
 void add_up(const float *sums, long count, float *to) {
     for (long k = 0; k < count; k++) {
         to[k] = 0;
@@ -53,32 +56,36 @@ void add_up(const float *sums, long count, float *to) {
     }
 }
 
+// The integers from `first` up to, but not including, `end`.
 struct Range {
     int first, end;
 };
 
+// The sizes of a convolution and of its input. convolutions.py has the same fields in `LayerStruct`.
 struct Layer {
     int channels, height, width, images, outputs, kernel, padding;
 
     int out_height() const { return height + 2 * padding - kernel + 1; }
-    long out_row() const { return long(width + 2 * padding - kernel + 1) * images; }
-    long row() const { return long(width + 2 * padding) * images; }
-    int window() const { return channels * kernel * kernel; }
-    // The kernel's rows that meet the image at a row of the output, and its columns at some of a row's floats.
+    long out_row() const { return long(width + 2 * padding - kernel + 1) * images; } // floats in a row of the output
+    long row() const { return long(width + 2 * padding) * images; }                  // floats in a padded input row
+    int window() const { return channels * kernel * kernel; }                        // weights per output channel
+    // The kernel's rows that meet pixels, not padding, at row y of the output.
     Range rows(int y) const { return {std::max(0, padding - y), std::min(kernel, height + padding - y)}; }
+    // The kernel's columns that meet pixels, not padding, at some float from `first` to `last` of a row of the output.
     Range columns(long first, long last) const {
         return {std::max(0, padding - int(last / images)), std::min(kernel, width + padding - int(first / images))};
     }
 };
 
-// Copies numbers; those of a gradient, where the ReLU that followed gave zero, as zero.
+// Copies numbers. If they are a gradient for the outputs of a ReLU, `outputs`, it copies zero where an output is zero.
 void copy(const float *from, const float *outputs, long count, float *to) {
     if (!outputs) std::copy_n(from, count, to);
     else
         for (long i = 0; i < count; i++) to[i] = outputs[i] <= 0 ? 0 : from[i];
 }
 
-// The input with zeros left and right of each row, and some floats to spare at the end.
+// Returns a copy of the input with zeros left and right of each row, and `spare` more zeros at the end; `outputs` is as
+// in `copy`.
 Floats padded(const Layer &layer, const float *in, const float *outputs, long spare) {
     const long rows = long(layer.channels) * layer.height, width = long(layer.width) * layer.images;
     const long side = long(layer.padding) * layer.images;
@@ -93,8 +100,9 @@ Floats padded(const Layer &layer, const float *in, const float *outputs, long sp
     return wider;
 }
 
-// Some vectors of a row of the output, of OUTPUTS channels of which `count` are there. `in` and `weights` are where the
-// kernel's first row and column meet the tile's first float.
+// Computes a tile: P vectors of a row of the output, in OUTPUTS channels, of which the first `count` exist and are
+// stored. `in` points to the input that the kernel's first row and column meet for the first float of the tile, and
+// `weights` to the weight in that row and column.
 template <class V, int P>
 void tile(const Layer &layer, const float *in, const float *weights, const float *bias, Range rows, Range columns,
           bool relu, int count, float *out, long out_channel) {
@@ -127,14 +135,14 @@ void tile(const Layer &layer, const float *in, const float *weights, const float
 #pragma GCC unroll 8
         for (int p = 0; p < P; p++) {
             V value = sums[o][p];
-            if (relu) value = V{} > value ? V{} : value; // NaN stays NaN
+            if (relu) value = V{} > value ? V{} : value; // a NaN stays a NaN
             store<V>(out + o * out_channel + p * lanes, value);
         }
     }
 }
 
-// A bias, or none, and weights (outputs, channels, kernel, kernel) as tiles take them: (outputs / OUTPUTS, channels,
-// kernel, kernel, OUTPUTS).
+// A layer's bias, or zeros if it has none, and its weights in the order in which tiles read them:
+// (outputs, channels, kernel, kernel) → (outputs / OUTPUTS, channels, kernel, kernel, OUTPUTS), filled up with zeros.
 struct Parameters {
     Zeros weights, bias;
     Parameters(const Layer &layer, const float *from, const float *bias_from)
@@ -147,7 +155,8 @@ struct Parameters {
     }
 };
 
-// Adds to `sums` (OUTPUTS, …, T, LANES) what a row of the outputs' gradients gives to T neighbouring weights.
+// Adds a row's contribution to the gradients of T neighbouring weights to `sums` (OUTPUTS, …, T, LANES), in which
+// channels are `output` floats apart. `gradients` are those with respect to the row of the output, in OUTPUTS channels.
 template <int T>
 void weights_of_row(const float *gradients, long length, const float *in, int images, float *sums, long output) {
     Vector totals[OUTPUTS][T]{};
@@ -171,8 +180,9 @@ void weights_of_row(const float *gradients, long length, const float *in, int im
         }
 }
 
-// out (outputs, out height, out width, images) of in (channels, height, width, images); with `relu`, what is negative
-// becomes zero. If the input is a gradient, `outputs` may be those of the ReLU that it comes to.
+// Computes a convolution: in (channels, height, width, images) → out (outputs, out height, out width, images). With
+// `relu`, negative results become zero. If the input is the gradient for the outputs of a ReLU, these are `outputs`;
+// otherwise `outputs` is null.
 void convolve(const Layer &layer, const float *in, const float *outputs, const Parameters &parameters, bool relu,
               float *out) {
     const bool copied = layer.padding || outputs;
@@ -183,7 +193,7 @@ void convolve(const Layer &layer, const float *in, const float *outputs, const P
         const float *row = in + (y - layer.padding) * layer.row();
         for (long i = 0, next; i < length; i = next) {
             int vectors = int(std::min<long>(VECTORS, (length - i + LANES - 1) / LANES));
-            if (i + vectors * LANES > length) { // the row's end: some of it once more, or in smaller parts
+            if (i + vectors * LANES > length) { // at the row's end, compute some floats twice or take fewer vectors
                 if (vectors * LANES <= length) i = length - vectors * LANES;
                 else vectors--;
             }
@@ -203,16 +213,16 @@ void convolve(const Layer &layer, const float *in, const float *outputs, const P
     }
 }
 
-// NaN if one of them is.
+// Returns the larger number, or NaN if one of them is NaN.
 template <class V> V larger(V one, V other) { return one > other ? one : one != one ? one : other; }
 
-// Of a window of 2×2 pixels whose rows begin at `top` and `bottom`, the largest or the average.
+// Returns the largest or the average of a window of 2×2 pixels whose rows begin at `top` and `bottom`.
 template <class V> V pooled(const float *top, const float *bottom, int images, bool largest) {
     const V a = load<V>(top), b = load<V>(top + images), c = load<V>(bottom), d = load<V>(bottom + images);
     return largest ? larger(larger(a, b), larger(c, d)) : (a + b + c + d) / 4;
 }
 
-// (channels, height, width, images) → (channels, height / 2, width / 2, images)
+// Pools windows of 2×2 pixels: (channels, height, width, images) → (channels, height / 2, width / 2, images).
 void pool(const Layer &layer, const float *in, bool largest, float *out) {
     const int images = layer.images;
     for (int c = 0; c < layer.channels; c++)
@@ -229,21 +239,24 @@ void pool(const Layer &layer, const float *in, bool largest, float *out) {
 
 } // namespace
 
-// What convolutions.py calls, with arrays in PyTorch's memory.
+// The functions that convolutions.py calls, with arrays in PyTorch's memory.
 extern "C" {
 
+// Computes the outputs of a layer: `convolve` with weights and bias as PyTorch has them.
 void layer_outputs(const Layer *layer, const float *in, const float *outputs, const float *weights, const float *bias,
                    int relu, float *out) {
     convolve(*layer, in, outputs, Parameters(*layer, weights, bias), relu, out);
 }
 
-// The loss's gradients with respect to weights and bias, from that with respect to the outputs.
+// Computes the loss's gradients with respect to weights and bias from its gradient with respect to the outputs. If a
+// ReLU follows the convolution, `outputs` are those of the ReLU; otherwise `outputs` is null.
 void layer_gradients(const Layer *described, const float *in, const float *outputs, const float *out_gradient,
                      float *of_weights, float *of_bias) {
     const Layer &layer = *described;
     const int kernel = layer.kernel, height = layer.height;
     const long length = layer.out_row(), whole = (length + LANES - 1) / LANES * LANES;
-    // The last vector of a row reaches into what follows, times zero. After the last row may be nothing to read.
+    // The last vector of a row reads beyond the row, and multiplies those numbers by zero. After the last row there may
+    // be no memory to read: either all rows are copied, with zeros after them, or the last one alone is.
     const bool copied = layer.padding || layer.row() < LANES;
     const long last = copied ? -1 : long(layer.channels) * height - 1;
     const Floats wider = copied ? padded(layer, in, nullptr, LANES) : Zeros(layer.row() + LANES);
@@ -281,17 +294,19 @@ void layer_gradients(const Layer *described, const float *in, const float *outpu
     add_up(biases.start, layer.outputs, of_bias);
 }
 
-// A layer of a network outside training. A fully connected one is a convolution of single pixels, flattened before.
+// A layer of a network outside training. A fully connected layer is a convolution with a 1×1 kernel on a single pixel,
+// after a step that flattens. convolutions.py has the same fields in `StepStruct`.
 struct Step {
     enum { CONVOLVE, FLATTEN, LARGEST, AVERAGE } kind;
     int outputs, kernel, padding, relu;
     const float *weights, *bias;
 };
 
-// Logits (count, classes) of images (count, channels, height, width): some at a time go through all layers.
+// Computes logits (count, classes) of images (count, channels, height, width). One block of images after another passes
+// through all layers.
 void network_logits(const Step *steps, int length, const float *images, int count, int channels, int height, int width,
                     float *logits) {
-    std::vector<Layer> layers; // what comes into each step, and into none at the end
+    std::vector<Layer> layers; // the sizes of each step's input
     std::vector<Parameters> parameters;
     Layer layer{channels, height, width, 0, 0, 0, 0};
     long most = 0;

@@ -1,8 +1,8 @@
-"""A network's passes on the CPU, by PyTorch's convolutions or by our own.
+"""The native backend: forward passes on the CPU with convolutions of our own instead of PyTorch's.
 
-Our own are in `convolutions.cpp`, which is compiled for the machine at hand at the first use and kept in the user's
-cache. PyTorch's compute channels in blocks as wide as a register; networks whose layers have 1 to 16 channels leave
-much of that idle, and ours put the images of a batch there.
+The native convolutions are in `convolutions.cpp`, which is compiled for this machine at the first use and kept in the
+user's cache. PyTorch's convolutions compute channels in blocks as wide as a register. Networks whose layers have only 1
+to 16 channels leave much of such a block idle; the native convolutions fill registers with the images of a batch.
 """
 
 from __future__ import annotations
@@ -28,40 +28,46 @@ from trainables.architectures import has_convolution
 from trainables.training import CPU_CHUNK_IMAGES, Forward, forward_torch
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-
-
 COMPILER_OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-shared", "-fPIC")
 
 
-def choose_forward(architecture: str, way: str | None, device: torch.device) -> Forward:
-    """How a network's passes are computed where `way` was found to be the fastest (`probe.fastest_for_convolutions`).
+def choose_forward(architecture: str, backend: str | None, device: torch.device) -> Forward:
+    """Return the function that computes an architecture's forward passes on a device.
+
+    That is `forward_native` if the backend is `NATIVE`, the device is the CPU and the architecture has a convolution,
+    and `forward_torch` otherwise.
+
+    Args:
+        backend: The backend that `probe.find_fastest_backend` has found, or None: see `backends`.
 
     Raises:
-        CompilerError: By our own convolutions, which this machine cannot compile.
+        CompilerError: The native convolutions are to be used, but cannot be compiled on this machine.
     """
-    if way != NATIVE or device.type != "cpu" or not has_convolution(architecture):
+    if backend != NATIVE or device.type != "cpu" or not has_convolution(architecture):
         return forward_torch
     load_library()
     return forward_native
 
 
 def forward_native(model: nn.Sequential, images: Tensor) -> Tensor:
-    """The same but for rounding, with convolutions of our own; outside training, if it can, by one call for all."""
+    """Run a forward pass with native convolutions, equal to `forward_torch` up to rounding.
+
+    Outside training, one call computes all layers, if it knows all of them.
+    """
     if torch.is_grad_enabled():
         return forward_by_layer(model, images)
-    found = compute_logits(model, images)
-    return (
-        torch.cat([forward_by_layer(model, some) for some in images.split(CPU_CHUNK_IMAGES)])
-        if found is None
-        else found
-    )
+    logits = compute_logits(model, images)
+    if logits is None:
+        logits = torch.cat([forward_by_layer(model, chunk) for chunk in images.split(CPU_CHUNK_IMAGES)])
+    return logits
 
 
 def forward_by_layer(model: nn.Sequential, images: Tensor) -> Tensor:
-    """The pass with our convolutions and PyTorch's other layers.
+    """Run a forward pass with native convolutions and PyTorch's other layers, one layer after another.
 
-    In between, channels and images have changed places, and the images lie side by side in memory: `(channels, n,
-    height, width)` in PyTorch's channels-last format, so that its pooling and activations are as fast as ever.
+    Until the network flattens its inputs, the axes of channels and images are exchanged: `(channels, n, height, width)`
+    in PyTorch's channels-last format, so that the same pixel of all images is contiguous in memory. In this format,
+    PyTorch's pooling and activations are as fast as usual.
     """
     modules = list(model)
     outputs = images.transpose(0, 1)
@@ -71,7 +77,7 @@ def forward_by_layer(model: nn.Sequential, images: Tensor) -> Tensor:
                 relu = isinstance(after, nn.ReLU)
                 outputs = Convolution.apply(outputs, module.weight, module.bias, get_padding(module), relu)
             case nn.ReLU() if isinstance(before, nn.Conv2d):
-                pass  # the convolution has done it
+                pass  # the convolution has computed it
             case nn.Flatten():
                 outputs = outputs.transpose(0, 1).flatten(1)
             case _:
@@ -80,11 +86,20 @@ def forward_by_layer(model: nn.Sequential, images: Tensor) -> Tensor:
 
 
 class Convolution(Function):
-    """A layer with stride 1, and the ReLU that may follow it."""
+    """A native convolution with stride 1, together with the ReLU that may follow it."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, padding: int, relu: bool) -> Tensor:
-        """`(channels, n, height, width)`, `(outputs, channels, k, k)`, `(outputs,)` → `(outputs, n, …)`."""
+        """Compute the outputs, `(outputs, n, height + 2 · padding - k + 1, …)`.
+
+        Args:
+            ctx: Keeps what `backward` needs.
+            images: `(channels, n, height, width)`.
+            weight: `(outputs, channels, k, k)`.
+            bias: `(outputs,)`.
+            padding: Rows and columns of zeros at each edge of the images.
+            relu: Apply a ReLU to the outputs.
+        """
         images = put_images_innermost(images)
         outputs = convolve(images, None, weight, bias, padding, relu)
         ctx.save_for_backward(images, weight, outputs if relu else None)
@@ -93,27 +108,35 @@ class Convolution(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        """Of the outputs → of images, weight and bias."""
+        """Compute the gradients for images, weight and bias from that for the outputs."""
         images, weight, outputs = ctx.saved_tensors
         gradient = put_images_innermost(gradient)
-        of_images = None
-        if ctx.needs_input_grad[0]:  # a convolution as well, with the kernel turned around
+        images_gradient = None
+        if ctx.needs_input_grad[0]:  # a convolution as well, with kernels turned by 180°
             turned = weight.flip(2, 3).transpose(0, 1)
-            of_images = convolve(gradient, outputs, turned, None, weight.shape[2] - 1 - ctx.padding, relu=False)
-        of_weight, of_bias = torch.empty(weight.shape), torch.empty(len(weight))
+            padding = weight.shape[2] - 1 - ctx.padding
+            images_gradient = convolve(gradient, outputs, turned, None, padding, relu=False)
+        weight_gradient, bias_gradient = torch.empty(weight.shape), torch.empty(len(weight))
         layer = LayerStruct(len(images), *images.shape[2:], images.shape[1], *weight.shape[::3], ctx.padding)
-        found = map(get_pointer, (images, outputs, gradient, of_weight, of_bias))
-        load_library().layer_gradients(ctypes.byref(layer), *found)
-        return of_images, of_weight, of_bias, None, None
+        pointers = map(get_pointer, (images, outputs, gradient, weight_gradient, bias_gradient))
+        load_library().layer_gradients(ctypes.byref(layer), *pointers)
+        return images_gradient, weight_gradient, bias_gradient, None, None
 
 
 def convolve(
     images: Tensor, outputs: Tensor | None, weight: Tensor, bias: Tensor | None, padding: int, relu: bool
 ) -> Tensor:
-    """`(channels, n, height, width)` → `(outputs, n, height + 2 · padding - k + 1, …)`, both channels-last.
+    """Compute a convolution of images `(channels, n, height, width)`, in channels-last format as the result is.
 
     Args:
-        outputs: If the images are a gradient, those of the ReLU that it comes to.
+        outputs: If `images` is the gradient for a ReLU's outputs, these outputs: the gradient counts as zero where they
+            are zero. None otherwise.
+        weight: `(outputs, channels, k, k)`.
+        bias: `(outputs,)`, or None for zeros.
+        relu: Apply a ReLU to the result.
+
+    Returns:
+        `(outputs, n, height + 2 · padding - k + 1, width + 2 · padding - k + 1)`.
     """
     channels, n, height, width = images.shape
     weight = weight.contiguous()
@@ -128,7 +151,10 @@ def convolve(
 
 
 def get_padding(convolution: nn.Conv2d) -> int:
-    """Its padding; our own code computes square convolutions with stride 1 and less padding than the kernel's size."""
+    """Return a convolution's padding, and assert that the native code can compute the convolution.
+
+    It needs square kernels, stride 1, and a padding below the kernel's size.
+    """
     kernel, padding = convolution.kernel_size, convolution.padding
     assert isinstance(padding, tuple)
     assert kernel[0] == kernel[1] > padding[0] == padding[1]
@@ -137,7 +163,7 @@ def get_padding(convolution: nn.Conv2d) -> int:
 
 
 class LayerStruct(ctypes.Structure):
-    """Of a convolution and what comes into it: the struct Layer of `convolutions.cpp`."""
+    """The sizes of a convolution and of its input: `struct Layer` of `convolutions.cpp`."""
 
     _fields_ = [
         (name, ctypes.c_int) for name in ("channels", "height", "width", "images", "outputs", "kernel", "padding")
@@ -145,7 +171,7 @@ class LayerStruct(ctypes.Structure):
 
 
 class StepStruct(ctypes.Structure):
-    """A layer of a network: the struct Step of `convolutions.cpp`."""
+    """A layer of a network outside training: `struct Step` of `convolutions.cpp`."""
 
     CONVOLVE, FLATTEN, LARGEST, AVERAGE = range(4)
     _fields_ = [
@@ -155,21 +181,25 @@ class StepStruct(ctypes.Structure):
 
 
 def compute_logits(model: nn.Sequential, images: Tensor) -> Tensor | None:
-    """Of images `(n, channels, height, width)`, by one call for all layers; None if it does not know one of them."""
-    steps: list[StepStruct] = []
-    used = [images.contiguous()]  # kept until the call is over
+    """Compute the logits of images `(n, channels, height, width)` by one native call for all layers.
 
-    def step(module: nn.Conv2d | nn.Linear, kernel: int, padding: int) -> StepStruct:
-        used.append(module.weight.contiguous())
+    Returns:
+        `(n, classes)`, or None if the native code cannot compute one of the layers.
+    """
+    steps: list[StepStruct] = []
+    in_use = [images.contiguous()]  # references that keep memory alive until the call has ended
+
+    def make_step(module: nn.Conv2d | nn.Linear, kernel: int, padding: int) -> StepStruct:
+        in_use.append(module.weight.contiguous())
         sizes = len(module.weight), kernel, padding
-        return StepStruct(StepStruct.CONVOLVE, *sizes, 0, get_pointer(used[-1]), get_pointer(module.bias))
+        return StepStruct(StepStruct.CONVOLVE, *sizes, 0, get_pointer(in_use[-1]), get_pointer(module.bias))
 
     for module in model:
         match module:
             case nn.Conv2d():
-                steps.append(step(module, module.kernel_size[0], get_padding(module)))
+                steps.append(make_step(module, module.kernel_size[0], get_padding(module)))
             case nn.Linear():
-                steps.append(step(module, 1, 0))
+                steps.append(make_step(module, 1, 0))
             case nn.ReLU() if steps and steps[-1].kind == StepStruct.CONVOLVE:
                 steps[-1].relu = 1
             case nn.Flatten():
@@ -180,20 +210,20 @@ def compute_logits(model: nn.Sequential, images: Tensor) -> Tensor | None:
                 steps.append(StepStruct(StepStruct.AVERAGE))
             case _:
                 return None
-    found = torch.empty(len(images), steps[-1].outputs)
+    logits = torch.empty(len(images), steps[-1].outputs)
     load_library().network_logits(
-        (StepStruct * len(steps))(*steps), len(steps), get_pointer(used[0]), *images.shape, get_pointer(found)
+        (StepStruct * len(steps))(*steps), len(steps), get_pointer(in_use[0]), *images.shape, get_pointer(logits)
     )
-    return found
+    return logits
 
 
 def put_images_innermost(images: Tensor) -> Tensor:
-    """The same `(channels, n, height, width)` with the images innermost in memory."""
+    """Return `(channels, n, height, width)` with the images innermost in memory: in channels-last format."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def get_pointer(tensor: Tensor | None) -> int | None:
-    """Where a tensor's float32 numbers are."""
+    """Return the address of a tensor's float32 numbers; None for no tensor."""
     if tensor is None:
         return None
     assert tensor.dtype == torch.float32
@@ -201,29 +231,29 @@ def get_pointer(tensor: Tensor | None) -> int | None:
 
 
 class CompilerError(Exception):
-    """Our own convolutions cannot be had on this machine: why."""
+    """An error that says why the native convolutions cannot be compiled on this machine."""
 
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """The compiled loops, from the cache if they have been compiled for such a machine before.
+    """Return the compiled library, from the user's cache if it has been compiled there for such a machine before.
 
     Raises:
         CompilerError: There is no compiler, or it fails.
     """
     try:
         compiler = [*shlex.split(os.environ.get("CXX", "c++")), *COMPILER_OPTIONS]
-        # What the compiler defines names its version and the instructions that the processor has.
-        defined = run_command([*compiler, "-dM", "-E", "-x", "c++", os.devnull])
-        name = hashlib.sha256(f"{SOURCE.read_text()}{COMPILER_OPTIONS}{defined}".encode()).hexdigest()[:16]
+        # The compiler's predefined macros contain its version and the instruction sets of this machine's processor.
+        macros = run_command([*compiler, "-dM", "-E", "-x", "c++", os.devnull])
+        name = hashlib.sha256(f"{SOURCE.read_text()}{COMPILER_OPTIONS}{macros}".encode()).hexdigest()[:16]
         path = get_cache_folder() / f"convolutions-{name}.so"
         try:
             library = ctypes.CDLL(str(path))
-        except OSError:  # it is not there, or none
+        except OSError:  # the file is missing, or is not a library
             path.unlink(missing_ok=True)
             compile_library(compiler, path)
             library = ctypes.CDLL(str(path))
-    except (OSError, ValueError, RuntimeError) as error:  # no compiler; a command line that is none; no home folder
+    except (OSError, ValueError, RuntimeError) as error:  # no compiler; bad quoting in CXX; no home folder
         raise CompilerError(str(error)) from error
     address, number = ctypes.c_void_p, ctypes.c_int
     library.layer_outputs.argtypes = [*[address] * 5, number, address]
@@ -233,26 +263,29 @@ def load_library() -> ctypes.CDLL:
 
 
 def compile_library(compiler: Sequence[str], path: Path) -> None:
-    """Compile into `path`, unless another process is first: what that has loaded must stay, on NFS as well."""
+    """Compile into `path`, which appears whole; if another process has made the file meanwhile, that one stays.
+
+    A library must not be replaced while a process has it loaded: on NFS, that process would lose it.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, suppress(FileExistsError):
-        made = Path(folder) / path.name
-        run_command([*compiler, "-o", str(made), str(SOURCE)])
-        with made.open("rb") as file:  # half a library would end the process that loads it
+        compiled = Path(folder) / path.name
+        run_command([*compiler, "-o", str(compiled), str(SOURCE)])
+        with compiled.open("rb") as file:  # after a power cut, half a library would crash the process that loads it
             os.fsync(file.fileno())
-        path.hardlink_to(made)
+        path.hardlink_to(compiled)
 
 
 def get_cache_folder() -> Path:
-    """Of this project, by the convention of XDG."""
+    """Return this project's cache folder, as the XDG Base Directory Specification has it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "neural-sweeps"
 
 
 def run_command(command: list[str]) -> str:
-    """What a command prints.
+    """Run a command and return what it prints.
 
     Raises:
-        CompilerError: It failed.
+        CompilerError: The command fails.
     """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

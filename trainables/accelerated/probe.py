@@ -1,6 +1,7 @@
-"""What training takes where it will take place, tried in a few steps before a sweep plans with it.
+"""Probes before a sweep: a few steps of training on the machine that will train, to plan with their time and memory.
 
-Quick to import, for drivers.
+`python -m trainables.accelerated.probe THREADS BACKEND` prints the time of a backend's convolutions. This module is
+imported by drivers, so it imports torch only inside functions.
 """
 
 from __future__ import annotations
@@ -17,50 +18,48 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, get_environment
 from trainables.datasets import Dataset
 from trainables.trial import Trial
 
 if TYPE_CHECKING:
     import torch
-from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, get_environment
 
-STEPS_PER_TURN = 3  # a turn
-
-
-MIN_TURNS = 3  # at least, of which the fastest counts, against whatever else the machine does
-
-
+# Steps are timed in turns. The fastest turn counts: in the others the machine may have done something else as well.
+STEPS_PER_TURN = 3
+MIN_TURNS = 3
 MAX_TURNS = 100
-
-
-CPU_PROBE_TRIALS = 4
-
-
-MIN_PROBE_SECONDS = 0.2
-
-
-WORTHWHILE_TIME_RATIO = 0.95  # of the time: less is noise
+MIN_PROBE_SECONDS = 0.2  # after which no further turn begins, if there have been `MIN_TURNS`
+CPU_PROBE_TRIALS = 4  # in a stack that is probed on the CPU, where a few tell enough
+WORTHWHILE_TIME_RATIO = 0.95  # of PyTorch's time: a backend that takes more is not worth it, or faster by chance
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What was seen.
+    """The speedup of a stack, and the GPU memory that it needs.
 
     Attributes:
-        speedup: How many times as fast a stack trains as its members do one after another.
-        memory: The part of a GPU's memory that the process took up with the stack; None without a GPU.
+        speedup: The time of the members' steps one after another, divided by that of a step of the stack.
+        memory: The fraction of a GPU's memory that was in use with the stack; None without a GPU.
     """
 
     speedup: float
     memory: float | None
 
 
-def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, convolutions: str | None) -> ProbeResult:
-    """Train some steps of trials of one kind, side by side and one alone; on a CPU of a few, which tells enough.
+def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, backend: str | None) -> ProbeResult:
+    """Train some steps of a stack, and of one of its trials alone.
 
-    On a GPU in a process of its own, and with a GPU of its own: the memory that others use there would be counted.
+    On a GPU, call this in a new process that has the GPU to itself: memory that others use would be counted as well.
+
+    Args:
+        trials: Trials that can be stacked; on the CPU, only `CPU_PROBE_TRIALS` of them are used.
+        backend: The convolution backend of the trial that trains alone: see `backends`.
+
+    Returns:
+        The result; a speedup of 0 and all of the memory if the GPU has too little.
     """
-    os.environ.update(get_environment(convolutions))  # which torch, imported from here on, reads once
+    os.environ.update(get_environment(backend))  # torch reads it when it is imported, for the first time here
     import torch
 
     from trainables import training
@@ -78,13 +77,13 @@ def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, convolutio
         states = [training.start(trial, tensors) for trial in unrecorded]
         together = time_steps(stack.train_stack(unrecorded, tensors, states), device)
         state = training.start(unrecorded[0], tensors)
-        with suppress(CompilerError):  # on another kind of machine
-            state.forward = choose_forward(trials[0].architecture, convolutions, device)
+        with suppress(CompilerError):  # on another kind of machine than the one that chose the backend
+            state.forward = choose_forward(trials[0].architecture, backend, device)
         alone = time_steps(training.train(unrecorded[0], tensors, state), device)
-        if device.type == "cuda":  # whose memory this takes as well
+        if device.type == "cuda":  # the test takes memory as well
             images = tensors.test_images[: 2 * training.EVALUATION_BATCH]
             training.compute_accuracy(state.model, images, tensors.test_labels[: len(images)])
-    except torch.OutOfMemoryError:  # a trial will say so itself
+    except torch.OutOfMemoryError:  # the trials themselves will report it
         return ProbeResult(0.0, 1.0)
     if device.type == "cpu":
         return ProbeResult(len(trials) * alone / together, None)
@@ -93,32 +92,34 @@ def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, convolutio
 
 
 def find_fastest_backend(threads: int) -> str:
-    """How convolutions are computed fastest on this machine.
+    """Find the fastest convolution backend on this machine by timing each one in a process of its own.
 
     Returns:
-        `OWN`, `THEIRS`, or the instruction set that PyTorch's (oneDNN) are to be limited to. With AVX-512 they compute
-        channels in blocks of 16, so that layers of 8 channels waste half of the work, and some processors do such an
-        instruction in two halves anyway.
+        `NATIVE`, `PYTORCH`, or "AVX2", to which PyTorch's convolutions are then to be limited. With AVX-512, oneDNN
+        computes channels in blocks of 16, so that layers of 8 channels waste half of the work, and some processors
+        execute such an instruction in two halves anyway.
     """
 
-    def seconds(way: str) -> float:
-        # In a process of its own: oneDNN looks once.
-        command = [sys.executable, str(Path(__file__)), str(threads), way]
-        environment = {**inherited, **get_environment(way), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    def time_backend(backend: str) -> float:
+        # The package is that of this file, which may be where Ray has put it; -P ignores one in the current folder.
+        command = [sys.executable, "-P", "-m", "trainables.accelerated.probe", str(threads), backend]
+        environment = {**inherited, **get_environment(backend), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
     inherited = {name: value for name, value in os.environ.items() if name != ONEDNN_VARIABLE}
-    flags = Path("/proc/cpuinfo")  # Linux's
-    wide = flags.exists() and "avx512f" in flags.read_text()
-    took = {way: seconds(way) for way in (PYTORCH, NATIVE, *(["AVX2"] if wide else []))}
-    fastest = min(took, key=lambda way: took[way])
-    return fastest if took[fastest] < WORTHWHILE_TIME_RATIO * took[PYTORCH] else PYTORCH
+    cpuinfo = Path("/proc/cpuinfo")  # only on Linux
+    has_avx512 = cpuinfo.exists() and "avx512f" in cpuinfo.read_text()
+    seconds = {backend: time_backend(backend) for backend in (PYTORCH, NATIVE, *(["AVX2"] if has_avx512 else []))}
+    fastest = min(seconds, key=lambda backend: seconds[backend])
+    return fastest if seconds[fastest] < WORTHWHILE_TIME_RATIO * seconds[PYTORCH] else PYTORCH
 
 
-def time_convolutions(threads: int, way: str) -> float:
-    """Of a step of each convolutional architecture of the reports' main part, with its part of a record.
+def time_convolutions(threads: int, backend: str) -> float:
+    """Return the seconds per training step, validation included, summed over the CNNs of the reports' main part.
 
-    Infinite where there is no compiler for convolutions of our own.
+    Returns:
+        The seconds of one step of `cnn_3`, `cnn_4` and `cnn_5`, in the fastest turn; infinity if the backend is
+        `NATIVE` and cannot be compiled here.
     """
     import torch
 
@@ -129,9 +130,9 @@ def time_convolutions(threads: int, way: str) -> float:
     training.prepare_process(threads)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(50, 1, 28, 28, generator=generator)
-    many = images.repeat(12, 1, 1, 1)  # 6,000 every tenth step
+    validation_images = images.repeat(12, 1, 1, 1)  # a step's share: a record, every 10 steps, takes 6,000 images
     try:
-        forward = choose_forward("cnn_3", way, torch.device("cpu"))
+        forward = choose_forward("cnn_3", backend, torch.device("cpu"))
     except CompilerError:
         return math.inf
 
@@ -139,7 +140,7 @@ def time_convolutions(threads: int, way: str) -> float:
         while True:
             for model in models:
                 forward(model, images).sum().backward()
-                training.compute_accuracy(model, many, torch.zeros(600), forward)
+                training.compute_accuracy(model, validation_images, torch.zeros(600), forward)
             yield
 
     models = [build(name, (1, 28, 28)).to(memory_format=torch.channels_last) for name in ("cnn_3", "cnn_4", "cnn_5")]
@@ -147,10 +148,10 @@ def time_convolutions(threads: int, way: str) -> float:
 
 
 def time_steps(steps: Iterator[None], device: torch.device) -> float:
-    """Of a step, at the fastest; the first step, which sets things up, does not count."""
+    """Return the seconds per step in the fastest turn; the very first step, which sets things up, does not count."""
     import torch
 
-    def turn(length: int) -> float:
+    def time_turn(length: int) -> float:
         started = time.perf_counter()
         for _ in islice(steps, length):
             pass
@@ -158,11 +159,11 @@ def time_steps(steps: Iterator[None], device: torch.device) -> float:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / length
 
-    turn(1)
+    time_turn(1)
     deadline = time.monotonic() + MIN_PROBE_SECONDS
-    turns = [turn(STEPS_PER_TURN) for _ in range(MIN_TURNS)]
+    turns = [time_turn(STEPS_PER_TURN) for _ in range(MIN_TURNS)]
     while len(turns) < MAX_TURNS and time.monotonic() < deadline:
-        turns.append(turn(STEPS_PER_TURN))
+        turns.append(time_turn(STEPS_PER_TURN))
     return min(turns)
 
 

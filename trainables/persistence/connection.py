@@ -1,4 +1,7 @@
-"""TODO."""
+"""The way to a tracking store: its URI, its errors, retries, and the names of the tags that runs carry.
+
+Quick to import: a command that trains nothing needs none of MLflow.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,24 @@ from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from trainables.errors import BadInputError, TrackingError
+from trainables.errors import BadInputError, TrackingError, UserError
 
 TRIAL_ID_TAG = "trial_id"
-
-
-SWEEP_TAG = "sweep"
-
-
+SWEEP_TAG = "sweep"  # on a parent run: the sweep and the data set
 STORAGE_TAG = "storage"  # host and folder that a trial resumes from
-
-
-DRIVER_TAG = "driver"  # the process that runs a sweep: `<its parent run>/<its own name>`
-
-
-HEARTBEAT_TAG = "driver_beat"  # of a parent run: counts up for as long as its driver lives
-
-
-DIVERGED_TAG = "diverged_at_step"  # of a finished trial whose loss became NaN or infinite there
-
-
+DRIVER_TAG = "driver"  # the process that runs the sweep, as `<parent run>/<name>`; on a parent run: who holds the lease
+HEARTBEAT_TAG = "driver_beat"  # on a parent run: a number that its driver increases for as long as it lives
+DIVERGED_TAG = "diverged_at_step"  # on the run of a finished trial: the step where its loss became NaN or infinite
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
-
-
 URI_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
+RETRY_SECONDS = 2
 
 
 def resolve_uri(uri: str) -> str:
-    """The tracking URI as any process on this machine can use it: a relative sqlite path made absolute.
+    """Return a tracking URI that any process on this machine can use: a relative sqlite path becomes absolute.
 
     Raises:
-        BadInputError: Not a URI of a database or a server.
+        BadInputError: The text is not the URI of a database or a server.
     """
     scheme = uri.partition(":")[0].split("+")[0].lower()
     file = get_sqlite_file(uri)
@@ -52,13 +42,16 @@ def resolve_uri(uri: str) -> str:
 
 
 def get_sqlite_file(uri: str) -> Path | None:
-    """The file of a `sqlite:///FILE` URI; None for everything else."""
+    """Return the file of a `sqlite:///FILE` URI, and None for everything else."""
     prefix, _, path = uri.partition(":///")
     return Path(path).absolute() if prefix == "sqlite" and path and not set(path) & set("?:") else None
 
 
 def get_missing_file(uri: str) -> Path | None:
-    """The file of a `sqlite:///FILE` URI if it does not exist: opening the store would make it."""
+    """Return the file of a `sqlite:///FILE` URI if it does not exist, and None otherwise.
+
+    Opening the store would make the file, which a command that only looks should not do.
+    """
     file = get_sqlite_file(uri)
     try:
         return file if file is not None and not file.exists() else None
@@ -66,12 +59,17 @@ def get_missing_file(uri: str) -> Path | None:
         return file
 
 
+def hide_password(uri: str) -> str:
+    """Return the URI as it may be shown."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:…@", uri)
+
+
 @contextmanager
 def convert_store_errors(uri: str) -> Iterator[None]:
-    """Turn whatever SQLAlchemy, requests and MLflow raise into `TrackingError`."""
+    """Raise `TrackingError` in place of whatever SQLAlchemy, requests and MLflow raise in the block."""
     try:
         yield
-    except BadInputError:
+    except UserError:
         raise
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip() and "autoflush" not in line]
@@ -82,42 +80,33 @@ def convert_store_errors(uri: str) -> Iterator[None]:
         ) from None
 
 
-def hide_password(uri: str) -> str:
-    """The URI as it may be shown."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:…@", uri)
-
-
 class StoreClient(Protocol):
-    """Something that talks to a store."""
+    """An object whose methods talk to the store at `uri`."""
 
     uri: str
 
 
 C = TypeVar("C", bound=StoreClient)
-
-
 P = ParamSpec("P")
-
-
 R = TypeVar("R")
 
 
 def raises_tracking_errors(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
-    """Let a method raise `TrackingError` for whatever goes wrong between here and the store."""
+    """Decorate a method to raise `TrackingError` for whatever goes wrong between here and the store."""
 
     @wraps(method)
-    def call(talker: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with convert_store_errors(talker.uri):
-            return method(talker, *args, **kwargs)
+    def call(client: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with convert_store_errors(client.uri):
+            return method(client, *args, **kwargs)
 
     return call
 
 
 def retry_for(action: Callable[[], R], seconds: float) -> R:
-    """Do what needs the store, again and again for so long if the store cannot be used.
+    """Call `action` until the store can be used, for up to so many seconds, and return its result.
 
     Raises:
-        TrackingError: It could not be used for all that time.
+        TrackingError: The store could not be used for all that time.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -126,4 +115,4 @@ def retry_for(action: Callable[[], R], seconds: float) -> R:
         except TrackingError:
             if time.monotonic() > deadline:
                 raise
-        time.sleep(2)
+        time.sleep(RETRY_SECONDS)

@@ -1,7 +1,7 @@
-"""How a trial's points and result reach the tracking store, without training ever waiting for one that is away.
+"""Delivery of a trial's points and result to the store, without making training wait for a store that is away.
 
-A store that is away, full or closed costs nothing but time: points stay in the checkpoint, a result in its file, and
-both go out once the store takes them. The trial's folder names the run that they go to before the first is sent.
+While the store is away, full or closed, points stay in the checkpoint and a result stays in its file; both are sent once
+the store takes them. The trial's folder names the run that they go to before the first point is sent.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from trainables.persistence.trial_folder import TrialFolder
 from trainables.persistence.trial_run import MODEL_ARTIFACT, RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
 
-if TYPE_CHECKING:  # torch takes seconds to import, which a driver that trains nothing need not wait for
+if TYPE_CHECKING:  # torch takes seconds to import, and a driver that trains nothing does not need it
     from torch import Tensor
 
-
-# The store is tried again after this time, and after ten times as long as the failed attempt took: a server that
-# answers nobody costs a tenth of the training time at most.
+# After a failed attempt the store is left alone for this time, or for ten times as long as the attempt took if that is
+# longer: a server that does not answer costs a tenth of the training time at most.
 RETRY_WAIT_SECONDS = 5.0
-
-
 RETRY_WAIT_FACTOR = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepContext:
-    """Where a sweep's trials keep what they have.
+    """The places where a sweep's trials keep their state, and whose trials they are.
 
     Attributes:
-        storage: A folder that every node sees.
-        storage_name: The same with the host, as people and other sweeps read it.
-        driver: The sweep's driver, `<parent run>/<name>`.
-        tags: Provenance that is the same for all trials of a sweep.
+        tracking_uri: The store of the runs.
+        experiment_id: The experiment of new runs.
+        parent_run_id: The sweep's parent run.
+        storage: The folder of checkpoints, which every node sees.
+        storage_name: Host and path of `storage`, as people and other sweeps read it.
+        driver: The sweep's driver, as `<parent run>/<name>`.
+        tags: Tags of every trial's run: the versions of code and libraries, and the data set's checksum.
     """
 
     tracking_uri: str
@@ -55,28 +55,28 @@ class SweepContext:
 
 
 class Delivery:
-    """One trial's way into the store.
+    """One trial's connection to the store, which may be away.
 
     Attributes:
         run: The trial's run, once the store has given it.
-        failure: Why the store could not be used at the last attempt; None if it could.
+        failure: The reason why the store could not be used at the last attempt; None if it could.
     """
 
-    def __init__(self, folder: TrialFolder, name: str, target: SweepContext) -> None:
+    def __init__(self, folder: TrialFolder, name: str, context: SweepContext) -> None:
         self.folder = folder
         self.name = name
-        self.context = target
+        self.context = context
         self.run: TrialRun | None = None
         self.failure: str | None = None
         self._not_before = 0.0
 
     @property
     def finished(self) -> bool:
-        """Whether the store has the trial's result from elsewhere, as far as is known."""
+        """True if the store is known to have the trial's result, from an earlier attempt or another sweep."""
         return self.run is not None and self.run.finished
 
     def attempt(self, action: Callable[[TrialRun], None]) -> None:
-        """Do something with the trial's run, unless the store has failed a moment ago; `failure` says what came of it.
+        """Call `action` with the trial's run, unless the store has failed a moment ago, and set `failure`.
 
         Raises:
             BadInputError: Another sweep's driver trains the trial.
@@ -99,39 +99,39 @@ class Delivery:
         self.attempt(lambda run: None)
 
     def deliver_result(self) -> None:
-        """Bring the kept result into the store, and remove the trial's folder once it is there.
+        """Send the result in the trial's folder to the store, and remove the folder once it is there.
 
         Raises:
-            ValueError: No result is kept.
+            ValueError: The folder holds no result.
         """
         import torch
 
-        kept = self.folder.read_result()
-        if kept is None:
-            raise ValueError(f"{self.folder.path} keeps no result")
+        content = self.folder.read_result()
+        if content is None:
+            raise ValueError(f"{self.folder.path} holds no result")
         artifacts = self.folder.path / "artifacts"
         with report_write_errors(artifacts):
             shutil.rmtree(artifacts, ignore_errors=True)
             artifacts.mkdir()
-            result = unpack_result(kept)
+            result = decode_result(content)
             result.save(artifacts / RESULT_ARTIFACT)
-            if kept["model"] is not None:
-                buffer = io.BytesIO()  # to a file `torch.save` hides what went wrong with it
-                torch.save(kept["model"], buffer)
+            if content["model"] is not None:
+                buffer = io.BytesIO()  # where it writes to a file, `torch.save` hides the reason of a failure
+                torch.save(content["model"], buffer)
                 (artifacts / MODEL_ARTIFACT).write_bytes(buffer.getvalue())
         self._not_before = 0.0
-        self.attempt(lambda run: run.finish(result, kept["last_step"], kept["tags"], artifacts))
+        self.attempt(lambda run: run.finish(result, content["last_step"], content["tags"], artifacts))
         if self.failure is None:
             self.folder.remove()
 
     def _open(self) -> TrialRun:
-        target = self.context
-        run = Store(target.tracking_uri).open_run(
+        context = self.context
+        run = Store(context.tracking_uri).open_run(
             self.folder.trial,
             self.name,
-            target.experiment_id,
-            target.parent_run_id,
-            {**target.tags, STORAGE_TAG: target.storage_name, DRIVER_TAG: target.driver},
+            context.experiment_id,
+            context.parent_run_id,
+            {**context.tags, STORAGE_TAG: context.storage_name, DRIVER_TAG: context.driver},
             run_id=self.folder.run_id,
         )
         if not run.finished:
@@ -139,10 +139,17 @@ class Delivery:
         return run
 
 
-def pack_result(
+def encode_result(
     result: Result, last_step: int, tags: Mapping[str, str], model: Mapping[str, Tensor] | None
 ) -> dict[str, Any]:
-    """What a trained trial keeps, as tensors and plain values."""
+    """Return a trained trial's result as tensors and plain values, which a file can hold without pickled objects.
+
+    Args:
+        result: The result of training.
+        last_step: The last optimiser step.
+        tags: Tags for the trial's run.
+        model: The trained parameters by name; None for a network that is not PyTorch's.
+    """
     import torch
 
     return {
@@ -156,11 +163,11 @@ def pack_result(
     }
 
 
-def unpack_result(kept: Mapping[str, Any]) -> Result:
-    """The result in what `to_keep` made."""
+def decode_result(content: Mapping[str, Any]) -> Result:
+    """Return the result that `encode_result` was given."""
     return Result(
-        steps=kept["steps"].numpy(),
-        curves={name: curve.numpy() for name, curve in kept["curves"].items()},
-        test_accuracy=kept["test_accuracy"],
-        first_layer=kept["first_layer"].numpy(),
+        steps=content["steps"].numpy(),
+        curves={name: curve.numpy() for name, curve in content["curves"].items()},
+        test_accuracy=content["test_accuracy"],
+        first_layer=content["first_layer"].numpy(),
     )

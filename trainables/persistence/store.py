@@ -1,21 +1,18 @@
-"""The one file that talks to MLflow: a trial's run, found again by trial id and written exactly once.
+"""The tracking store: finds the runs of trials and sweeps, makes them, and reads what they hold.
 
-Every trial is one run, tagged with its trial id, below a parent run in the experiment named after the sweep. A run's
-points carry timestamps that follow from the step (run start + step, in milliseconds): MLflow drops a point that is
-sent again only where key, step, value and timestamp are all the same. A run is FINISHED only when its points, its
-artifact and its test accuracy are all in the store.
+Every trial is one run, tagged with its trial id, below its sweep's parent run in the experiment that is named after the
+sweep. A run is FINISHED only when its points, its artifacts and its test accuracy are all in the store.
 
-Whatever goes wrong between here and the store is a `TrackingError`. Nothing here waits for a store that is away: who
-calls knows what can wait.
+Whatever goes wrong between here and the store is a `TrackingError`. Nothing here waits for a store that is away: the
+caller knows what can wait.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -43,31 +40,13 @@ from trainables.persistence.trial_run import RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
 from trainables.trial import Trial
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
-
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-
-# MLflow would retry for minutes, and a trial must not wait for that long: it goes on training, and sends later.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-
-
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-
-
 logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema migrations of a new sqlite file
-
-
-logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what goes wrong is a `TrackingError`, and said once
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # whatever goes wrong becomes a `TrackingError`, shown once
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A trial's run as the store has it."""
+    """A trial's run as the store holds it."""
 
     trial_id: str
     run_id: str
@@ -81,12 +60,12 @@ class StoredRun:
 
     @property
     def finished(self) -> bool:
-        """Whether everything of the trial is in the store; a trial that diverged is finished too."""
+        """True if the store holds everything of the trial; a trial that diverged is finished too."""
         return self.status == "FINISHED"
 
 
 class Store:
-    """A tracking store. Its methods raise `TrackingError` where it cannot be reached, or refuses."""
+    """A tracking store. Its methods raise `TrackingError` where it cannot be reached, or refuses a request."""
 
     def __init__(self, uri: str) -> None:
         self.uri = resolve_uri(uri)
@@ -99,7 +78,7 @@ class Store:
             self.experiments = self._experiments()
 
     def _experiments(self) -> dict[str, str]:
-        """Every experiment: id → name."""
+        """Return every experiment: id → name."""
         found: dict[str, str] = {}
         token: str | None = None
         while True:
@@ -111,14 +90,14 @@ class Store:
 
     @raises_tracking_errors
     def find_runs(self) -> dict[str, list[StoredRun]]:
-        """The runs of every trial, in whichever experiment, by trial id: one each if all is well."""
+        """Return the runs of all trials in all experiments, by trial id; a trial has one if all is well."""
         self.experiments = self._experiments()  # another sweep may have made one
         found: dict[str, list[StoredRun]] = defaultdict(list)
         for run in self._search(f"tags.{TRIAL_ID_TAG} LIKE '%'"):
-            found[run.data.tags[TRIAL_ID_TAG]].append(self._recorded(run))
+            found[run.data.tags[TRIAL_ID_TAG]].append(self._describe(run))
         return dict(found)
 
-    def _recorded(self, run: Run) -> StoredRun:
+    def _describe(self, run: Run) -> StoredRun:
         return StoredRun(
             trial_id=run.data.tags[TRIAL_ID_TAG],
             run_id=run.info.run_id,
@@ -131,19 +110,16 @@ class Store:
             driver=run.data.tags.get(DRIVER_TAG, ""),
         )
 
-    def make_reader(self) -> Callable[[Trial], Result | None]:
-        """A function that gives a trial's result, or None if the store has no finished run of it now."""
+    @raises_tracking_errors
+    def read_trial(self, trial: Trial) -> Result | None:
+        """Return a trial's exact result, or None if the store has no finished run of it.
 
-        @raises_tracking_errors
-        def finished(store: Store, trial: Trial) -> StoredRun | None:
-            runs = (store._recorded(run) for run in store._search(f"tags.{TRIAL_ID_TAG} = '{trial.id}'"))
-            return next((run for run in runs if run.finished), None)
-
-        def read(trial: Trial) -> Result | None:
-            run = finished(self, trial)
-            return None if run is None else self.read_result(run)
-
-        return read
+        Raises:
+            BadInputError: The run's artifact is missing or damaged.
+        """
+        runs = (self._describe(run) for run in self._search(f"tags.{TRIAL_ID_TAG} = '{trial.id}'"))
+        finished = next((run for run in runs if run.finished), None)
+        return None if finished is None else self.read_result(finished)
 
     def _search(self, condition: str) -> Iterator[Run]:
         token: str | None = None
@@ -156,9 +132,13 @@ class Store:
 
     @raises_tracking_errors
     def ensure_parent(self, sweep: str, dataset: str) -> tuple[str, str]:
-        """The ids of the sweep's experiment and of its parent run, both made if need be.
+        """Return the ids of the sweep's experiment and parent run, made if they do not exist.
 
-        The parent is a folder for its children and holds no state of its own, so it never stands as running.
+        The parent run is a folder for its children. It holds no state of its own and is finished from the start, so
+        that the death of a driver cannot leave it running.
+
+        Raises:
+            BadInputError: The experiment was deleted in the store.
         """
         experiment = self.client.get_experiment_by_name(sweep)
         if experiment is None:
@@ -184,14 +164,14 @@ class Store:
         return experiment_id, oldest
 
     def _parent(self, experiment_id: str, label: str) -> str | None:
-        """The id of the oldest parent run with this label."""
+        """Return the id of the oldest parent run with this label, if there is one."""
         runs = self.client.search_runs([experiment_id], f"tags.{SWEEP_TAG} = '{label}'")
         ids = [(run.info.start_time, run.info.run_id) for run in runs]
         return min(ids)[1] if ids else None
 
     @raises_tracking_errors
     def read_tags(self, run_id: str) -> dict[str, str]:
-        """All tags of a run; none of a run that is not there."""
+        """Return all tags of a run, and none for a run that does not exist."""
         try:
             return dict(self.client.get_run(run_id).data.tags)
         except MlflowException as error:
@@ -220,33 +200,26 @@ class Store:
         *,
         run_id: str | None,
     ) -> TrialRun:
-        """The trial's run: a finished one, the one that goes on, or a new one below the parent.
-
-        An unfinished run other than `run_id` that has points was left by an attempt whose checkpoints are not at
-        hand. Trained anew, the trial may end in other last bits, with another number of threads say. So such a run
-        moves to MLflow's deleted runs, and a new one takes its place.
+        """Return the run that a trial writes to: a finished one, `run_id`, or another, made if there is none to use.
 
         Args:
-            run_id: The run that the trial's checkpoints have sent points to.
+            trial: The trial, whose settings become the run's parameters.
+            name: The readable name of a new run.
+            experiment_id: The experiment of a new run.
+            parent_run_id: The parent of a new run.
+            tags: Tags for an unfinished run; `DRIVER_TAG` among them names the driver that trains the trial.
+            run_id: The run that the trial's checkpoints have sent points to, if any.
 
         Raises:
-            BadInputError: A run stands as running for another sweep's driver.
+            BadInputError: The trial has a run that another sweep's driver keeps as running.
         """
         runs = list(self._search(f"tags.{TRIAL_ID_TAG} = '{trial.id}'"))
         chosen = choose_run(runs, run_id, tags.get(DRIVER_TAG))
         if chosen is None or chosen.info.status != "FINISHED":
-            others = [run for run in runs if run is not chosen]
-            for run in others:
-                if run.info.status == "RUNNING" and run.data.tags.get(DRIVER_TAG) != tags.get(DRIVER_TAG):
-                    raise BadInputError(
-                        f"'{name}' trains in another sweep, with --storage {run.data.tags.get(STORAGE_TAG)} (run "
-                        f"{run.info.run_id}); wait for that to end"
-                    )
-            for run in others:
-                self.client.delete_run(run.info.run_id)
+            self._discard([run for run in runs if run is not chosen], name, tags.get(DRIVER_TAG))
         if chosen is None:
-            tags_at_birth = {TRIAL_ID_TAG: trial.id, PARENT_TAG: parent_run_id, DRIVER_TAG: tags.get(DRIVER_TAG, "")}
-            chosen = self.client.create_run(experiment_id, run_name=name, tags=tags_at_birth)
+            first_tags = {TRIAL_ID_TAG: trial.id, PARENT_TAG: parent_run_id, DRIVER_TAG: tags.get(DRIVER_TAG, "")}
+            chosen = self.client.create_run(experiment_id, run_name=name, tags=first_tags)
         trial_run = TrialRun(self.client, self.uri, chosen)
         if not trial_run.finished:
             if chosen.info.status != "RUNNING":
@@ -259,9 +232,24 @@ class Store:
             )
         return trial_run
 
+    def _discard(self, runs: Sequence[Run], name: str, driver: str | None) -> None:
+        """Move a trial's unusable runs to MLflow's deleted runs.
+
+        A run with points was left by an attempt whose checkpoints are not here. The trial starts from scratch then, and
+        may end in other last bits, say with another number of threads: its points must not mix with those of before.
+        """
+        for run in runs:
+            if run.info.status == "RUNNING" and run.data.tags.get(DRIVER_TAG) != driver:
+                raise BadInputError(
+                    f"'{name}' trains in another sweep, with --storage {run.data.tags.get(STORAGE_TAG)} (run "
+                    f"{run.info.run_id}); wait for that to end"
+                )
+        for run in runs:
+            self.client.delete_run(run.info.run_id)
+
     @raises_tracking_errors
     def end_run(self, run_id: str, status: str) -> None:
-        """Say of a run that trains no more, and has not finished, that it is KILLED or FAILED."""
+        """Mark a run that has stopped training without finishing as KILLED or FAILED."""
         self.client.set_terminated(run_id, status)
 
     @raises_tracking_errors
@@ -270,33 +258,33 @@ class Store:
         self.client.delete_run(run_id)
 
     @contextmanager
-    def open_artifact(self, recorded: StoredRun, name: str) -> Iterator[Path]:
-        """A file that a finished trial left, on this machine for as long as the context lasts.
+    def open_artifact(self, run: StoredRun, name: str) -> Iterator[Path]:
+        """Download a file of a finished trial, and keep it for as long as the context lasts.
 
         Raises:
-            BadInputError: The file is missing or damaged; errors while it is read are taken to mean that.
+            BadInputError: The file is missing or damaged. Any error of the block that reads it is taken to mean that.
         """
         with tempfile.TemporaryDirectory() as folder:
             try:
-                yield Path(self.client.download_artifacts(recorded.run_id, name, folder))
+                yield Path(self.client.download_artifacts(run.run_id, name, folder))
             except Exception as error:  # MLflow, the file system, NumPy, zlib and torch each raise their own
                 raise BadInputError(
-                    f"the artifact {name} of '{recorded.name}' (run {recorded.run_id}) cannot be read ({error}); "
+                    f"the artifact {name} of '{run.name}' (run {run.run_id}) cannot be read ({error}); "
                     "delete that run in the MLflow UI and run the sweep again"
                 ) from None
 
-    def read_result(self, recorded: StoredRun) -> Result:
-        """The exact result of a finished trial.
+    def read_result(self, run: StoredRun) -> Result:
+        """Return the exact result of a finished trial.
 
         Raises:
             BadInputError: The run's artifact is missing or damaged.
         """
-        with self.open_artifact(recorded, RESULT_ARTIFACT) as path:
+        with self.open_artifact(run, RESULT_ARTIFACT) as path:
             return Result.load(path)
 
 
 def choose_run(runs: Sequence[Run], run_id: str | None, driver: str | None) -> Run | None:
-    """Which of a trial's runs goes on: a finished one, the one of the trial's checkpoints, or one without points."""
+    """Return the run of a trial to go on with: a finished one, else `run_id`, else one without points."""
     finished = (run for run in runs if run.info.status == "FINISHED")
     own = (run for run in runs if run.info.run_id == run_id)
     empty = (run for run in runs if not run.data.metrics)

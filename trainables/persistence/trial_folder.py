@@ -1,22 +1,21 @@
-"""What a trial keeps on disk until the tracking store has its result: a folder a trial, named by its id.
+"""A trial's folder: what is kept on disk until the tracking store has the trial's result.
 
     <storage>/trials/<trial id>/
         lock                  held by the process that trains the trial
-        <step>.checkpoint     all that decides its future; the two newest are kept
-        result.checkpoint     a trained trial's result, until the store has it
-        run_id                the tracking run that points of this folder's checkpoints have gone to
-        starts                how often the trial was started since its last checkpoint
-        notes.txt, error.txt  what a person should know of it
+        <step>.checkpoint     all that decides the trial's future; the two newest are kept
+        result.checkpoint     the result of a trained trial, until the store has it
+        run_id                the id of the run that the points of these checkpoints were sent to
+        starts                the number of starts since the last checkpoint, with the driver that counted them
+        notes.txt, error.txt  what a person should know of the trial
 
-A checkpoint is a SHA-256 digest followed by what `torch.save` writes, so that no damage goes unseen: `torch.load`
-alone does not notice a flipped bit. Files appear under their names whole or not at all.
+A checkpoint is a SHA-256 digest followed by what `torch.save` writes, as `torch.load` alone would not notice a flipped
+bit. Files appear under their names whole or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -27,24 +26,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from trainables.errors import BadInputError
-from trainables.files import report_write_errors, sync_folder
+from trainables.files import report_write_errors, write_atomically
 from trainables.trial import Trial
 
-CHECKPOINTS_KEPT = 2  # checkpoints: the newest, and the one before in case the newest turns out to be damaged
-
-
+CHECKPOINTS_KEPT = 2  # the newest, and the one before in case the newest turns out to be damaged
 DIGEST_BYTES = 32
-
-
 RESULT_FILE = "result.checkpoint"
-
-
-# A process whose node is gone may hold its lock on a shared file system until the server's lease ends (NFS: 90 s).
+# The lock of a process whose node is gone may stand on a shared file system until the server gives it up (NFS: 90 s).
 LOCK_WAIT_SECONDS = 120.0
 
 
 class TrialFolder:
-    """A trial's folder below `storage`."""
+    """A trial's folder in the storage folder."""
 
     def __init__(self, storage: Path, trial: Trial) -> None:
         self.path = storage / "trials" / trial.id
@@ -52,7 +45,7 @@ class TrialFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder alone; a process that was told to die may take a moment to let go of it.
+        """Hold the folder's lock; wait for a process that was told to die and still holds it.
 
         Raises:
             BadInputError: Another process trains the trial.
@@ -67,10 +60,10 @@ class TrialFolder:
                 except Timeout:
                     raise BadInputError(f"another process trains in {self.path}; wait for it, or end it") from None
                 except FileNotFoundError:
-                    continue  # whoever held the lock has finished, and removed the folder
-                if not (self.path / "lock").exists():  # the same, a moment later
+                    continue  # the process that held the lock has finished, and removed the folder
+                if not (self.path / "lock").exists():  # it did so a moment later
                     lock.release()
-            for partial in self.path.glob("*.partial"):  # its writer died
+            for partial in self.path.glob("*.partial"):  # left by a writer that died
                 partial.unlink()
         try:
             yield
@@ -78,10 +71,10 @@ class TrialFolder:
             lock.release()
 
     def write_checkpoint(self, step: int, content: dict[str, Any]) -> None:
-        """Write the checkpoint of a step, and remove those but the newest two.
+        """Write the checkpoint of a step, and remove all but the newest two.
 
         Raises:
-            StorageError: It could not be written; those before are still there.
+            StorageError: It could not be written. Earlier checkpoints are still there.
         """
         self._write(f"{step:09d}.checkpoint", content)
         with report_write_errors(self.path):
@@ -90,10 +83,10 @@ class TrialFolder:
             (self.path / "starts").unlink(missing_ok=True)
 
     def read_newest_checkpoint(self) -> dict[str, Any] | None:
-        """What the newest usable checkpoint holds; None if there is none.
+        """Return the content of the newest usable checkpoint, or None if there is none.
 
-        Where a newer one is damaged, points that it covered may be in the store, and training again from an older one
-        may end in other last bits: the folder then forgets its run, so that a new one takes its place.
+        If a newer one is damaged, the store may have points that it covered, while training again from an older one may
+        end in other last bits. The folder then forgets its run, so that a new run takes its place.
         """
         for path in self._checkpoints():
             content = self._read(path)
@@ -103,7 +96,7 @@ class TrialFolder:
         return None
 
     def write_result(self, content: dict[str, Any]) -> None:
-        """Write what a trained trial leaves.
+        """Write the result of a trained trial.
 
         Raises:
             StorageError: It could not be written.
@@ -111,7 +104,10 @@ class TrialFolder:
         self._write(RESULT_FILE, content)
 
     def read_result(self) -> dict[str, Any] | None:
-        """What `write_result` kept; None if it is not there or damaged. Damage has the consequences of `newest`."""
+        """Return the content that `write_result` wrote, or None if there is none or it is damaged.
+
+        After damage the folder forgets its run, as in `read_newest_checkpoint`.
+        """
         if not self.has_result:
             return None
         content = self._read(self.path / RESULT_FILE)
@@ -121,105 +117,89 @@ class TrialFolder:
 
     @property
     def has_result(self) -> bool:
-        """Whether a result is kept here."""
+        """True if the folder holds a result."""
         return (self.path / RESULT_FILE).exists()
 
     def remove(self) -> None:
-        """Remove the folder and all in it."""
+        """Remove the folder and everything in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def run_id(self) -> str | None:
-        """The run that this folder's points go to."""
+        """The id of the run that this folder's points go to, if there is one."""
         return self._text("run_id") or None
 
     def remember_run(self, run_id: str) -> None:
-        """Bind the folder to a run, before the first of its points is sent."""
+        """Store the id of the run that the points go to. Call this before the first point is sent."""
         if self.run_id != run_id:
-            self._replace("run_id", run_id.encode())
+            write_atomically(self.path / "run_id", run_id.encode())
 
     def forget_run(self) -> None:
-        """Bind the folder to no run."""
+        """Forget the run that the points went to."""
         with report_write_errors(self.path):
             (self.path / "run_id").unlink(missing_ok=True)
 
     def read_starts(self, driver: str) -> int:
-        """How often a driver has started the trial since its last checkpoint."""
+        """Return how often a driver has started the trial since its last checkpoint."""
         words = self._text("starts").split()
         return int(words[1]) if len(words) == 2 and words[0] == driver and words[1].isdigit() else 0
 
     def record_start(self, driver: str) -> int:
-        """Count a start of the trial by a driver; how many there were since its last checkpoint, with this one."""
+        """Count a start of the trial by a driver, and return the number of starts since its last checkpoint."""
         starts = self.read_starts(driver) + 1
         if starts == 1:
             (self.path / "error.txt").unlink(missing_ok=True)
-        self._replace("starts", f"{driver} {starts}".encode())
+        write_atomically(self.path / "starts", f"{driver} {starts}".encode())
         return starts
 
     def reset_starts(self) -> None:
-        """Count the next start as the first."""
+        """Make the next start count as the first."""
         with suppress(OSError):
             (self.path / "starts").unlink(missing_ok=True)
 
     def add_note(self, text: str) -> None:
-        """Keep a sentence for the person who runs the sweep, as far as there is room for it."""
+        """Add a sentence for the person who runs the sweep, if there is room for it on the disk."""
         with suppress(OSError), (self.path / "notes.txt").open("a") as file:
             file.write(text + "\n")
 
     @property
     def notes(self) -> list[str]:
-        """The different sentences kept, in order."""
+        """The distinct sentences that were added, in order."""
         return list(dict.fromkeys(self._text("notes.txt").splitlines()))
 
     def write_error(self, traceback: str) -> None:
-        """Keep the traceback of what ended the trial."""
+        """Write the traceback of the error that ended the trial, if there is room for it on the disk."""
         with suppress(OSError):
             (self.path / "error.txt").write_text(traceback)
 
     def describe_last_error(self) -> str:
-        """What ended the trial the last time, and where to read more of it."""
+        """Return the last line of the error that ended the trial, and the file that has all of it."""
         lines = self._text("error.txt").strip().splitlines()
         return f"{lines[-1]} (see {self.path / 'error.txt'})" if lines else "its process was killed"
 
     def _checkpoints(self) -> list[Path]:
-        """The newest first."""
+        """Return the checkpoints' files, the newest first."""
         return sorted(self.path.glob("[0-9]*.checkpoint"), reverse=True)
 
     def _text(self, name: str) -> str:
+        """Return the text of a file in the folder, empty if it cannot be read."""
         try:
             return (self.path / name).read_text(errors="replace")
-        except OSError:  # mostly, because it is not there
+        except OSError:  # in most cases because it does not exist
             return ""
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a checkpoint that survives a power cut."""
         import torch
 
         buffer = io.BytesIO()
         torch.save({**content, "trial_id": self.trial.id}, buffer)
         payload = buffer.getvalue()
-        self._replace(name, hashlib.sha256(payload).digest() + payload, durable=True)
-
-    def _replace(self, name: str, content: bytes, *, durable: bool = False) -> None:
-        """Put a file in place, whole; a durable one outlives a power cut."""
-        partial = self.path / f"{name}.partial"
-        with report_write_errors(self.path / name):
-            try:
-                with partial.open("wb") as file:
-                    file.write(content)
-                    if durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                partial.replace(self.path / name)
-                if durable:
-                    sync_folder(self.path)
-            except OSError:
-                with suppress(OSError):  # it takes up room that is needed
-                    partial.unlink()
-                raise
+        write_atomically(self.path / name, hashlib.sha256(payload).digest() + payload, durable=True)
 
     def _read(self, path: Path) -> dict[str, Any] | None:
-        """A checkpoint's content; a file that cannot be used is set aside, and noted."""
-        import torch  # takes seconds; a rerun that finds nothing to do needs none of it
+        """Return a checkpoint's content, or None; a file that cannot be used is renamed, with a note for the person."""
+        import torch  # takes seconds, and a rerun that finds nothing to do does not need it
 
         try:
             raw = path.read_bytes()

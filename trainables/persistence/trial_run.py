@@ -1,4 +1,8 @@
-"""TODO."""
+"""A trial's run in the tracking store, open for writing: each of its points is stored exactly once.
+
+A point's timestamp follows from its step (run start + step, in milliseconds), as MLflow drops a point that is sent
+again only where key, step, value and timestamp are all the same.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,20 @@ from trainables.persistence.connection import DIVERGED_TAG, raises_tracking_erro
 from trainables.result import Result
 
 MAX_METRICS_PER_CALL = 1000  # MLflow's limit
-
-
 RESULT_ARTIFACT = "result.npz"
-
-
 MODEL_ARTIFACT = "model.pt"
 
 
 class TrialRun:
-    """A trial's run, open for writing."""
+    """A trial's run, open for writing.
+
+    Its methods raise `TrackingError` where the store cannot be used, and leave a finished run as it is.
+
+    Attributes:
+        finished: Whether the store has everything of the trial already.
+        records_sent: The number of records that this process has sent. Those of an earlier process are sent again, and
+            dropped by the store.
+    """
 
     def __init__(self, client: MlflowClient, uri: str, run: Run) -> None:
         self.client = client
@@ -31,31 +39,32 @@ class TrialRun:
         self.run_id: str = run.info.run_id
         self.start_milliseconds: int = run.info.start_time
         self.finished = run.info.status == "FINISHED"
-        self.written = 0  # records this process has sent; what an earlier one sent is sent again and dropped there
+        self.records_sent = 0
 
     @raises_tracking_errors
-    def send_records(self, steps: Sequence[int] | NDArray[np.int64], curves: Mapping[str, NDArray[np.floating]]) -> None:
-        """Send the records that have not been sent, in large batches. Call it once a checkpoint covers them.
+    def send_records(
+        self, steps: Sequence[int] | NDArray[np.int64], curves: Mapping[str, NDArray[np.floating]]
+    ) -> None:
+        """Send the records that have not been sent, in large batches. Call this once a checkpoint covers them.
 
-        A finished run is left as it is.
+        Args:
+            steps: `(records,)` the optimiser step of each record.
+            curves: Quantity → `(records,)`.
         """
         if self.finished:
             return
         points = [
             Metric(name, float(curve[record]), self.start_milliseconds + int(steps[record]), int(steps[record]))
-            for record in range(self.written, len(steps))
+            for record in range(self.records_sent, len(steps))
             for name, curve in curves.items()
         ]
         for first in range(0, len(points), MAX_METRICS_PER_CALL):
             self.client.log_batch(self.run_id, metrics=points[first : first + MAX_METRICS_PER_CALL])
-        self.written = len(steps)
+        self.records_sent = len(steps)
 
     @raises_tracking_errors
     def finish(self, result: Result, last_step: int, tags: Mapping[str, str], artifacts: Path) -> None:
-        """Store the result and the files in the folder `artifacts`, then, at last, say that the trial is finished.
-
-        A finished run is left as it is.
-        """
+        """Store the result and the files in the folder `artifacts`, and mark the run as finished after all else."""
         if self.finished:
             return
         self.send_records(result.steps, result.curves)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What Ray runs: a pack of trials in one process."""

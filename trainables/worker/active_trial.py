@@ -1,4 +1,4 @@
-"""TODO."""
+"""One trial in this process, from its last checkpoint to its finished run in the tracking store."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, ge
 from trainables.accelerated.convolutions import CompilerError, choose_forward, forward_native
 from trainables.architectures import has_convolution
 from trainables.errors import BadInputError, StorageError
-from trainables.persistence.delivery import Delivery, pack_result
+from trainables.persistence.delivery import Delivery, encode_result
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.training import Forward, State, Tensors, forward_torch
 from trainables.trial import Trial
 from trainables.worker.pack import WorkerSettings
 
-MAX_STARTS = 3  # of a trial without a new checkpoint in between; whatever ends it then would end it again
+# A trial that is started more often without a new checkpoint would end in the same way again.
+MAX_STARTS = 3
+# Checkpoints hold lists of the values that a trial has had. Before, they held the text of the tag instead ("1 then 2"),
+# under another key: such checkpoints stay readable.
+THREAD_COUNTS, BACKENDS = "thread_counts", "backends"
+TEXT_KEYS = {THREAD_COUNTS: "threads", BACKENDS: "convolutions"}
+SEPARATOR = " then "  # of the values in a tag
 
 
 class ActiveTrial:
-    """A trial in the hands of this process, its folder claimed.
+    """A trial whose folder this process has locked.
 
     Attributes:
-        gpus: Of its pack.
-        trained: Its folder keeps a result.
-        saved: What its newest checkpoint holds, if it is to go on from one.
+        gpus: The GPUs of its pack.
+        trained: Whether its folder holds a result.
+        saved: The content of its newest checkpoint, if it goes on from one.
     """
 
     def __init__(self, trial: Trial, name: str, gpus: float, settings: WorkerSettings) -> None:
@@ -39,77 +45,89 @@ class ActiveTrial:
         self.trained = False
         self.saved: dict[str, Any] | None = None
 
-    def open(self) -> None:
-        """See what there is of the trial.
+    def load(self) -> None:
+        """Read what the trial's folder and the store have of it.
 
         Raises:
-            BadInputError: It is not to be tried again.
+            BadInputError: The trial has ended its process too often.
         """
         if self.folder.record_start(self.settings.context.driver) > MAX_STARTS:
             raise BadInputError(f"it ended {MAX_STARTS} times at the same point: {self.folder.describe_last_error()}")
-        # Read before the run is opened: damage decides which run the trial goes on with.
+        # The folder is read before the run is opened, as damage decides which run the trial goes on with.
         self.trained = self.folder.read_result() is not None
         self.saved = None if self.trained else self.folder.read_newest_checkpoint()
         self.delivery.open_run()
 
     @property
     def stacked(self) -> bool:
-        """Whether it trains in a stack: as it has begun, or as the sweep says."""
-        return bool(self.saved.get("stacked") if self.saved else self.trial.architecture in self.settings.stacked)
+        """True if the trial trains in a stack: a trial goes on as it began, and begins as the settings say."""
+        if self.saved:
+            return bool(self.saved.get("stacked"))
+        return self.trial.architecture in self.settings.stacked_architectures
 
     @property
     def step(self) -> int:
-        """Where it goes on."""
+        """The optimiser step that the trial goes on from."""
         return int(self.saved["step"]) if self.saved else 0
 
-    def start(self, tensors: Tensors) -> State:
-        """Its state, before its next step."""
+    def make_state(self, tensors: Tensors) -> State:
+        """Return the state from which the trial goes on."""
         state = training.start(self.trial, tensors)
         if self.saved is not None:
             training.load_state_dict(state, self.saved)
         if not self.stacked:
-            state.forward = self.forward(tensors.train_images.device)
+            state.forward = self._choose_forward(tensors.train_images.device)
         return state
 
-    def forward(self, device: torch.device) -> Forward:
-        """How its network's passes are computed: as it has begun, or as the sweep says."""
-        begun = self.saved.get("convolutions") if self.saved else None
+    def _choose_forward(self, device: torch.device) -> Forward:
+        """Return the forward pass of the backend that the trial began with, or else of the settings' backend."""
+        backend = [self.settings.backend, *self._read_history(BACKENDS, str)][-1]
         try:
-            return choose_forward(
-                self.trial.architecture, begun.split()[-1] if begun else self.settings.convolutions, device
-            )
-        except CompilerError as error:  # another kind of machine than where it was tried
+            return choose_forward(self.trial.architecture, backend, device)
+        except CompilerError as error:  # this machine is of another kind than the one where backends were compared
             self.folder.add_note(f"it trained with PyTorch's convolutions, as there are no others here: {error}")
             return forward_torch
 
-    def seconds(self, more: float) -> float:
-        """Of training, those before its last checkpoint included."""
-        return float(self.saved["seconds"] if self.saved else 0) + more
+    def _read_history(self, key: str, kind: type) -> list[Any]:
+        """Return the values that the trial has had up to its checkpoint, the last of them in use there."""
+        saved = self.saved or {}
+        if key in saved:
+            return list(saved[key])
+        text: str = saved.get(TEXT_KEYS[key], "")
+        return [kind(word) for word in text.split(SEPARATOR)] if text else []
 
-    def since(self, what: str, now: str) -> str:
-        """What last bits depend on, as it is now and with what its checkpoint says of before: "1 then 2"."""
-        before: str = (self.saved or {}).get(what, now)
-        return before if before.split()[-1] == now else f"{before} then {now}"
+    def _extend_history(self, key: str, value: int | str) -> list[Any]:
+        """Return the values that the trial has had, `value` as the last of them."""
+        history = self._read_history(key, type(value))
+        return history if history[-1:] == [value] else [*history, value]
 
-    def circumstances(self, state: State) -> dict[str, str]:
-        """What the last bits of its result depend on, with changes."""
-        found = {"threads": self.since("threads", str(self.settings.threads))}
+    def _describe_rounding(self, state: State) -> dict[str, list[Any]]:
+        """Return what the last bits of the result depend on, with all changes, by the keys of checkpoints."""
+        found = {THREAD_COUNTS: self._extend_history(THREAD_COUNTS, self.settings.threads)}
         if state.curves.device.type == "cpu" and has_convolution(self.trial.architecture):
-            theirs = get_environment(self.settings.convolutions).get(ONEDNN_VARIABLE, PYTORCH)
-            now = NATIVE if state.forward is forward_native else theirs
-            found["convolutions"] = self.since("convolutions", now)
+            by_torch = get_environment(self.settings.backend).get(ONEDNN_VARIABLE, PYTORCH)
+            found[BACKENDS] = self._extend_history(BACKENDS, NATIVE if state.forward is forward_native else by_torch)
         return found
 
-    def save(self, state: State, images: int, seconds: float) -> None:
+    def _sum_seconds(self, seconds: float) -> float:
+        """Return the seconds of training, those before the last checkpoint included."""
+        return float(self.saved["seconds"] if self.saved else 0) + seconds
+
+    def save_checkpoint(self, state: State, images: int, seconds: float) -> None:
         """Write a checkpoint, then send the points that it covers.
 
-        The order keeps every step once in the store, whatever dies in between. What could not be written or sent, to
-        a full disk or a store that is away, is written or sent with the next checkpoint.
+        In this order every step is in the store once, whenever the process dies. What could not be written or sent,
+        because the disk is full or the store is away, is written or sent with the next checkpoint.
+
+        Args:
+            state: The state of training.
+            images: The number of training images.
+            seconds: The time of training since the trial was loaded.
         """
         steps = training.list_record_steps(self.trial, images)
         records = int(np.searchsorted(steps, state.step, side="right"))
         content = training.make_state_dict(state, records)
-        more = {"seconds": self.seconds(seconds), "stacked": self.stacked, **self.circumstances(state)}
+        more = {"seconds": self._sum_seconds(seconds), "stacked": self.stacked, **self._describe_rounding(state)}
         try:
             self.folder.write_checkpoint(state.step, {**content, **more})
         except StorageError as error:
@@ -119,21 +137,29 @@ class ActiveTrial:
                 lambda run: run.send_records(steps[:records], training.fetch_curves(self.trial, state, records))
             )
 
-    def keep(self, state: State, tensors: Tensors, seconds: float, members: int) -> None:
-        """Keep the result of training in the folder."""
+    def write_result(self, state: State, tensors: Tensors, seconds: float, stack_size: int) -> None:
+        """Write the result of a trained trial to its folder.
+
+        Args:
+            state: The state after the last step.
+            tensors: The data set.
+            seconds: The time of training since the trial was loaded.
+            stack_size: The number of trials that shared this time.
+        """
         device = tensors.train_images.device
+        history = self._describe_rounding(state)
         tags = {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            **self.circumstances(state),
-            "training_seconds": f"{self.seconds(seconds):.3f}",
-            **({"stacked_trials": str(members)} if self.stacked else {}),  # which shared these seconds
+            **{TEXT_KEYS[key]: SEPARATOR.join(map(str, values)) for key, values in history.items()},
+            "training_seconds": f"{self._sum_seconds(seconds):.3f}",
+            **({"stacked_trials": str(stack_size)} if self.stacked else {}),
         }
         result = training.finish(self.trial, tensors, state)
-        self.folder.write_result(pack_result(result, state.step, tags, training.copy_weights(state)))
+        self.folder.write_result(encode_result(result, state.step, tags, training.copy_weights(state)))
 
     def deliver(self) -> None:
-        """Bring the result into the store."""
-        if self.delivery.finished:  # by an attempt that died before it could say so, or by another sweep
+        """Send the result to the store, and remove the trial's folder once it is there."""
+        if self.delivery.finished:  # by an attempt that died before it could remove the folder, or by another sweep
             self.folder.remove()
         else:
             self.delivery.deliver_result()

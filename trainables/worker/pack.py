@@ -1,40 +1,46 @@
-"""TODO."""
+"""Everything that the driver and its workers exchange: packs and settings one way, reports the other.
+
+Quick to import: the driver reads this before it knows whether anything is to be trained.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from trainables.trial import Trial
 
 if TYPE_CHECKING:
     from trainables.persistence.delivery import SweepContext
-from collections.abc import Sequence
+
+
+REPORT_KEY = "report"  # of the dictionary that Ray Tune takes as a report
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How trials are trained and where they keep what they have.
+    """How trials are trained, and where they keep their state; the same for all packs of a sweep.
 
-    None of it changes a result, but for the last bits, which follow `threads`, `stacked` and `convolutions`. These are
-    recorded.
+    None of this changes a result, except for the last bits, which depend on `threads`, `stacked_architectures` and
+    `backend`. These are recorded with each run.
 
     Attributes:
-        threads: Of a pack's process.
-        checkpoint_seconds: Of training between two checkpoints at most.
-        stacked: Architectures whose trials train side by side (`trainables/stack.py`), be it one alone.
-        convolutions: How they are computed on the CPU (`probe.fastest_for_convolutions`); None: it was not tried.
-        compiled: Steps of a stack are compiled.
+        context: Where the trials keep their state.
+        threads: Threads that a pack's process trains with.
+        checkpoint_seconds: The longest time of training between two checkpoints.
+        stacked_architectures: Architectures whose trials train in a stack (`accelerated/stack.py`), even alone.
+        backend: The backend of convolutions on the CPU (`accelerated/backends.py`); None: PyTorch, untested.
+        compile_steps: Whether the steps of a stack are compiled, for GPUs.
     """
 
     context: SweepContext
     threads: int
     checkpoint_seconds: float
-    stacked: Collection[str] = ()
-    convolutions: str | None = None
-    compiled: bool = False
+    stacked_architectures: Collection[str] = ()
+    backend: str | None = None
+    compile_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,9 @@ class Pack:
     """Trials that share a process.
 
     Attributes:
-        names: Readable ones, of each trial.
-        gpus: The share of a GPU that they have together, or how many.
+        trials: The trials.
+        names: A readable name for each trial.
+        gpus: The fraction of a GPU that they have together, or the number of GPUs.
     """
 
     trials: tuple[Trial, ...]
@@ -52,16 +59,21 @@ class Pack:
 
     @property
     def name(self) -> str:
-        """The first trial's id, as a trial is in one pack."""
+        """The first trial's id, which is unique, as a trial is in one pack."""
         return self.trials[0].id
 
+    @property
+    def epochs(self) -> int:
+        """The number of epochs of all trials together."""
+        return sum(trial.epochs for trial in self.trials)
+
     def to_json(self) -> str:
-        """As Tune's search space takes it: a plain value, and not a place in a table that every worker would read."""
+        """Return the pack as text for Ray Tune's search space, which takes plain values."""
         return json.dumps(asdict(self))
 
     @staticmethod
     def from_json(text: str) -> Pack:
-        """What `to_json` wrote."""
+        """Return the pack that `to_json` wrote."""
         content = json.loads(text)
         return Pack(
             tuple(Trial(**settings) for settings in content["trials"]), tuple(content["names"]), content["gpus"]
@@ -70,14 +82,29 @@ class Pack:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial that was not stopped.
+    """The end of a trial that was not stopped.
 
     Attributes:
-        error: Why it could not be trained.
-        out_of_memory: With a larger share of a GPU it could.
-        notes: What else a person should know.
+        error: The reason why the trial could not be trained; None if it was.
+        out_of_memory: Whether a larger share of a GPU would help.
+        notes: Sentences that the person who runs the sweep should read.
     """
 
     error: str | None = None
     out_of_memory: bool = False
     notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """The state of a pack, which its worker reports to Ray Tune under the key `REPORT_KEY`.
+
+    Attributes:
+        epochs: The number of epochs that all its trials together have trained.
+        running: The number of trials that are training now.
+        outcomes: Trial id → outcome, for the trials that have ended.
+    """
+
+    epochs: int = 0
+    running: int = 0
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)

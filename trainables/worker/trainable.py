@@ -1,7 +1,6 @@
-"""What Ray Tune runs, and what it is told: a pack of trials, in a process that stays for the next pack.
+"""The function that Ray Tune calls, in a process that stays for the next pack.
 
-Quick to import: drivers read this as well, before they know whether anything is to be trained. And Ray reads settings
-when it is imported, which `sweeps/launch.py` makes first.
+Quick to import, as the driver imports it too: Ray and torch read settings from the environment when they are imported.
 """
 
 from __future__ import annotations
@@ -10,24 +9,24 @@ import os
 from typing import TYPE_CHECKING
 
 from trainables.accelerated.backends import get_environment
+from trainables.worker.pack import REPORT_KEY, Pack, WorkerSettings
 
 if TYPE_CHECKING:
     from trainables.datasets import Dataset
-from trainables.worker.pack import Pack, WorkerSettings
 
 
 def train_pack_in_tune(config: dict[str, str], *, data: Dataset | None, settings: WorkerSettings) -> None:
-    """Train the trials of the pack in `config["pack"]`; report to Ray Tune what `members.Progress` says.
+    """Train the trials of the pack in `config["pack"]`, and report to Ray Tune how far they are.
 
     Args:
-        config: What Ray Tune chose.
+        config: The configuration that Ray Tune chose.
         data: The data set; None for "xor", which has its own.
-        settings: The same for all packs of a sweep.
+        settings: The settings of all packs of the sweep.
     """
-    os.environ.update(get_environment(settings.convolutions))  # which torch, imported from here on, reads once
+    os.environ.update(get_environment(settings.backend))  # torch, imported from here on, reads it once
 
     from ray import tune
 
-    from trainables.worker import worker
+    from trainables.worker.worker import train_pack
 
-    worker.train_pack(Pack.from_json(config["pack"]), data, settings, tune.report)
+    train_pack(Pack.from_json(config["pack"]), data, settings, lambda report: tune.report({REPORT_KEY: report}))

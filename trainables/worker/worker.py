@@ -1,7 +1,7 @@
 """A pack of trials in one process, each from its last checkpoint to its finished run in the tracking store.
 
 Trials of an architecture that is to be stacked train side by side, others one after another. Each has its own folder,
-checkpoints and run, and none of them names the pack: whatever happens to it, any later pack goes on from there.
+checkpoints and run, and none of these names the pack: after a crash, any later pack goes on from there.
 """
 
 from __future__ import annotations
@@ -12,79 +12,76 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import groupby
-from typing import Any
 
 import torch
 
 from trainables import training, xor
 from trainables.accelerated import stack
 from trainables.datasets import Dataset
-from trainables.errors import BadInputError
+from trainables.errors import UserError
 from trainables.files import check_folder_is_visible
-from trainables.persistence.delivery import pack_result
+from trainables.persistence.delivery import encode_result
 from trainables.training import Tensors
 from trainables.trial import XOR, Trial
 from trainables.worker.active_trial import MAX_STARTS, ActiveTrial
-from trainables.worker.pack import Pack, WorkerSettings
+from trainables.worker.pack import Outcome, Pack, PackReport, WorkerSettings
 
-# At an epoch's end, where a trial that dies has the least to do again, a checkpoint is due after this part of the time.
+# At the end of an epoch a checkpoint is due after this fraction of `checkpoint_seconds`, as the trial has the least to
+# repeat there if its process dies.
 EPOCH_END_FRACTION = 1 / 12
+REPORT_INTERVAL_SECONDS = 0.5
+GPU_CONTEXT_BYTES = 512 * 2**20  # an allowance for the GPU memory that a process takes before it holds a tensor
 
-
-REPORT_INTERVAL_SECONDS = 0.5  # between two reports of progress
-
-
-GPU_CONTEXT_BYTES = 512 * 2**20  # of GPU memory that a process takes up before it holds a tensor: an allowance
-
-
-Report = Callable[[dict[str, Any]], None]
+GetTensors = Callable[[str | None], Tensors]
+"""A function from a trial's task to the data set on the pack's device."""
 
 
 class PackProgress:
-    """What a pack reports to Ray Tune.
+    """The state of a pack, and the reports of it to Ray Tune."""
 
-    A report says `epochs` trained of all trials, how many trials are `running`, and, in `endings` by trial id, what
-    came of those that have ended: `error` if one cannot be trained, `out_of_memory` if it could with a larger share of
-    a GPU, `kept` if the store does not take its result, `notes` for a person.
-    """
-
-    def __init__(self, pack: Sequence[Trial], report: Report) -> None:
+    def __init__(self, trials: Sequence[Trial], report: Callable[[PackReport], None]) -> None:
         self.report = report
-        self.epochs = dict.fromkeys((trial.id for trial in pack), 0)
-        self.endings: dict[str, dict[str, Any]] = {}
+        self.epochs = dict.fromkeys((trial.id for trial in trials), 0)
+        self.outcomes: dict[str, Outcome] = {}
         self.running = 0
         self.reported = 0.0
 
-    def reached(self, members: Sequence[ActiveTrial], epoch: int) -> None:
-        """Members have trained so many epochs; report, unless that was done a moment ago."""
-        self.running = len(members)
-        self.epochs.update((member.trial.id, epoch) for member in members)
+    def update(self, active: Sequence[ActiveTrial], epoch: int) -> None:
+        """Note that these trials train and have reached an epoch, and send a report unless one was sent just now."""
+        self.running = len(active)
+        self.epochs.update((member.trial.id, epoch) for member in active)
         if time.monotonic() - self.reported >= REPORT_INTERVAL_SECONDS:
             self.send()
 
-    def end(self, trial: Trial, **ending: Any) -> None:
-        """A trial has ended."""
-        self.endings[trial.id] = ending
+    def end(self, trial: Trial, outcome: Outcome) -> None:
+        """Note the outcome of a trial that has ended."""
+        self.outcomes[trial.id] = outcome
         self.epochs[trial.id] = trial.epochs
 
+    def has_ended(self, member: ActiveTrial) -> bool:
+        """Return whether a trial has an outcome."""
+        return member.trial.id in self.outcomes
+
     def send(self) -> None:
-        """Report."""
+        """Send a report."""
         self.reported = time.monotonic()
-        running = self.running if len(self.endings) < len(self.epochs) else 0
-        self.report({"epochs": sum(self.epochs.values()), "running": running, "endings": dict(self.endings)})
+        running = self.running if len(self.outcomes) < len(self.epochs) else 0
+        self.report(PackReport(sum(self.epochs.values()), running, dict(self.outcomes)))
 
 
-def train_pack(pack: Pack, data: Dataset | None, settings: WorkerSettings, report: Report) -> None:
-    """Train what is missing of a pack's trials and deliver it.
+def train_pack(
+    pack: Pack, data: Dataset | None, settings: WorkerSettings, report: Callable[[PackReport], None]
+) -> None:
+    """Train and deliver those of a pack's trials that are not finished.
 
-    A process that dies is started again by Ray Tune, and so is one that raises. A trial that may have ended it twice
-    already trains by itself, so as not to take others with it again.
+    Ray Tune starts a process again that dies, or whose trainable raises. A trial that may have ended its process twice
+    trains by itself, so that it takes no others with it the third time.
     """
     training.prepare_process(settings.threads)
     progress = PackProgress(pack.trials, report)
 
     @cache
-    def tensors(task: str | None) -> Tensors:
+    def get_tensors(task: str | None) -> Tensors:
         assert data is not None
         return training.to_tensors(data, choose_device(pack.gpus), task)
 
@@ -93,130 +90,125 @@ def train_pack(pack: Pack, data: Dataset | None, settings: WorkerSettings, repor
     for trial, name in zip(pack.trials, pack.names, strict=True):
         member = ActiveTrial(trial, name, pack.gpus, settings)
         suspect = member.folder.read_starts(settings.context.driver) >= MAX_STARTS - 1
-        if trial.architecture in settings.stacked and not suspect:
+        if trial.architecture in settings.stacked_architectures and not suspect:
             together.append(member)
         else:
             alone.append([member])
-    for members in ([together] if together else []) + alone:
-        train_and_deliver(members, tensors, progress)
+    for active in ([together] if together else []) + alone:
+        train_and_deliver(active, get_tensors, progress)
     progress.send()
 
 
-def train_and_deliver(
-    members: Sequence[ActiveTrial], tensors: Callable[[str | None], Tensors], progress: PackProgress
-) -> None:
-    """Train members at once, as far as they have come equally far, and deliver what they leave."""
-    with ExitStack() as claims:
-        for member in members:
+def train_and_deliver(active: Sequence[ActiveTrial], get_tensors: GetTensors, progress: PackProgress) -> None:
+    """Train trials to their ends, in a stack those that are at the same step, and deliver their results."""
+    with ExitStack() as locks:
+        for member in active:
             with report_failures([member], progress):
                 check_folder_is_visible(member.settings.context.storage)
-                claims.enter_context(member.folder.lock())
-                member.open()
-        missing = [m for m in members if not (m.trial.id in progress.endings or m.trained or m.delivery.finished)]
+                locks.enter_context(member.folder.lock())
+                member.load()
+        missing = [m for m in active if not (progress.has_ended(m) or m.trained or m.delivery.finished)]
         place: Callable[[ActiveTrial], tuple[bool, int]] = lambda member: (member.stacked, member.step)  # noqa: E731
         for (stacked, _), equals in groupby(sorted(missing, key=place), place):
             for group in [list(equals)] if stacked else [[member] for member in equals]:
                 with report_failures(group, progress):
-                    train_group(group, tensors, progress)
-        for member in members:
+                    train_group(group, get_tensors, progress)
+        for member in active:
             with report_failures([member], progress):
-                if member.trial.id not in progress.endings:
-                    notes = member.folder.notes  # which go with the folder
+                if not progress.has_ended(member):
+                    notes = member.folder.notes  # read before the folder is removed
                     member.deliver()
-                    progress.end(member.trial, kept=member.delivery.failure, notes=notes)
+                    progress.end(member.trial, Outcome(notes=notes))
 
 
 @contextmanager
-def report_failures(members: Sequence[ActiveTrial], progress: PackProgress) -> Iterator[None]:
-    """Let what ends members become what is said of them; what trying again may help against is raised."""
+def report_failures(active: Sequence[ActiveTrial], progress: PackProgress) -> Iterator[None]:
+    """Turn an error that another attempt would meet again into the outcome of these trials, and raise any other."""
 
-    def end(error: object, *, out_of_memory: bool = False) -> None:
-        for member in members:
-            progress.end(member.trial, error=str(error), notes=member.folder.notes, out_of_memory=out_of_memory)
+    def end(error: str, *, out_of_memory: bool = False) -> None:
+        for member in active:
+            progress.end(member.trial, Outcome(error, out_of_memory, member.folder.notes))
 
     try:
         yield
-    except BadInputError as error:
-        end(error)
+    except UserError as error:
+        end(str(error))
     except Exception as error:
-        for member in members:
+        for member in active:
             member.folder.write_error(traceback.format_exc())
-        gpus = members[0].gpus
+        gpus = active[0].gpus
         if not (gpus and is_out_of_memory(error)):
             raise
-        for member in members:
-            member.folder.reset_starts()  # the driver tries again, with more
+        for member in active:
+            member.folder.reset_starts()  # as the driver starts it again, with a larger share
         share = f"{gpus:g} of a GPU" if gpus < 1 else "a whole GPU"
         end(f"{share} has too little memory for it: {error}", out_of_memory=True)
 
 
-def train_group(
-    members: Sequence[ActiveTrial], tensors: Callable[[str | None], Tensors], progress: PackProgress
-) -> None:
-    """Train members that stand at the same step, in a stack or one alone, until their folders keep results.
+def train_group(active: Sequence[ActiveTrial], get_tensors: GetTensors, progress: PackProgress) -> None:
+    """Train trials that are at the same step, in a stack or one alone, and write their results to their folders.
 
     Training ends early if another sweep has finished them all.
     """
-    first, settings = members[0].trial, members[0].settings
-    progress.reached(members, 0)
+    first, settings = active[0].trial, active[0].settings
+    progress.update(active, 0)
     if first.dataset == XOR:
-        train_xor(members[0])
+        train_xor(active[0])
         return
-    data = tensors(first.task)
-    images = len(data.train_images)
+    tensors = get_tensors(first.task)
+    images = len(tensors.train_images)
     per_epoch = first.steps_per_epoch(images)
-    trials = [member.trial for member in members]
-    states = [member.start(data) for member in members]
-    progress.reached(members, members[0].step // per_epoch)
+    states = [member.make_state(tensors) for member in active]
+    progress.update(active, active[0].step // per_epoch)
     began = last_save = time.monotonic()
-    steps = (
-        stack.train_stack(trials, data, states, compiled=settings.compiled)
-        if members[0].stacked
-        else training.train(first, data, states[0])
-    )
+    if active[0].stacked:
+        trials = [member.trial for member in active]
+        steps = stack.train_stack(trials, tensors, states, compiled=settings.compile_steps)
+    else:
+        steps = training.train(first, tensors, states[0])
     for _ in steps:
         now = time.monotonic()
         step = max(state.step for state in states)
         epoch_ended = step % per_epoch == 0
         if now - last_save >= settings.checkpoint_seconds * (EPOCH_END_FRACTION if epoch_ended else 1):
-            for member, state in zip(members, states, strict=True):
-                member.save(state, images, now - began)
+            for member, state in zip(active, states, strict=True):
+                member.save_checkpoint(state, images, now - began)
             last_save = time.monotonic()
-            if all(member.delivery.finished for member in members):
+            if all(member.delivery.finished for member in active):
                 return
         if epoch_ended and step < first.epochs * per_epoch:
-            progress.reached(members, step // per_epoch)
+            progress.update(active, step // per_epoch)
     seconds = time.monotonic() - began
-    for member, state in zip(members, states, strict=True):
+    for member, state in zip(active, states, strict=True):
         with report_failures([member], progress):
-            member.keep(state, data, seconds, len(members))
+            member.write_result(state, tensors, seconds, len(active))
 
 
 def train_xor(member: ActiveTrial) -> None:
-    """Train the NumPy network: a second's work, without checkpoints."""
+    """Train the NumPy network, which takes about a second and writes no checkpoints."""
     started = time.monotonic()
     result = xor.train(member.trial)
     tags = {"device": "cpu", "threads": "1", "training_seconds": f"{time.monotonic() - started:.3f}"}
-    member.folder.write_result(pack_result(result, int(result.steps[-1]), tags, model=None))
+    member.folder.write_result(encode_result(result, int(result.steps[-1]), tags, model=None))
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a GPU had too little memory; PyTorch says it in its own way, the libraries under it in others."""
+    """Return whether an error, of PyTorch or of a library under it, says that a GPU had too little memory."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED")
     )
 
 
 def compute_memory_fraction(gpus: float, total_bytes: int) -> float:
-    """What part of a GPU's memory a process with the share `gpus` may fill with tensors; the rest is its context."""
+    """Return the fraction of a GPU's memory that a process with the share `gpus` may fill with tensors."""
     return max(gpus / 2, gpus - GPU_CONTEXT_BYTES / total_bytes) if gpus < 1 else 1.0
 
 
 def choose_device(gpus: float) -> torch.device:
-    """Where a pack trains; on a GPU, its share bounds its memory, so that it cannot take its neighbours'."""
+    """Return the device that a pack trains on; on a GPU, bound its memory, so that it cannot take its neighbours'."""
     if not gpus or not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.empty_cache()  # of the pack that this process trained before
+    torch.cuda.empty_cache()  # frees what the pack before this one has used
     _, total_bytes = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(compute_memory_fraction(gpus, total_bytes))
     return torch.device("cuda")

@@ -12,7 +12,7 @@ from analysis import part3
 from analysis.output import main as analysis_main
 from sweeps.cli import main, parse
 from sweeps.driver.options import RunOptions
-from sweeps.experiment import JOB_ADDRESS_VARIABLE
+from sweeps.experiment import JOB_ADDRESS_VARIABLE, format_options
 from sweeps.part3 import Part3
 
 
@@ -34,26 +34,26 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults_are_the_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["part3.py"])
-    selection, running = parse(Part3, RunOptions, None)
-    trials = selection.sweep().trials()
+    options, run_options = parse(Part3, RunOptions, None, "run")
+    trials = options.sweep().trials()
     assert len(trials) == 50
     assert {t.architecture for t in trials} == {"mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5"}
     assert {(t.dataset, t.epochs, t.learning_rate, t.batch_size, t.optimizer) for t in trials} == {
         ("cifar10", 15, 0.01, 50, "adam")
     }
-    assert running == RunOptions()
+    assert run_options == RunOptions()
 
 
 def test_quick_moves_the_defaults_and_gives_way_to_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["part3.py", "--epochs", "2", "--quick"])
-    selection, _ = parse(Part3, RunOptions, None)
-    assert (selection.dataset, selection.seeds, selection.epochs, selection.quick) == ("digits", 3, 2, True)
-    assert selection.command("analysis") == "python analysis/part3.py --quick --epochs 2"
+    options, _ = parse(Part3, RunOptions, None, "run")
+    assert (options.dataset, options.seeds, options.epochs, options.quick) == ("digits", 3, 2, True)
+    assert options.format_command("analysis") == "python analysis/part3.py --quick --epochs 2"
 
 
 def test_commands_repeat_what_was_chosen() -> None:
-    selection = Part3(dataset="fashion_mnist", architectures=("cnn_3", "mlp_1"), tracking_uri="sqlite:///my runs.db")
-    assert selection.command("sweeps") == (
+    options = Part3(dataset="fashion_mnist", architectures=("cnn_3", "mlp_1"), tracking_uri="sqlite:///my runs.db")
+    assert options.format_command("sweeps") == (
         "python sweeps/part3.py --tracking-uri 'sqlite:///my runs.db' --dataset fashion_mnist "
         "--architectures cnn_3 mlp_1"
     )
@@ -62,7 +62,7 @@ def test_commands_repeat_what_was_chosen() -> None:
 def test_the_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert Part3().tracking_uri == "http://tracking:5000"
-    assert Part3().command("sweeps") == "python sweeps/part3.py"
+    assert Part3().format_command("sweeps") == "python sweeps/part3.py"
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(
@@ -129,8 +129,8 @@ def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert sweep(monkeypatch, "--help") == 0
     out = capsys.readouterr().out
     selecting = ["dataset", "seeds", "epochs", "architectures", "learning-rate", "batch-size", "tracking-uri", "quick"]
-    running = ["data-root", "cpus-per-trial", "gpus-per-trial", "max-concurrent", "storage", "dry-run", "address"]
-    for option in selecting + running:
+    run_options = ["data-root", "cpus-per-trial", "gpus-per-trial", "max-concurrent", "storage", "dry-run", "address"]
+    for option in selecting + run_options:
         assert f"--{option}" in out
 
 
@@ -153,8 +153,10 @@ def test_a_dry_run_shows_an_impossible_gpu_whatever_the_environment_says(monkeyp
 
 
 def test_the_command_to_go_on_repeats_how_it_ran() -> None:
-    running = RunOptions(storage=Path("/scratch/x"), cpus_per_trial=2)
-    command = Part3(quick=True, **Part3.quick_defaults).command("sweeps", running)
+    run_options = RunOptions(storage=Path("/scratch/x"), cpus_per_trial=2)
+    command = Part3(quick=True, **Part3.quick_defaults).format_command(
+        "sweeps", format_options(run_options, RunOptions())
+    )
     assert command == "python sweeps/part3.py --quick --storage /scratch/x --cpus-per-trial 2"
 
 
@@ -162,17 +164,17 @@ def test_the_environment_names_the_folders(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SWEEPS_STORAGE", "/srv/storage")
     monkeypatch.setenv("SWEEPS_DATA_ROOT", "/srv/data")
     monkeypatch.setattr(sys, "argv", ["part3.py"])
-    selection, running = parse(Part3, RunOptions, None)
-    assert (running.storage, running.data_root) == (Path("/srv/storage"), Path("/srv/data"))
-    assert selection.command("sweeps", running) == "python sweeps/part3.py"
+    options, run_options = parse(Part3, RunOptions, None, "run")
+    assert (run_options.storage, run_options.data_root) == (Path("/srv/storage"), Path("/srv/data"))
+    assert options.format_command("sweeps", format_options(run_options, RunOptions())) == "python sweeps/part3.py"
 
 
 def test_commands_of_a_job_are_those_of_the_computer_that_submitted_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(JOB_ADDRESS_VARIABLE, "http://127.0.0.1:8265")
-    assert Part3(seeds=2).command("sweeps", RunOptions()) == (
+    assert Part3(seeds=2).format_command("sweeps") == (
         "python sweeps/part3.py --seeds 2 --address http://127.0.0.1:8265"
     )
-    assert Part3(seeds=2).command("analysis") == (
+    assert Part3(seeds=2).format_command("analysis") == (
         "MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python analysis/part3.py --seeds 2"
     )
 
@@ -180,7 +182,7 @@ def test_commands_of_a_job_are_those_of_the_computer_that_submitted_it(monkeypat
 def test_sigterm_stops_what_a_shell_script_started_with_an_ampersand() -> None:
     """Such a process is born with SIGINT ignored, which is what SIGTERM is turned into."""
     wait = "lambda: print(1, flush=True) or time.sleep(30)"
-    code = f"import time; from sweeps.options import exit_status; exit(exit_status({wait}))"
+    code = f"import time; from sweeps.cli import run_to_exit_status; exit(run_to_exit_status({wait}))"
     words = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

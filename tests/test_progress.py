@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sweeps.driver import cluster, progress
-from trainables.worker.pack import Pack
+from trainables.worker.pack import REPORT_KEY, Pack, PackReport
 
 
 def test_a_log_gets_a_line_of_progress_at_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ def test_a_log_gets_a_line_of_progress_at_times(monkeypatch: pytest.MonkeyPatch)
     bar.on_trial_start(0, [], reported)
     assert out.getvalue() == ""
     monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 0)
-    bar.on_trial_result(0, [], reported, {"epochs": 2, "running": 1})
+    bar.on_trial_result(0, [], reported, {REPORT_KEY: PackReport(epochs=2, running=1)})
     assert "trials: 0 done, 1 running, 1 waiting, 0 failed: 25 %" in out.getvalue()
 
 

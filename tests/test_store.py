@@ -211,7 +211,9 @@ def test_a_run_of_another_driver_is_left_alone(store: Store) -> None:
     with pytest.raises(BadInputError, match="'x' trains in another sweep"):
         store.open_run(make_trial(), "x", experiment_id, parent, {DRIVER_TAG: "p/b"}, run_id=None)
     store.end_run(run.run_id, "KILLED")
-    assert store.open_run(make_trial(), "x", experiment_id, parent, {DRIVER_TAG: "p/b"}, run_id=None).run_id == run.run_id
+    assert (
+        store.open_run(make_trial(), "x", experiment_id, parent, {DRIVER_TAG: "p/b"}, run_id=None).run_id == run.run_id
+    )
 
 
 def test_numbers_that_are_none_are_stored_once_too(store: Store) -> None:

@@ -11,6 +11,7 @@ import torch
 from conftest import make_dataset, make_trial, needs_compiler
 
 from sweeps.xor import Xor
+from trainables import training
 from trainables.accelerated.backends import NATIVE, PYTORCH
 from trainables.accelerated.convolutions import CompilerError
 from trainables.errors import StorageError, TrackingError
@@ -20,9 +21,9 @@ from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.persistence.trial_run import TrialRun
 from trainables.trial import Trial
-from trainables.worker import worker
-from trainables.worker.active_trial import MAX_STARTS
-from trainables.worker.pack import Pack, WorkerSettings
+from trainables.worker import active_trial, worker
+from trainables.worker.active_trial import MAX_STARTS, ActiveTrial
+from trainables.worker.pack import Outcome, Pack, PackReport, WorkerSettings
 from trainables.worker.worker import train_pack
 
 
@@ -65,11 +66,11 @@ def train(
     seed: int = 0,
     gpus: float = 0,
     **changes: Any,
-) -> dict[str, Any]:
+) -> Outcome:
     """Run the trainable in this process, checkpointing at every step; it may die when it reports an epoch.
 
     Returns:
-        The last report.
+        The outcome in the last report.
     """
     trial = make_trial(**{"architecture": "cnn_3", "epochs": 4, "seed": seed, **changes})
     return train_all(settings, monkeypatch, [trial], die_at_epoch, gpus)[trial.id]
@@ -81,23 +82,35 @@ def train_all(
     trials: Sequence[Trial],
     die_at_epochs: int | None = None,
     gpus: float = 0,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Outcome]:
     """The same for several trials; it may die when it reports so many epochs of them all.
 
     Returns:
-        What came of each.
+        The outcomes in the last report.
     """
-    reports: list[dict[str, Any]] = []
+    reports: list[PackReport] = []
 
-    def report(metrics: dict[str, Any]) -> None:
-        reports.append(metrics)
-        if metrics["epochs"] == die_at_epochs and metrics["running"]:
+    def report(state: PackReport) -> None:
+        reports.append(state)
+        if state.epochs == die_at_epochs and state.running:
             raise KilledError
 
     monkeypatch.setattr(worker, "REPORT_INTERVAL_SECONDS", 0)
     train_pack(Pack(tuple(trials), ("a trial",) * len(trials), gpus), make_dataset(), settings, report)
-    endings: dict[str, dict[str, Any]] = reports[-1]["endings"]
-    return endings
+    return dict(reports[-1].outcomes)
+
+
+def spy_on_deliveries(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Return a list that gets the reason why the store does not take a result, or None, at every delivery."""
+    failures: list[str | None] = []
+    deliver = ActiveTrial.deliver
+
+    def spy(self: ActiveTrial) -> None:
+        deliver(self)
+        failures.append(self.delivery.failure)
+
+    monkeypatch.setattr(ActiveTrial, "deliver", spy)
+    return failures
 
 
 def result_of(store: Store, seed: int = 0) -> Any:
@@ -106,11 +119,11 @@ def result_of(store: Store, seed: int = 0) -> Any:
     return recorded, store.read_result(recorded)
 
 
-@pytest.mark.parametrize("way", [None, pytest.param(NATIVE, marks=needs_compiler)])
+@pytest.mark.parametrize("backend", [None, pytest.param(NATIVE, marks=needs_compiler)])
 def test_an_interrupted_trial_ends_as_an_undisturbed_one(
-    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch, way: str | None
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch, backend: str | None
 ) -> None:
-    settings = dataclasses.replace(settings, convolutions=way)
+    settings = dataclasses.replace(settings, backend=backend)
     train(settings, monkeypatch)
     run, expected = result_of(store)
     store.client.delete_run(run.run_id)
@@ -128,7 +141,7 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
     assert steps == list(range(52))  # 13 steps an epoch: resumed from checkpoints, none taken twice
 
     run, actual = result_of(store)
-    assert store.read_tags(run.run_id)["convolutions"] == (way or PYTORCH)
+    assert store.read_tags(run.run_id)["convolutions"] == (backend or PYTORCH)
     for name, curve in expected.curves.items():
         assert curve.tobytes() == actual.curves[name].tobytes()
         history = store.client.get_metric_history(run.run_id, name)
@@ -140,12 +153,12 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
 def test_a_machine_without_a_compiler_trains_with_pytorchs_convolutions(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def passes(*_: Any) -> Any:
+    def fail_to_compile(*_: Any) -> Any:
         raise CompilerError("no compiler")
 
-    monkeypatch.setattr(worker, "passes", passes)
-    ending = train(dataclasses.replace(settings, convolutions=NATIVE), monkeypatch)
-    assert ending["notes"] == ["it trained with PyTorch's convolutions, as there are no others here: no compiler"]
+    monkeypatch.setattr(active_trial, "choose_forward", fail_to_compile)
+    outcome = train(dataclasses.replace(settings, backend=NATIVE), monkeypatch)
+    assert outcome.notes == ["it trained with PyTorch's convolutions, as there are no others here: no compiler"]
     run, _ = result_of(store)
     assert store.read_tags(run.run_id)["convolutions"] == PYTORCH
 
@@ -155,23 +168,48 @@ def test_a_trial_goes_on_with_the_convolutions_that_it_began_with(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the sweep says meanwhile, unless it cannot; what changed is recorded."""
-    ours, theirs = (dataclasses.replace(settings, convolutions=way) for way in (NATIVE, PYTORCH))
+    ours, theirs = (dataclasses.replace(settings, backend=backend) for backend in (NATIVE, PYTORCH))
     for seed, begun, continued in ((0, ours, theirs), (1, theirs, ours)):
         with pytest.raises(KilledError):
             train(begun, monkeypatch, die_at_epoch=2, seed=seed)
         train(continued, monkeypatch, seed=seed)
         run, _ = result_of(store, seed)
-        assert store.read_tags(run.run_id)["convolutions"] == begun.convolutions
+        assert store.read_tags(run.run_id)["convolutions"] == begun.backend
     with pytest.raises(KilledError):
         train(ours, monkeypatch, die_at_epoch=2, seed=2)
 
-    def passes(*_: Any) -> Any:
+    def fail_to_compile(*_: Any) -> Any:
         raise CompilerError("no compiler")
 
-    monkeypatch.setattr(worker, "passes", passes)
+    monkeypatch.setattr(active_trial, "choose_forward", fail_to_compile)
     train(ours, monkeypatch, seed=2)
     run, _ = result_of(store, seed=2)
     assert store.read_tags(run.run_id)["convolutions"] == f"{NATIVE} then {PYTORCH}"
+
+
+def test_checkpoints_that_hold_the_text_of_tags_are_read(
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints made before they held lists go on with the backend named last, and keep what was before."""
+    with pytest.raises(KilledError):
+        train(settings, monkeypatch, die_at_epoch=2)
+    folder = folder_of(settings)
+    content = folder.read_newest_checkpoint()
+    assert content is not None
+    assert (content.pop(active_trial.THREAD_COUNTS), content.pop(active_trial.BACKENDS)) == ([1], [PYTORCH])
+    folder.write_checkpoint(content["step"], {**content, "threads": "2 then 4", "convolutions": "own then AVX2"})
+    asked: list[str | None] = []
+
+    def choose_forward(architecture: str, backend: str | None, device: torch.device) -> Any:
+        asked.append(backend)
+        return training.forward_torch
+
+    monkeypatch.setattr(active_trial, "choose_forward", choose_forward)
+    train(settings, monkeypatch)
+    tags = store.read_tags(result_of(store)[0].run_id)
+    assert asked == ["AVX2"]
+    assert tags["threads"] == "2 then 4 then 1"
+    assert tags["convolutions"] == f"own then AVX2 then {PYTORCH}"
 
 
 @pytest.mark.parametrize("architecture", ["cnn_3", "mlp_1"])
@@ -179,8 +217,8 @@ def test_stacks_and_fully_connected_networks_have_no_convolutions_of_ours(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     trial = make_trial(architecture=architecture, epochs=1)
-    changed = dataclasses.replace(settings, convolutions=NATIVE, stacked=["cnn_3"])
-    train_pack(changed, monkeypatch, [trial])
+    changed = dataclasses.replace(settings, backend=NATIVE, stacked_architectures=["cnn_3"])
+    train_all(changed, monkeypatch, [trial])
     tags = store.read_tags(store.find_runs()[trial.id][0].run_id)
     assert tags.get("convolutions") == (PYTORCH if architecture == "cnn_3" else None)
 
@@ -208,7 +246,7 @@ def test_points_are_sent_only_once_a_checkpoint_covers_them(
 ) -> None:
     covered: list[int] = []
     sent: list[int] = []
-    write, write_result, send = TrialFolder.write_checkpoint, TrialFolder.write_result, TrialRun.write
+    write, write_result, send = TrialFolder.write_checkpoint, TrialFolder.write_result, TrialRun.send_records
 
     def spy_write(self: TrialFolder, step: int, content: dict[str, Any]) -> None:
         write(self, step, content)
@@ -244,7 +282,7 @@ def test_a_trial_that_starts_anew_with_other_threads_doubles_nothing(
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
     there = elsewhere(settings, threads=2)
-    assert "trains in another sweep, with --storage here" in train(there, monkeypatch)["error"]  # it may be alive
+    assert "trains in another sweep, with --storage here" in train(there, monkeypatch).error  # it may be alive
     [dead] = store.find_runs()[make_trial(architecture="cnn_3", epochs=4).id]
     store.end_run(dead.run_id, "KILLED")
     train(there, monkeypatch)
@@ -275,7 +313,7 @@ def test_a_damaged_checkpoint_costs_its_interval_and_doubles_nothing(
         train(settings, monkeypatch, die_at_epoch=2)
     newest = max(folder_of(settings).path.glob("[0-9]*.checkpoint"))
     newest.write_bytes(newest.read_bytes()[:-50])
-    [note] = train(settings, monkeypatch)["notes"]
+    [note] = train(settings, monkeypatch).notes
     assert "could not be used (it is damaged" in note
     check_every_step_once(store)
     assert result_of(store)[1].curves["train_loss"].tobytes() == expected.curves["train_loss"].tobytes()
@@ -330,8 +368,8 @@ def test_a_run_that_another_sweep_finished_meanwhile_is_left_as_it_is(
             raise TrackingError("away")
         return open_run(self)
 
-    monkeypatch.setattr("trainables.delivery.WAIT_SECONDS", 0.0)
-    monkeypatch.setattr("trainables.delivery.WAIT_FACTOR", 0.0)
+    monkeypatch.setattr("trainables.persistence.delivery.RETRY_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("trainables.persistence.delivery.RETRY_WAIT_FACTOR", 0.0)
     monkeypatch.setattr(Delivery, "_open", away_at_first)
     train(settings, monkeypatch)
     check_every_step_once(store)
@@ -348,12 +386,16 @@ def test_training_goes_on_while_the_store_is_away(
     hidden.rename(hidden.parent / "away.db")
     away = dataclasses.replace(settings, context=dataclasses.replace(settings.context, tracking_uri=uri))
     (hidden.parent / "hidden").touch()  # a file where the database's folder should be
-    last = train(away, monkeypatch)
-    assert "cannot be used" in last["kept"]
+    failures = spy_on_deliveries(monkeypatch)
+    train(away, monkeypatch)
+    [failure] = failures
+    assert failure is not None
+    assert "cannot be used" in failure
     assert folder_of(settings).has_result
     (hidden.parent / "away.db").rename(hidden)
     monkeypatch.setattr(worker.training, "start", None)  # calling it would raise
-    assert train(settings, monkeypatch)["kept"] is None
+    train(settings, monkeypatch)
+    assert failures[1:] == [None]
     check_every_step_once(store)
     assert not folder_of(settings).path.exists()
 
@@ -361,9 +403,9 @@ def test_training_goes_on_while_the_store_is_away(
 def test_a_store_that_fails_now_and_then_gets_every_point_once(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send, calls = TrialRun.write, iter(range(1000))
-    monkeypatch.setattr("trainables.delivery.WAIT_SECONDS", 0.0)
-    monkeypatch.setattr("trainables.delivery.WAIT_FACTOR", 0.0)
+    send, calls = TrialRun.send_records, iter(range(1000))
+    monkeypatch.setattr("trainables.persistence.delivery.RETRY_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("trainables.persistence.delivery.RETRY_WAIT_FACTOR", 0.0)
 
     def flaky(self: TrialRun, steps: Any, curves: Any) -> None:
         number = next(calls)
@@ -371,12 +413,13 @@ def test_a_store_that_fails_now_and_then_gets_every_point_once(
             raise TrackingError("away")
         send(self, steps, curves)
         if number % 3 == 1:
-            self.written = 0  # the answer was lost: all is sent again
+            self.records_sent = 0  # the answer was lost: all is sent again
             raise TrackingError("no answer")
 
     monkeypatch.setattr(TrialRun, "send_records", flaky)
-    while train(settings, monkeypatch)["kept"]:
-        pass
+    failures = spy_on_deliveries(monkeypatch)
+    while failures[-1:] != [None]:
+        train(settings, monkeypatch)
     check_every_step_once(store)
 
 
@@ -391,7 +434,7 @@ def test_a_full_disk_ends_the_trial_with_the_reason(
         raise StorageError("cannot write (No space left on device)")
 
     monkeypatch.setattr(TrialFolder, "_write", full)
-    assert "No space left" in train(settings, monkeypatch)["error"]
+    assert "No space left" in train(settings, monkeypatch).error
     monkeypatch.setattr(TrialFolder, "_write", write)
     train(settings, monkeypatch)
     check_every_step_once(store)
@@ -405,7 +448,7 @@ def test_a_trial_that_always_raises_is_given_up(settings: WorkerSettings, monkey
     for _ in range(MAX_STARTS):
         with pytest.raises(ArithmeticError):
             train(settings, monkeypatch)
-    assert "ended 3 times at the same point: ArithmeticError: broken" in train(settings, monkeypatch)["error"]
+    assert "ended 3 times at the same point: ArithmeticError: broken" in train(settings, monkeypatch).error
     other_driver = dataclasses.replace(settings, context=dataclasses.replace(settings.context, driver="p/b"))
     with pytest.raises(ArithmeticError):  # a new command tries anew
         train(other_driver, monkeypatch)
@@ -480,10 +523,10 @@ def test_a_trial_without_enough_gpu_memory_is_to_be_tried_with_more(
     monkeypatch.setattr(worker.training, "start", fail)
     for _ in range(MAX_STARTS + 1):
         report = train(settings, monkeypatch, gpus=0.1)
-        assert report["out_of_memory"]
-        assert "0.1 of a GPU has too little memory for it" in report["error"]
+        assert report.out_of_memory
+        assert "0.1 of a GPU has too little memory for it" in report.error
     monkeypatch.setattr(worker.training, "start", start)
-    assert "error" not in train(settings, monkeypatch, gpus=0.2)
+    assert train(settings, monkeypatch, gpus=0.2).error is None
     result_of(store)
 
 
@@ -497,8 +540,8 @@ def test_a_node_without_the_storage_says_so(settings: WorkerSettings, monkeypatc
     missing = settings.context.storage / "missing"
     context = dataclasses.replace(settings.context, storage=missing)
     report = train(dataclasses.replace(settings, context=context), monkeypatch)
-    assert f"does not see --storage {missing}; mount it there" in report["error"]
-    assert not report["out_of_memory"]
+    assert f"does not see --storage {missing}; mount it there" in report.error
+    assert not report.out_of_memory
     assert not missing.exists()
 
 
@@ -509,7 +552,7 @@ def test_a_trials_tensors_leave_room_for_the_rest_of_its_process(gpus: float, fr
 
 def stacked(settings: WorkerSettings) -> WorkerSettings:
     """The same, with MLPs side by side."""
-    return dataclasses.replace(settings, stacked=["mlp_1"])
+    return dataclasses.replace(settings, stacked_architectures=["mlp_1"])
 
 
 def mlps(seeds: Sequence[int] = range(3), **changes: Any) -> list[Trial]:
@@ -546,16 +589,16 @@ def test_a_packs_death_and_other_packs_change_no_member(
 ) -> None:
     """Killed in a stack of three; gone on with in packs of two and one, from one checkpoint and from another."""
     trials = mlps()
-    train_pack(stacked(settings), monkeypatch, trials)
+    train_all(stacked(settings), monkeypatch, trials)
     expected = results(store)
     assert len(expected) == 3
     forget(store)
     with pytest.raises(KilledError):
-        train_pack(stacked(settings), monkeypatch, trials, die_at_epochs=3)
+        train_all(stacked(settings), monkeypatch, trials, die_at_epochs=3)
     with pytest.raises(KilledError):
-        train_pack(stacked(settings), monkeypatch, trials[1:], die_at_epochs=4)
-    train_pack(stacked(settings), monkeypatch, [trials[1], trials[0]])  # which have come unequally far
-    train_pack(settings, monkeypatch, trials[2:])  # as it began, not as the sweep says now
+        train_all(stacked(settings), monkeypatch, trials[1:], die_at_epochs=4)
+    train_all(stacked(settings), monkeypatch, [trials[1], trials[0]])  # which have come unequally far
+    train_all(settings, monkeypatch, trials[2:])  # as it began, not as the sweep says now
     actual = results(store)
     assert all(same(actual[trial.id], expected[trial.id]) for trial in trials)
     tags = [store.read_tags(store.find_runs()[trial.id][0].run_id)["stacked_trials"] for trial in trials]
@@ -568,12 +611,12 @@ def test_members_one_after_another_are_as_alone(
 ) -> None:
     trials = mlps()
     for trial in trials:
-        train_pack(settings, monkeypatch, [trial])
+        train_all(settings, monkeypatch, [trial])
     expected = results(store)
     forget(store)
     with pytest.raises(KilledError):
-        train_pack(settings, monkeypatch, trials, die_at_epochs=4 + 2)  # the second in its middle
-    train_pack(settings, monkeypatch, trials)
+        train_all(settings, monkeypatch, trials, die_at_epochs=4 + 2)  # the second in its middle
+    train_all(settings, monkeypatch, trials)
     actual = results(store)
     assert all(same(actual[trial.id], expected[trial.id]) for trial in trials)
 
@@ -584,12 +627,12 @@ def test_a_member_that_diverges_leaves_the_others_alone(
     [good] = mlps([0])
     [bad] = mlps([1], optimizer="sgd", learning_rate=1e6)
     good = dataclasses.replace(good, optimizer="sgd")
-    train_pack(stacked(settings), monkeypatch, [good])
+    train_all(stacked(settings), monkeypatch, [good])
     expected = results(store)[good.id]
     forget(store)
     with pytest.raises(KilledError):
-        train_pack(stacked(settings), monkeypatch, [bad, good], die_at_epochs=6)
-    train_pack(stacked(settings), monkeypatch, [bad, good])
+        train_all(stacked(settings), monkeypatch, [bad, good], die_at_epochs=6)
+    train_all(stacked(settings), monkeypatch, [bad, good])
     actual = results(store)
     assert same(actual[good.id], expected)
     assert actual[bad.id].diverged
@@ -603,8 +646,8 @@ def test_a_member_that_cannot_be_trained_leaves_the_others_alone(
     folder = TrialFolder(settings.context.storage, trials[1])
     folder.path.mkdir(parents=True)
     (folder.path / "starts").write_text(f"{settings.context.driver} {MAX_STARTS}")
-    endings = train_all(stacked(settings), monkeypatch, trials)
-    assert ["error" in endings[trial.id] for trial in trials] == [False, True, False]
+    outcomes = train_all(stacked(settings), monkeypatch, trials)
+    assert [outcomes[trial.id].error is not None for trial in trials] == [False, True, False]
     assert set(results(store)) == {trials[0].id, trials[2].id}
 
 
@@ -623,23 +666,23 @@ def test_a_member_that_ends_its_process_again_and_again_does_not_take_others_wit
     deaths = 0
     while True:
         try:
-            endings = train_all(stacked(settings), monkeypatch, trials)
+            outcomes = train_all(stacked(settings), monkeypatch, trials)
             break
         except KilledError:
             deaths += 1
     assert deaths == MAX_STARTS
-    assert "ended 3 times at the same point: test_members.KilledError: this one" in endings[trials[1].id]["error"]
+    assert "ended 3 times at the same point: test_worker.KilledError: this one" in outcomes[trials[1].id].error
     [failed] = store.find_runs()[trials[1].id]
     store.delete_run(failed.run_id)
     assert set(results(store)) == {trials[0].id, trials[2].id}
 
 
 def test_a_report_says_how_far_a_pack_is(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    reports: list[dict[str, Any]] = []
+    reports: list[PackReport] = []
     monkeypatch.setattr(worker, "REPORT_INTERVAL_SECONDS", 0)
     trials = [*mlps([0, 1]), make_trial(architecture="cnn_3", epochs=4)]
     train_pack(Pack(tuple(trials), ("a trial",) * 3, 0), make_dataset(), stacked(settings), reports.append)
-    assert [(r["epochs"], r["running"], len(r["endings"])) for r in reports] == [
+    assert [(r.epochs, r.running, len(r.outcomes)) for r in reports] == [
         *((0, 2, 0), (0, 2, 0), (2, 2, 0), (4, 2, 0), (6, 2, 0)),  # the stack
         *((8, 1, 2), (8, 1, 2), (9, 1, 2), (10, 1, 2), (11, 1, 2)),  # then the other
         (12, 0, 3),
