@@ -1,1 +1,1 @@
-"""From finished trials to the figures, tables and exports of the reports."""
+"""Analyses: figures, tables and exports of the reports, made from finished trials."""

@@ -25,7 +25,7 @@ from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
 
-MAX_TRIALS_NAMED = 3  # diverged trials that a note names; it counts the others
+MAX_TRIALS_NAMED = 3  # diverged trials that a note names; an ellipsis stands for the others
 NOTE_CHARACTERS_PER_INCH = 14  # characters of a note, in font size 8, that fit in an inch of a figure's width
 NO_VALUE = "–"  # the cell of a table where there is no value
 

@@ -12,13 +12,12 @@ turns, so that noise on the machine affects all alike.
 peak: the fraction of one core's peak that training and validation reach; the peak is measured with products of large
 matrices (`peak.py`).
 
-overhead: the time that a trial costs beyond its training, in packs and alone (`--pack 1`), from many short trials (26
-steps).
-It is the time from the first run's start to the last run's end, times the number of processes, minus the seconds that
-all trials trained (with records), divided by the number of trials. So it includes tests, checkpoints, tracking, and the
-time that Ray needs between two packs. It does not include the start and the end of the command (Ray, data, autotuning),
-which are listed next to it. The percentages compare it with a trial of part 3's 15 epochs at the steady speed, if the
-part `speed` is measured in the same run.
+overhead: the time that a trial costs beyond its training, in packs and alone (`--pack 1`), from many trials of 26
+steps. It is the time from the first run's start to the last run's end, times the number of processes, minus the seconds
+that all trials trained (with records), divided by the number of trials. So it includes tests, checkpoints, tracking
+and the time that Ray needs between two packs. It does not include the start and the end of the command (Ray, data,
+autotuning), which are listed next to it. The percentages compare it with a trial of part 3's 15 epochs at the steady
+speed, if the part `speed` is measured in the same run.
 
 growth: the same small trials in growing numbers. The memory is the driver's peak (VmHWM).
 

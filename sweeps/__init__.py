@@ -1,1 +1,1 @@
-"""What to run, and running it: each experiment is a short file of data."""
+"""Sweeps: the experiments' scripts, and the driver that runs what is missing of them."""

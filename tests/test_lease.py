@@ -99,7 +99,7 @@ def test_of_two_that_start_at_the_same_moment_one_goes_on(
     assert store.read_tags(parent)[DRIVER_TAG] == other
 
 
-def test_a_driver_that_lost_its_claim_stops(store: Store, parent: str, said: list[str]) -> None:
+def test_a_driver_that_lost_its_lease_stops(store: Store, parent: str, said: list[str]) -> None:
     """Asleep for longer than others watch, say: another one has taken over."""
 
     def sleep() -> None:
@@ -113,10 +113,10 @@ def test_a_driver_that_lost_its_claim_stops(store: Store, parent: str, said: lis
     assert store.read_tags(parent)[DRIVER_TAG] == f"{parent}/other"
 
 
-def test_a_store_that_is_away_costs_beats_only(
+def test_a_store_that_is_away_costs_heartbeats_only(
     store: Store, parent: str, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tag, answers = store.tag, iter([TrackingError("away")] * 3)
+    tag, answers = store.set_tags, iter([TrackingError("away")] * 3)
 
     def flaky(*words: Any) -> None:
         for error in answers:
@@ -124,5 +124,5 @@ def test_a_store_that_is_away_costs_beats_only(
         tag(*words)
 
     with hold_lease(store, "part3", parent, "here", said.append) as driver:
-        monkeypatch.setattr(store, "tag", flaky)
+        monkeypatch.setattr(store, "set_tags", flaky)
         assert is_alive(store, driver)

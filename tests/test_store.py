@@ -181,7 +181,7 @@ def test_a_uri_that_is_no_store_is_refused(uri: str) -> None:
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/mlflow.db"])
 def test_a_store_that_cannot_be_reached_is_named(uri: str) -> None:
-    with pytest.raises(BadInputError, match=f"the tracking store {uri} cannot be used"):
+    with pytest.raises(TrackingError, match=f"the tracking store {uri} cannot be used"):
         Store(uri)
 
 
@@ -225,7 +225,7 @@ def test_numbers_that_are_none_are_stored_once_too(store: Store) -> None:
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainables.tracking.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("trainables.persistence.connection.time.sleep", lambda seconds: None)
     answers = iter([TrackingError("away"), TrackingError("away"), 5])
 
     def ask() -> int:

@@ -12,6 +12,7 @@ from conftest import make_trial
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainables import files as files_module
 from trainables.errors import BadInputError, StorageError
 from trainables.persistence import trial_folder
 from trainables.persistence.trial_folder import TrialFolder
@@ -48,7 +49,7 @@ def damage(path: Path, how: str) -> None:
     elif how == "foreign":
         other = TrialFolder(path.parent.parent.parent, make_trial(seed=7))
         other.path.mkdir(parents=True)
-        other.write(1, {"step": 1})
+        other.write_checkpoint(1, {"step": 1})
         path.write_bytes((other.path / "000000001.checkpoint").read_bytes())
     elif how == "a pickle":
         torch.save({"trial_id": print}, path)
@@ -101,7 +102,7 @@ def test_a_write_that_fails_leaves_the_one_before(folder: TrialFolder, monkeypat
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trial_folder.os, "fsync", full)
+    monkeypatch.setattr(files_module.os, "fsync", full)
     with pytest.raises(StorageError, match=r"cannot write .*000000002\.checkpoint \(No space left on device\)"):
         folder.write_checkpoint(2, {"step": 2})
     assert files(folder) == ["000000001.checkpoint"]
@@ -127,7 +128,7 @@ def holder(target: Callable[..., None], path: Path) -> tuple[Any, Any]:
     """A process that holds the trial's folder by now, and the event that lets it go on."""
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
-    process = context.Process(context=context, args=(path, make_trial(), held, release))
+    process = context.Process(target=target, args=(path, make_trial(), held, release))
     process.start()
     assert held.wait(30)
     return process, release
@@ -141,7 +142,7 @@ def finish(path: Path, trial: Any, held: Any, release: Any) -> None:
         folder.remove()
 
 
-def test_a_folder_that_its_holder_removes_can_still_be_claimed(tmp_path: Path) -> None:
+def test_a_folder_that_its_holder_removes_can_still_be_locked(tmp_path: Path) -> None:
     process, release = holder(finish, tmp_path)
     folder = TrialFolder(tmp_path, make_trial())
     threading.Timer(0.5, release.set).start()

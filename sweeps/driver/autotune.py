@@ -1,4 +1,4 @@
-"""What a few steps of training show before a sweep: the fastest backend, whether stacks pay, and the memory they take.
+"""Autotuning: a few steps of training show the fastest backend, whether stacks are faster, and the memory they take.
 
 The findings stay in the storage folder, in `measured.json`. This saves the next sweep the time, and gives trials that
 are added later the same last bits. Without the file they are measured again.

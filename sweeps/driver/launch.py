@@ -20,6 +20,7 @@ from trainables.worker.trainable import train_pack_in_tune
 # (`MAX_STARTS` in `trainables/worker/active_trial.py`). This bound, times the trials of a pack, ends processes that die
 # before they can count their starts.
 MAX_STARTS_PER_TRIAL = 50
+TUNE_FOLDER = "tune"
 
 
 def train_packs(
@@ -44,7 +45,6 @@ def train_packs(
         Trial id → outcome, without the trials that Ctrl-C has stopped.
     """
     on_interrupt = signal.getsignal(signal.SIGINT)  # Tune leaves its own handler in place
-    most_trials = max(len(pack.trials) for pack in packs)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -54,30 +54,38 @@ def train_packs(
         disable=not console.is_terminal,
         speed_estimate_period=600,
     ) as progress:
-        results = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(train_pack_in_tune, data=data, settings=settings),
-                lambda config: tune.PlacementGroupFactory([{"CPU": settings.threads, "GPU": get_pack(config).gpus}]),
-            ),
-            param_space={"pack": tune.grid_search([pack.to_json() for pack in packs])},
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=at_once,
-                reuse_actors=True,
-                trial_name_creator=lambda trial: get_pack(trial.config).name,
-                trial_dirname_creator=lambda trial: get_pack(trial.config).name,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(folder),
-                failure_config=tune.FailureConfig(max_failures=MAX_STARTS_PER_TRIAL * most_trials),
-                callbacks=[ProgressBar(progress, packs)],
-                verbose=0,
-            ),
-        ).fit()
+        run_config = tune.RunConfig(
+            name=TUNE_FOLDER,
+            storage_path=str(folder),
+            failure_config=tune.FailureConfig(max_failures=MAX_STARTS_PER_TRIAL * max(len(p.trials) for p in packs)),
+            callbacks=[ProgressBar(progress, packs)],
+            verbose=0,
+        )
+        results = make_tuner(packs, data, settings, at_once, run_config).fit()
     signal.signal(signal.SIGINT, on_interrupt)
-    shutil.rmtree(folder / "tune", ignore_errors=True)
+    shutil.rmtree(folder / TUNE_FOLDER, ignore_errors=True)
     found = (read_outcomes(results[index]) for index in range(len(results)))
     return {trial_id: outcome for outcomes in found for trial_id, outcome in outcomes.items()}
+
+
+def make_tuner(
+    packs: Sequence[Pack], data: Dataset | None, settings: WorkerSettings, at_once: int, run_config: tune.RunConfig
+) -> tune.Tuner:
+    """Return Ray Tune's object that trains each pack as one of Tune's trials."""
+    return tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(train_pack_in_tune, data=data, settings=settings),
+            lambda config: tune.PlacementGroupFactory([{"CPU": settings.threads, "GPU": get_pack(config).gpus}]),
+        ),
+        param_space={"pack": tune.grid_search([pack.to_json() for pack in packs])},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: get_pack(trial.config).name,
+            trial_dirname_creator=lambda trial: get_pack(trial.config).name,
+        ),
+        run_config=run_config,
+    )
 
 
 def read_outcomes(result: tune.Result) -> dict[str, Outcome]:

@@ -1,4 +1,4 @@
-"""What must survive a crash: a trial's folder on disk, and its run in the tracking store.
+"""Everything that must survive a crash: a trial's folder on disk, and its run in the tracking store.
 
 MLflow reads its settings from the environment when it is imported, so they are made here, before any module of this
 package imports it. What a person has set stays.

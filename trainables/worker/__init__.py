@@ -1,1 +1,1 @@
-"""What Ray runs: a pack of trials in one process."""
+"""The worker: the process in which Ray trains a pack of trials."""

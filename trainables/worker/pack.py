@@ -21,7 +21,7 @@ REPORT_KEY = "report"  # of the dictionary that Ray Tune takes as a report
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How trials are trained, and where they keep their state; the same for all packs of a sweep.
+    """Settings of training, and the places where trials keep their state; the same for all packs of a sweep.
 
     None of this changes a result, except for the last bits, which depend on `threads`, `stacked_architectures` and
     `backend`. These are recorded with each run.

@@ -1,0 +1,136 @@
+"""The import rule, the map in docs/architecture.md, and the form of docstrings, held against the tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("trainables", "sweeps", "analysis")
+FOLDERS = (*PACKAGES, "benchmarks", "chaos", "cluster")
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 50
+SCRIPTS = {f"sweeps.{name}" for name in ("part3", "part4", "part5", "xor", "mnist", "pooling", "grid")}
+PURE = {"sweeps.sweep", "sweeps.intervals", "sweeps.experiment"}
+# room → the rooms that its files may import
+MAY_IMPORT = {
+    "trainables": {"trainables"},
+    "trainables.accelerated": {"trainables", "trainables.accelerated"},
+    "trainables.persistence": {"trainables", "trainables.persistence"},
+    "trainables.worker": {"trainables", "trainables.accelerated", "trainables.persistence", "trainables.worker"},
+    "pure": {"pure", "trainables"},
+    "scripts": {"pure", "cli", "trainables"},
+    "cli": {"pure", "driver", "trainables"},
+    "driver": {
+        *("pure", "driver"),
+        *("trainables", "trainables.accelerated", "trainables.persistence", "trainables.worker"),
+    },
+    "analysis": {"analysis", "pure", "scripts", "cli", "trainables", "trainables.persistence"},
+}
+# Such a docstring is a clause that does not stand alone.
+CLAUSE = re.compile(r"(Of|What|How|Which|Where|Why|Whether|That|Those)\b")
+
+
+def python_files(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in python_files(*PACKAGES)}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of this project that a file imports anywhere, in functions and for types as well."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} is a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return {name for name in found if name.partition(".")[0] in PACKAGES}
+
+
+def room(module: str) -> str:
+    if module in SCRIPTS:
+        return "scripts"
+    if module in PURE:
+        return "pure"
+    package, _, rest = module.partition(".")
+    if package == "sweeps":
+        return {"driver": "driver", "cli": "cli"}[rest.partition(".")[0]]
+    folder = f"{package}.{rest.partition('.')[0]}"
+    return folder if (ROOT / folder.replace(".", "/")).is_dir() else package
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"sweeps"}))
+def test_a_file_imports_what_its_room_may(module: str) -> None:
+    wrong = {name for name in imported_modules(MODULES[module]) if room(name) not in MAY_IMPORT[room(module)]}
+    assert wrong == set()
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    graph = {module: imported_modules(path) for module, path in MODULES.items()}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' → '.join(error.args[1])}")
+
+
+def documented_nodes(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the line and text of every docstring, those of fields and constants included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            for statement in node.body:
+                match statement:
+                    case ast.Expr(value=ast.Constant(value=str(text)), lineno=line):
+                        yield line, text
+
+
+@pytest.mark.parametrize("path", python_files(*FOLDERS), ids=module_name)
+def test_a_docstring_stands_alone(path: Path) -> None:
+    clauses = [(line, text) for line, text in documented_nodes(ast.parse(path.read_text())) if CLAUSE.match(text)]
+    assert clauses == []
+
+
+@pytest.mark.parametrize("path", python_files(*PACKAGES), ids=module_name)
+def test_a_file_and_its_functions_fit_the_screen(path: Path) -> None:
+    text = path.read_text()
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+
+
+def mapped_files() -> list[str]:
+    """Return the files that the map in docs/architecture.md lists."""
+    block = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    folders: list[str] = []
+    found: list[str] = []
+    for line in filter(str.strip, block.splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r" {2,}", line.strip())[0].split(" ")
+        folders = folders[:depth]
+        if names[0].endswith("/"):
+            folders.append(names[0])
+        else:
+            found += [f"{''.join(folders)}{name}" for name in names]
+    return found
+
+
+def test_the_map_lists_every_file_once() -> None:
+    paths = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*"))
+    files = {str(path.relative_to(ROOT)) for path in paths if path.suffix in (".py", ".cpp", ".sh")}
+    listed = mapped_files()
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {name for name in files if not name.endswith("__init__.py")}
