@@ -33,7 +33,7 @@ SPEEDUP_KEY = "speedup side by side"
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a sweep's packs and allocation follow from.
+    """Findings from which a sweep's packs and allocation follow.
 
     Attributes:
         stacked: Architectures whose trials train faster in stacks.

@@ -1,7 +1,7 @@
 """Delivery of a trial's points and result to the store, without making training wait for a store that is away.
 
-While the store is away, full or closed, points stay in the checkpoint and a result stays in its file; both are sent once
-the store takes them. The trial's folder names the run that they go to before the first point is sent.
+While the store is away, full or closed, points stay in the checkpoint and a result stays in its file; both are sent
+once the store takes them. The trial's folder names the run that they go to before the first point is sent.
 """
 
 from __future__ import annotations
