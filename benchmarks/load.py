@@ -280,10 +280,19 @@ def make_blank_dataset(images: int, shape: tuple[int, int, int]) -> datasets.Dat
     )
 
 
-def write(
+def run_writer(
     trial: Trial, images: int, shape: tuple[int, int, int], settings: pack.WorkerSettings, clock: Clock, start: float
 ) -> WriterResult:
-    """Run a writer, which starts at the time `start` (`time.monotonic`); return its measurements."""
+    """Run a writer in this process; return its measurements.
+
+    Args:
+        trial: The trial to write.
+        images: Number of training images.
+        shape: Shape of an image, `(channels, height, width)`.
+        settings: The settings of a real worker.
+        clock: The clock that the worker reads.
+        start: Time at which all writers start (`time.monotonic`).
+    """
     seconds: dict[str, list[float]] = defaultdict(list)
     failures: list[str] = []
     retries = RetryCounter()
@@ -345,7 +354,7 @@ def run_writers(
     ends_at_once = (signal.signal, (signal.SIGTERM, signal.SIG_DFL))
     with multiprocessing.get_context("fork").Pool(len(trials), *ends_at_once) as pool:
         same = (len(data.train_labels), data.input_shape, settings, clock, start)
-        pending = pool.starmap_async(write, [(trial, *same) for trial in trials], chunksize=1)
+        pending = pool.starmap_async(run_writer, [(trial, *same) for trial in trials], chunksize=1)
         while not pending.ready():
             pending.wait(0.25)
             connections = max(connections, database.count_connections())
@@ -401,8 +410,10 @@ def copy_run(uri: str, run_id: str, trial_ids: Sequence[str]) -> None:
 
 def time_queries(store: Store, trial: Trial) -> dict[str, float | str]:
     """Return the seconds that a driver's and a trial's queries of the store take, or the reason why one fails."""
-    find = store.read_trial
-    actions: dict[str, Callable[[], object]] = {"all_runs": store.find_runs, "run_of_a_trial": lambda: find(trial)}
+    actions: dict[str, Callable[[], object]] = {
+        "all_runs": store.find_runs,
+        "run_of_a_trial": lambda: store.read_trial(trial),
+    }
     answers: dict[str, float | str] = {}
     for name, action in actions.items():
         started = time.perf_counter()
@@ -462,7 +473,7 @@ def make_tables(loads: Sequence[dict[str, Any]], title: str) -> list[Table]:
     return [measured, cost]
 
 
-def measure(
+def measure_server(
     options: Options, data: datasets.Dataset, speeds: dict[str, float], server: Server, database: Database, folder: Path
 ) -> list[dict[str, Any]]:
     """Measure all architectures and numbers of writers with one server."""
@@ -524,7 +535,7 @@ def main(options: Options) -> None:
                 server = Server(home, database.create(f"head_{workers}"), workers, **SERVER_VARIABLES)
                 try:
                     server.start()
-                    loads += measure(options, data, speeds, server, database, folder / f"storage_{workers}")
+                    loads += measure_server(options, data, speeds, server, database, folder / f"storage_{workers}")
                     queries = queries or time_queries_by_runs(options, server)
                 finally:
                     server.kill()

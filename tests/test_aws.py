@@ -1,4 +1,4 @@
-"""`ray up cluster.yaml` against a pretended AWS: all of it but what happens on the machines."""
+"""`ray up cluster.yaml` on a simulated AWS, without what happens on the machines."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 REGION = "eu-central-1"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:unclosed file .*cluster.yaml:ResourceWarning"),  # Ray's
+    pytest.mark.filterwarnings("ignore:unclosed file .*cluster.yaml:ResourceWarning"),  # Ray leaves it open
 ]
 
 
-class Updater:
-    """In the place of what sets a node up through SSH."""
+class FakeUpdater:
+    """Replacement for the thread that sets up a node through SSH."""
 
     def __init__(self, **asked: Any) -> None:
         self.asked = asked
@@ -35,19 +35,19 @@ class Updater:
     def join(self) -> None: ...
 
 
-updaters: list[Updater] = []
+updaters: list[FakeUpdater] = []
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What `ray up` was given, what it made of it, and AWS as it was then."""
+    """The file that `ray up` was given, the configuration that it made of it, and the AWS that it called."""
 
     path: Path
     config: dict[str, Any]
     image: str
     ec2: Any
 
-    def machines(self) -> list[dict[str, Any]]:
+    def list_machines(self) -> list[dict[str, Any]]:
         return [i for part in self.ec2.describe_instances()["Reservations"] for i in part["Instances"]]
 
 
@@ -59,9 +59,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch, mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
         patch.setenv("HOME", str(home))
         patch.chdir(ROOT)
-        patch.setattr(tempfile, "tempdir", str(home))  # where Ray keeps what it has found out of AWS
-        patch.setattr(commands, "NodeUpdaterThread", Updater)
-        patch.setattr(commands, "exec_cluster", lambda *_, **__: "")  # of `ray down`: `ray stop` on the head
+        patch.setattr(tempfile, "tempdir", str(home))  # Ray caches there what it has asked AWS
+        patch.setattr(commands, "NodeUpdaterThread", FakeUpdater)
+        patch.setattr(commands, "exec_cluster", lambda *_, **__: "")  # `ray down` would run `ray stop` on the head
         patch.setattr(commands, "POLL_INTERVAL", 0.1)
         patch.setattr(aws_config, "time", SimpleNamespace(sleep=lambda seconds: None))
         ec2 = boto3.client("ec2", region_name=REGION)
@@ -76,7 +76,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_one_head_without_a_gpu_starts(cluster: Cluster) -> None:
-    [head] = cluster.machines()
+    [head] = cluster.list_machines()
     assert head["State"]["Name"] == "running"
     assert (head["InstanceType"], head["ImageId"]) == ("m6i.xlarge", cluster.image)
     assert head["MetadataOptions"]["HttpTokens"] == "required"
@@ -88,7 +88,7 @@ def test_one_head_without_a_gpu_starts(cluster: Cluster) -> None:
 
 
 def test_only_ssh_is_open_to_the_outside(cluster: Cluster) -> None:
-    [head] = cluster.machines()
+    [head] = cluster.list_machines()
     [group] = head["SecurityGroups"]
     [found] = cluster.ec2.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"]
     outside = [rule for rule in found["IpPermissions"] if rule["IpRanges"] or rule["Ipv6Ranges"]]
@@ -98,14 +98,14 @@ def test_only_ssh_is_open_to_the_outside(cluster: Cluster) -> None:
 
 
 def test_the_head_may_start_machines_and_write_to_s3(cluster: Cluster) -> None:
-    [head] = cluster.machines()
+    [head] = cluster.list_machines()
     assert head["IamInstanceProfile"]["Arn"].endswith(":instance-profile/ray-autoscaler-v1")
     policies = boto3.client("iam").list_attached_role_policies(RoleName="ray-autoscaler-v1")["AttachedPolicies"]
     assert {policy["PolicyName"] for policy in policies} == {"AmazonEC2FullAccess", "AmazonS3FullAccess"}
 
 
 def test_the_key_is_made_and_its_private_half_is_private(cluster: Cluster) -> None:
-    [head] = cluster.machines()
+    [head] = cluster.list_machines()
     assert head["KeyName"] == "neural-sweeps"
     key = cluster.path.parent / ".ssh" / "neural-sweeps.pem"
     assert "PRIVATE KEY" in key.read_text()
@@ -128,13 +128,13 @@ def test_workers_are_spot_machines_with_no_rights_and_ray_down_keeps_the_head(cl
     provider = _get_node_provider(cluster.config["provider"], cluster.config["cluster_name"])
     tags = {"ray-node-type": "worker", "ray-launch-config": "", "ray-user-node-type": "gpu"}
     assert len(provider.create_node(kind["node_config"], tags, count=1)) == 1
-    [worker] = [machine for machine in cluster.machines() if machine["InstanceType"] == "g4dn.xlarge"]
-    [head] = [machine for machine in cluster.machines() if machine["InstanceType"] == "m6i.xlarge"]
+    [worker] = [machine for machine in cluster.list_machines() if machine["InstanceType"] == "g4dn.xlarge"]
+    [head] = [machine for machine in cluster.list_machines() if machine["InstanceType"] == "m6i.xlarge"]
     assert worker["InstanceLifecycle"] == "spot"
     assert worker["ImageId"] == cluster.image
     assert "IamInstanceProfile" not in worker
     assert worker["SecurityGroups"] == head["SecurityGroups"]
     commands.teardown_cluster(str(cluster.path), True, False, None, False)
-    states = {machine["InstanceId"]: machine["State"]["Name"] for machine in cluster.machines()}
+    states = {machine["InstanceId"]: machine["State"]["Name"] for machine in cluster.list_machines()}
     assert states[head["InstanceId"]] == "stopped"
     assert states[worker["InstanceId"]] != "running"

@@ -14,7 +14,7 @@ from cluster.check import find_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 AWS, ONPREM = "cluster.yaml", "cluster.onprem.yaml"
-SET = {
+PLACEHOLDER_VALUES = {
     "<region>": "eu-central-1",
     "<bucket>": "some-bucket",
     "<image>": "ami-0123456789abcdef0",
@@ -26,23 +26,23 @@ SET = {
 Config = dict[str, Any]
 
 
-def text(name: str) -> str:
-    """The repository's file with what a person has to set."""
+def fill_placeholders(name: str) -> str:
+    """Return the content of one of the repository's files, with its placeholders replaced."""
     found = (ROOT / name).read_text()
-    for placeholder, value in SET.items():
+    for placeholder, value in PLACEHOLDER_VALUES.items():
         found = found.replace(placeholder, value)
     return found
 
 
 @pytest.fixture(params=[AWS, ONPREM])
 def config(request: pytest.FixtureRequest) -> Config:
-    found: Config = yaml.safe_load(text(request.param))
+    found: Config = yaml.safe_load(fill_placeholders(request.param))
     return found
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the files name beside themselves, and a home with key and token."""
+    """A folder with all that the launcher's files name, which is also the home folder with key and token."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for secret in (".ssh/id_ed25519", ".ray/auth_token"):
         (tmp_path / secret).parent.mkdir()
@@ -56,10 +56,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def aws_problems(checkout: Path) -> Callable[[Callable[[Config], object]], list[str]]:
-    """What the check says of the AWS file after a change to it."""
+    """A function that changes the AWS file and returns the problems that the check then finds."""
 
     def changed(change: Callable[[Config], object]) -> list[str]:
-        config = yaml.safe_load(text(AWS))
+        config = yaml.safe_load(fill_placeholders(AWS))
         change(config)
         path = checkout / AWS
         path.write_text(yaml.safe_dump(config))
@@ -93,22 +93,22 @@ def test_the_head_trains_nothing_and_shows_its_dashboard_to_itself_only(config: 
 
 
 def test_both_files_start_the_head_alike() -> None:
-    aws, onprem = (yaml.safe_load(text(name)) for name in (AWS, ONPREM))
+    aws, onprem = (yaml.safe_load(fill_placeholders(name)) for name in (AWS, ONPREM))
     assert aws["head_start_ray_commands"] == onprem["head_start_ray_commands"]
     assert aws["file_mounts"] == onprem["file_mounts"]
 
 
 def test_gpus_of_a_worker_are_stated() -> None:
-    onprem = yaml.safe_load(text(ONPREM))
+    onprem = yaml.safe_load(fill_placeholders(ONPREM))
     [start] = [command for command in onprem["worker_start_ray_commands"] if "ray start" in command]
     assert "--num-gpus=" in start
-    gpu = yaml.safe_load(text(AWS))["available_node_types"]["gpu"]
+    gpu = yaml.safe_load(fill_placeholders(AWS))["available_node_types"]["gpu"]
     assert gpu["resources"]["GPU"] == 1
 
 
 @pytest.mark.parametrize("name", [AWS, ONPREM])
 def test_a_file_with_all_that_must_be_set_is_ready(name: str, checkout: Path) -> None:
-    (checkout / name).write_text(text(name))
+    (checkout / name).write_text(fill_placeholders(name))
     assert find_problems(checkout / name) == []
 
 
@@ -117,7 +117,7 @@ def test_each_placeholder_is_named(name: str) -> None:
     found = find_problems(ROOT / name)
     left = set(re.findall(r"<[\w ]+>", yaml.safe_dump(yaml.safe_load((ROOT / name).read_text()))))
     assert left
-    assert left <= set(SET)
+    assert left <= set(PLACEHOLDER_VALUES)
     assert {line.partition(" is still to be set")[0] for line in found} == left
 
 
@@ -130,7 +130,7 @@ def test_the_script_says_what_is_missing_and_stops_the_person() -> None:
 
 
 def test_keys_tokens_and_code_must_be_there(checkout: Path) -> None:
-    (checkout / ONPREM).write_text(text(ONPREM))
+    (checkout / ONPREM).write_text(fill_placeholders(ONPREM))
     (checkout / ".ssh/id_ed25519").unlink()
     (checkout / ".ray/auth_token").unlink()
     (checkout / "sweeps").rmdir()
@@ -155,14 +155,14 @@ def test_what_is_no_cluster_is_refused(content: str, said: str, tmp_path: Path) 
     assert said in problem
 
 
-def head(config: Config) -> Config:
-    """The settings of the head's machine."""
+def get_head_settings(config: Config) -> Config:
+    """Return the settings of the head's machine."""
     found: Config = config["available_node_types"]["head"]["node_config"]
     return found
 
 
-def worker(config: Config) -> Config:
-    """The settings of a worker's machine."""
+def get_worker_settings(config: Config) -> Config:
+    """Return the settings of a worker's machine."""
     found: Config = config["available_node_types"]["gpu"]["node_config"]
     return found
 
@@ -184,13 +184,16 @@ def worker(config: Config) -> Config:
         (lambda config: config["available_node_types"]["gpu"].update(resources={"CPU": 4}), "must say GPU"),
         (lambda config: config["available_node_types"]["gpu"].update(resources={"CPU": 4, "GPU": 0}), "g4dn.xlarge"),
         (lambda config: config["available_node_types"]["head"].update(resources={"CPU": 0, "GPU": 1}), "m6i.xlarge"),
-        (lambda config: head(config).pop("InstanceType"), "InstanceType"),
-        (lambda config: head(config).pop("ImageId"), "ImageId"),
-        (lambda config: head(config).update(ImageID="ami-1"), "ImageID"),
-        (lambda config: worker(config).update(InstanceType="g4dn.xlrge"), "g4dn.xlrge"),
-        (lambda config: worker(config).update(InstanceMarketOptions={"MarketType": "spt"}), "spt"),
-        (lambda config: worker(config).update(InstanceMarketOptions={"SpotOption": {}}), "SpotOption"),
-        (lambda config: worker(config)["BlockDeviceMappings"][0]["Ebs"].update(VolumeSize="100"), "VolumeSize"),
+        (lambda config: get_head_settings(config).pop("InstanceType"), "InstanceType"),
+        (lambda config: get_head_settings(config).pop("ImageId"), "ImageId"),
+        (lambda config: get_head_settings(config).update(ImageID="ami-1"), "ImageID"),
+        (lambda config: get_worker_settings(config).update(InstanceType="g4dn.xlrge"), "g4dn.xlrge"),
+        (lambda config: get_worker_settings(config).update(InstanceMarketOptions={"MarketType": "spt"}), "spt"),
+        (lambda config: get_worker_settings(config).update(InstanceMarketOptions={"SpotOption": {}}), "SpotOption"),
+        (
+            lambda config: get_worker_settings(config)["BlockDeviceMappings"][0]["Ebs"].update(VolumeSize="100"),
+            "VolumeSize",
+        ),
     ],
 )
 def test_what_the_schema_lets_pass_is_said(
