@@ -1,4 +1,4 @@
-"""Small data and stores that tests share."""
+"""Small data sets, trials, sweeps and stores that tests share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from trainables.datasets import Dataset
 from trainables.persistence.store import Store
 from trainables.trial import Trial
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell script's `pytest &` inherits that it is ignored
-settings.register_profile("without deadlines", deadline=None)  # a busy machine is no failure
+signal.signal(signal.SIGINT, signal.default_int_handler)  # `pytest &` in a shell script starts with SIGINT ignored
+settings.register_profile("without deadlines", deadline=None)  # a test must not fail because the machine is busy
 settings.load_profile("without deadlines")
 
 
@@ -24,16 +24,18 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there i
 
 
 def make_dataset(channels: int = 1, side: int = 28, train: int = 130, seed: int = 0) -> Dataset:
-    """Random images whose class is a bright row, so that networks learn something."""
+    """Make random images whose class shows as a bright row, so that networks learn something."""
     generator = np.random.default_rng(seed)
 
-    def part(n: int) -> tuple[np.ndarray, np.ndarray]:
+    def make_images(n: int) -> tuple[np.ndarray, np.ndarray]:
         labels = np.arange(n, dtype=np.int64) % 10
         images = generator.normal(0, 1, (n, channels, side, side)).astype(np.float32)
         images[np.arange(n), :, labels * 2] += 3
         return images, labels
 
-    (train_images, train_labels), (val_images, val_labels), (test_images, test_labels) = part(train), part(40), part(30)
+    train_images, train_labels = make_images(train)
+    val_images, val_labels = make_images(40)
+    test_images, test_labels = make_images(30)
     return Dataset(
         name="digits",
         train_images=train_images,
@@ -48,7 +50,7 @@ def make_dataset(channels: int = 1, side: int = 28, train: int = 130, seed: int 
 
 
 def make_trial(**changes: object) -> Trial:
-    """A small trial; `changes` override its settings."""
+    """Make a small trial; `changes` override its settings."""
     settings: dict[str, object] = {
         "dataset": "digits",
         "architecture": "mlp_1",
@@ -61,7 +63,7 @@ def make_trial(**changes: object) -> Trial:
 
 
 def make_sweep(seeds: int = 2) -> Sweep:
-    """Two architectures over some seeds."""
+    """Make a sweep of two architectures over some seeds."""
     return Sweep(
         name="part3",
         axes={"seed": range(seeds), "architecture": ("mlp_1", "cnn_3")},
@@ -71,7 +73,7 @@ def make_sweep(seeds: int = 2) -> Sweep:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making one takes seconds, copying it none."""
+    """Make an empty MLflow database, which takes seconds; tests copy it in no time."""
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     Store(f"sqlite:///{path}")
     return path

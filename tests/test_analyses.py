@@ -1,4 +1,4 @@
-"""Every analysis on runs made by hand: known means in its exports, gaps and diverged trials that it draws around."""
+"""Every analysis on results made by hand: known means in its exports, missing and diverged trials."""
 
 from __future__ import annotations
 
@@ -43,12 +43,14 @@ from trainables.training import list_record_steps
 from trainables.trial import Trial
 from trainables.xor import draw_initial_weights
 
-IMAGES = 1297  # of digits, without the validation images
+TRAINING_IMAGES = 1297  # training images of digits, after the validation images are held out
 
 
-def hand_made(trial: Trial) -> Result:
-    """Every curve of seed s is s everywhere, so that the mean over seeds 0 … S−1 is (S − 1) / 2."""
-    steps = list_record_steps(trial, 4 if trial.dataset == "xor" else IMAGES if trial.pipeline is None else 1437)
+def make_result(trial: Trial) -> Result:
+    """Make a result whose curves are s everywhere for seed s: the mean over seeds 0 … S−1 is (S − 1) / 2."""
+    steps = list_record_steps(
+        trial, 4 if trial.dataset == "xor" else TRAINING_IMAGES if trial.pipeline is None else 1437
+    )
     curves: dict[str, Any] = {name: np.full(len(steps), trial.seed, np.float32) for name in trial.quantities}
     weights = (
         draw_initial_weights(trial.seed) if trial.dataset == "xor" else np.full((16, 1, 3, 3), trial.seed, np.float32)
@@ -57,7 +59,7 @@ def hand_made(trial: Trial) -> Result:
 
 
 def cut_short(result: Result) -> Result:
-    """The same trial, had it diverged at the middle record: losses and gradients grow, the last of them is NaN."""
+    """Return the result of a trial that diverged at the middle record: losses and gradients grow, and end in NaN."""
     records = max(1, len(result.steps) // 2)
     curves = {name: curve[:records].copy() for name, curve in result.curves.items()}
     for name in {"train_loss", "gradient_norm"} & set(curves):
@@ -66,12 +68,12 @@ def cut_short(result: Result) -> Result:
     return Result(result.steps[:records], curves, float("nan"), result.first_layer)
 
 
-def none(trial: Trial) -> bool:
+def match_none(trial: Trial) -> bool:
     return False
 
 
 def save_model(trial: Trial, path: Path) -> None:
-    """Write an untrained network in the place of a trained one."""
+    """Write an untrained network in place of a trained one."""
     channels = 3 if trial.pipeline == "colour" else 1
     model = build(
         trial.architecture,
@@ -84,7 +86,7 @@ def save_model(trial: Trial, path: Path) -> None:
 
 
 def list_stages(options: SweepOptions, read: ReadResult) -> Iterator[Sweep]:
-    """Yield the stages that there are, even if they end early."""
+    """Yield the stages, up to where they end early."""
     with suppress(StagesEndedEarly):
         yield from options.stages(read)
 
@@ -92,16 +94,16 @@ def list_stages(options: SweepOptions, read: ReadResult) -> Iterator[Sweep]:
 def record(
     store: Store,
     options: SweepOptions,
-    leave_out: Callable[[Trial], bool] = none,
-    diverged: Callable[[Trial], bool] = none,
+    leave_out: Callable[[Trial], bool] = match_none,
+    diverged: Callable[[Trial], bool] = match_none,
 ) -> None:
-    """Write all trials of all stages into the store, but for some."""
+    """Write the trials of all stages into the store, except those to leave out; some of them diverged."""
     experiment_id, parent = store.ensure_parent(options.experiment, "digits")
     for sweep in list_stages(options, lambda trial: None):
         for trial in sweep.trials():
             if not leave_out(trial):
                 run = store.open_run(trial, sweep.labels()[trial.id], experiment_id, parent, {}, run_id=None)
-                result = cut_short(hand_made(trial)) if diverged(trial) else hand_made(trial)
+                result = cut_short(make_result(trial)) if diverged(trial) else make_result(trial)
                 with TemporaryDirectory() as folder:
                     result.save(Path(folder) / RESULT_ARTIFACT)
                     if options.experiment in ("mnist", "pooling"):
@@ -109,8 +111,8 @@ def record(
                     run.finish(result, int(result.steps[-1]), {}, Path(folder))
 
 
-class Noting(Output):
-    """An output that keeps what the notes on its figures say, by figure."""
+class OutputWithNotes(Output):
+    """An output that keeps the text of the red note on each figure, by the figure's name."""
 
     def figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
         super().figure(figure, name, *stages, pdf=pdf)
@@ -123,9 +125,9 @@ class Noting(Output):
 def draw(
     store: Store, options: Any, folder: Path, module: Any, draw_options: DrawOptions
 ) -> tuple[list[SweepResults], dict[str, str]]:
-    """Draw all; the stages, and what the notes on the figures say."""
+    """Draw everything, and return the results of the stages and the notes on the figures."""
     stages = [load_results(s, store, fill="", allow_missing=True) for s in list_stages(options, store.read_trial)]
-    output = Noting(folder)
+    output = OutputWithNotes(folder)
     module.draw(options, stages, output, draw_options)
     return stages, output.notes
 
@@ -144,7 +146,8 @@ CASES: list[tuple[SweepOptions, Any, DrawOptions]] = [
         GridDrawOptions(),
     ),
 ]
-LAST: dict[str, Callable[[Trial], bool]] = {  # the value of one axis of which nothing is there
+# Experiment → a function that selects the trials with one value of an axis; some tests leave out exactly these.
+HAS_ONE_VALUE: dict[str, Callable[[Trial], bool]] = {
     "part3": lambda trial: trial.architecture == "cnn_3",
     "part4": lambda trial: trial.activation == "sigmoid" and trial.architecture == "cnn_3",
     "part5": lambda trial: trial.learning_rate == 0.001,
@@ -158,11 +161,11 @@ LAST: dict[str, Callable[[Trial], bool]] = {  # the value of one axis of which n
 @pytest.mark.parametrize(("options", "module", "draw_options"), CASES, ids=[case[0].experiment for case in CASES])
 @pytest.mark.slow
 @pytest.mark.parametrize("gap", ["a seed", "a value"])
-def test_draws_what_is_there(
+def test_an_analysis_draws_the_trials_that_are_not_missing(
     options: SweepOptions, module: Any, draw_options: DrawOptions, gap: str, store: Store, tmp_path: Path
 ) -> None:
     name = options.experiment
-    leave_out = {"a seed": lambda trial: trial.seed == 1, "a value": LAST[name]}[gap]
+    leave_out = {"a seed": lambda trial: trial.seed == 1, "a value": HAS_ONE_VALUE[name]}[gap]
     record(store, options, leave_out)
     draw(store, options, tmp_path / "out", module, draw_options)
     files = {path.name for path in (tmp_path / "out").iterdir()}
@@ -173,18 +176,18 @@ def test_draws_what_is_there(
         check(tmp_path / "out", seeds)
 
 
-def exported(folder: Path, name: str) -> Any:
+def read_export(folder: Path, name: str) -> Any:
     return json.loads((folder / f"{name}.json").read_text())
 
 
 def check_part4(folder: Path, seeds: list[int]) -> None:
-    export = exported(folder, "part4_mlp_1")
+    export = read_export(folder, "part4_mlp_1")
     assert export["sigmoid_grad_curve"] == [np.mean(seeds)] * 5
     assert export["relu_loss_curve"] == [np.mean(seeds)] * 5
 
 
 def check_part5(folder: Path, seeds: list[int]) -> None:
-    assert exported(folder, "part5_cnn_3")["val_acc_curve_01"] == [np.mean(seeds)] * 5
+    assert read_export(folder, "part5_cnn_3")["val_acc_curve_01"] == [np.mean(seeds)] * 5
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["seeds"] for row in rows] == [str(len(seeds))] * 2
@@ -192,17 +195,17 @@ def check_part5(folder: Path, seeds: list[int]) -> None:
 
 
 def check_xor(folder: Path, seeds: list[int]) -> None:
-    assert {row["seed"] for row in exported(folder, "xor")["seeds"]} == {46, *seeds}
+    assert {row["seed"] for row in read_export(folder, "xor")["seeds"]} == {46, *seeds}
 
 
 def check_mnist(folder: Path, seeds: list[int]) -> None:
-    trials = exported(folder, "mnist")["trials"]
+    trials = read_export(folder, "mnist")["trials"]
     assert {trial["seed"] for trial in trials} == set(seeds)
     assert all(trial["test_accuracy"] == [trial["seed"]] * 2 for trial in trials)
 
 
 def check_pooling(folder: Path, seeds: list[int]) -> None:
-    export = exported(folder, "pooling")
+    export = read_export(folder, "pooling")
     assert export["parameters"] == {"a": 34538, "b": 34538, "c": 22058}
     assert {trial["seed"] for trial in export["trials"]} == set(seeds)
 
@@ -228,7 +231,7 @@ EXPORTS: dict[str, Callable[[Path, list[int]], None]] = {
 
 DIVERGED: dict[str, Callable[[str], Callable[[Trial], bool]]] = {
     "a seed": lambda name: lambda trial: trial.seed == 1,
-    "a value": lambda name: LAST[name],
+    "a value": lambda name: HAS_ONE_VALUE[name],
     "all": lambda name: lambda trial: True,
 }
 
@@ -239,12 +242,12 @@ DIVERGED: dict[str, Callable[[str], Callable[[Trial], bool]]] = {
     ids=[case[0].experiment for case in CASES if case[0].experiment != "xor"],
 )
 @pytest.mark.slow
-@pytest.mark.parametrize("what", DIVERGED)
+@pytest.mark.parametrize("which", DIVERGED)
 def test_trials_that_diverged_are_shown_and_not_averaged(
-    options: SweepOptions, module: Any, draw_options: DrawOptions, what: str, store: Store, tmp_path: Path
+    options: SweepOptions, module: Any, draw_options: DrawOptions, which: str, store: Store, tmp_path: Path
 ) -> None:
     name = options.experiment
-    record(store, options, diverged=DIVERGED[what](name))
+    record(store, options, diverged=DIVERGED[which](name))
     stages, notes = draw(store, options, tmp_path, module, draw_options)
     left_out = {"schedule": sum(len(stage.diverged) for stage in stages[1:])}
     for figure, note in notes.items():
@@ -254,9 +257,9 @@ def test_trials_that_diverged_are_shown_and_not_averaged(
         rows = list(csv.DictReader(file))
     in_table = stages[1:] if name == "part5" else stages
     assert sum(int(row["diverged"]) for row in rows) == sum(len(stage.diverged) for stage in in_table)
-    if what == "a seed" and name in ("part4", "part5", "grid"):
+    if which == "a seed" and name in ("part4", "part5", "grid"):
         EXPORTS[name](tmp_path, [0, 2])
-    if what == "all":
+    if which == "all":
         assert not {path.name for path in tmp_path.iterdir() if path.name.startswith(("misclassified", "weights"))}
         assert all(row.get("seeds", "0") == "0" for row in rows)
         assert "nan" not in (tmp_path / "table.md").read_text()
@@ -267,24 +270,26 @@ def test_part4_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> No
     bad = {("mlp_1", "relu", 0), ("mlp_1", "relu", 1), ("mlp_1", "sigmoid", 2)}
     record(store, options, diverged=lambda trial: (trial.architecture, trial.activation, trial.seed) in bad)
     draw(store, options, tmp_path, analysis.part4, DrawOptions())
-    export = exported(tmp_path, "part4_mlp_1")
+    export = read_export(tmp_path, "part4_mlp_1")
     assert export["diverged_seeds"] == {"relu": [0, 1], "sigmoid": [2]}
     assert export["relu_loss_curve"] == [2] * 5
     assert export["sigmoid_grad_curve"] == [0.5] * 5
-    assert "diverged_seeds" not in exported(tmp_path, "part4_cnn_3")
+    assert "diverged_seeds" not in read_export(tmp_path, "part4_cnn_3")
 
 
 def test_part5_names_the_seeds_that_diverged(store: Store, tmp_path: Path) -> None:
     options = Part5(**SMALL, schedule_epochs=3, milestones=(20, 40))
     record(store, options, diverged=lambda trial: trial.learning_rate == 0.1 and trial.milestones == ())
     draw(store, options, tmp_path, analysis.part5, Part5DrawOptions())
-    export = exported(tmp_path, "part5_cnn_3")
+    export = read_export(tmp_path, "part5_cnn_3")
     assert export["diverged_seeds"] == {"1": [0, 1, 2]}
     assert export["loss_curve_1"] == export["val_acc_curve_1"] == []
     assert export["loss_curve_01"] == [1] * 5
 
 
-def test_part5_says_what_diverged_in_part_3(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_part5_names_the_trials_of_part_3_that_diverged(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = Part5(**SMALL, schedule_epochs=3, milestones=(20,), tracking_uri=store.uri)
     record(store, options)
     draw_options = Part5DrawOptions(adam_epochs=2)
@@ -309,13 +314,13 @@ def test_a_diverging_loss_does_not_decide_the_range_of_the_grids_panels(store: S
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case[0].experiment in ("mnist", "pooling")], ids=["mnist", "pooling"]
 )
-def test_a_trial_that_diverged_is_listed_up_to_its_end(
+def test_a_diverged_trial_is_exported_up_to_its_last_record(
     case: tuple[SweepOptions, Any, DrawOptions], store: Store, tmp_path: Path
 ) -> None:
     options, module, draw_options = case
-    record(store, options, diverged=lambda trial: trial.seed == 2)  # which would be the best
+    record(store, options, diverged=lambda trial: trial.seed == 2)  # it would be the best one
     draw(store, options, tmp_path, module, draw_options)
-    trials = exported(tmp_path, options.experiment)["trials"]
+    trials = read_export(tmp_path, options.experiment)["trials"]
     assert len(trials) == len(options.sweep().trials())
     for trial in trials:
         assert trial["test_accuracy"] == [trial["seed"]] * (1 if trial["seed"] == 2 else 2)

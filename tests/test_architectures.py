@@ -12,7 +12,7 @@ PREDICTION_INPUTS_32 = {"mlp_1": 32, "mlp_2": 64, "cnn_3": 16 * 3 * 3, "cnn_4": 
 
 
 @pytest.mark.parametrize("architecture", PREDICTION_INPUTS_32)
-def test_prediction_layer_on_32_pixels(architecture: str) -> None:
+def test_the_prediction_layer_has_the_sizes_that_the_reports_give(architecture: str) -> None:
     last = build(architecture, (1, 32, 32))[-1]
     assert isinstance(last, nn.Linear)
     assert (last.in_features, last.out_features) == (PREDICTION_INPUTS_32[architecture], 10)
@@ -59,17 +59,17 @@ def test_average_pooling_replaces_max_pooling() -> None:
     assert "MaxPool2d" not in modules
 
 
-def test_only_cnns_pool() -> None:
+def test_only_cnns_have_pooling_layers() -> None:
     assert [a for a in PREDICTION_INPUTS_32 if has_layer(a, POOL)] == ["cnn_3", "cnn_4", "cnn_5"]
 
 
-def test_too_small_an_input_is_refused() -> None:
+def test_an_input_that_is_too_small_is_refused() -> None:
     with pytest.raises(ValueError, match="cnn_3 needs larger inputs than 8×8"):
         build("cnn_3", (1, 8, 8))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_operations_are_those_that_pytorch_counts(architecture: str) -> None:
+def test_count_flops_agrees_with_the_count_of_pytorch(architecture: str) -> None:
     with FlopCounterMode(display=False) as counter:
         build(architecture, (1, 32, 32))(torch.zeros(7, 1, 32, 32))
     assert 7 * count_flops(architecture, (1, 32, 32)) == counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""What scripts say before anything trains: in this process, by the same functions that the scripts call."""
+"""The output of scripts before anything trains, in this process, through the functions that the scripts call."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sweeps.experiment import JOB_ADDRESS_VARIABLE, format_options
 from sweeps.part3 import Part3
 
 
-def sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Exit status of `python sweeps/part3.py WORDS`."""
+def run_sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run `python sweeps/part3.py WORDS` in this process, and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["part3.py", *words])
     with pytest.raises(SystemExit) as exit_info:
         main(Part3, "Part 3.")
@@ -32,7 +32,7 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_defaults_are_the_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_are_those_of_the_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["part3.py"])
     options, run_options = parse(Part3, RunOptions, None, "run")
     trials = options.sweep().trials()
@@ -44,14 +44,14 @@ def test_defaults_are_the_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_options == RunOptions()
 
 
-def test_quick_moves_the_defaults_and_gives_way_to_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_changes_the_defaults_but_no_given_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["part3.py", "--epochs", "2", "--quick"])
     options, _ = parse(Part3, RunOptions, None, "run")
     assert (options.dataset, options.seeds, options.epochs, options.quick) == ("digits", 3, 2, True)
     assert options.format_command("analysis") == "python analysis/part3.py --quick --epochs 2"
 
 
-def test_commands_repeat_what_was_chosen() -> None:
+def test_printed_commands_repeat_the_given_options() -> None:
     options = Part3(dataset="fashion_mnist", architectures=("cnn_3", "mlp_1"), tracking_uri="sqlite:///my runs.db")
     assert options.format_command("sweeps") == (
         "python sweeps/part3.py --tracking-uri 'sqlite:///my runs.db' --dataset fashion_mnist "
@@ -68,7 +68,7 @@ def test_the_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_dry_run_prints_the_plan_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep(monkeypatch, "--quick", "--dry-run", "--max-concurrent", "1") == 0
+    assert run_sweep(monkeypatch, "--quick", "--dry-run", "--max-concurrent", "1") == 0
     out = capsys.readouterr().out
     assert "part3: 15 trials, 0 done, 15 missing" in out
     assert "1 CPU and 0 GPU a process, 1 process at once" in out
@@ -101,7 +101,7 @@ BAD = [
     ("words", "sentence"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_bad_input_is_one_sentence(
+def test_bad_input_ends_with_one_sentence_and_status_2(
     words: list[str],
     sentence: str,
     dry_run: bool,
@@ -109,7 +109,7 @@ def test_bad_input_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert sweep(monkeypatch, "--quick", *words, *(["--dry-run"] if dry_run else [])) == 2
+    assert run_sweep(monkeypatch, "--quick", *words, *(["--dry-run"] if dry_run else [])) == 2
     captured = capsys.readouterr()
     assert sentence in captured.err
     assert captured.err.startswith("error: ")
@@ -118,15 +118,15 @@ def test_bad_input_is_one_sentence(
 
 
 @pytest.mark.parametrize("words", [["--seeds", "many"], ["--sedes", "3"], ["--seeds"], ["positional"]])
-def test_what_cannot_be_parsed_ends_with_status_2(
+def test_options_that_cannot_be_parsed_end_with_status_2(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep(monkeypatch, *words) == 2
+    assert run_sweep(monkeypatch, *words) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep(monkeypatch, "--help") == 0
+    assert run_sweep(monkeypatch, "--help") == 0
     out = capsys.readouterr().out
     selecting = ["dataset", "seeds", "epochs", "architectures", "learning-rate", "batch-size", "tracking-uri", "quick"]
     run_options = ["data-root", "cpus-per-trial", "gpus-per-trial", "max-concurrent", "storage", "dry-run", "address"]
@@ -134,7 +134,7 @@ def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert f"--{option}" in out
 
 
-def test_an_analysis_without_trials_says_how_to_get_them(
+def test_an_analysis_without_trials_names_the_command_that_trains_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["part3.py", "--quick", "--seeds", "1"])
@@ -147,12 +147,12 @@ def test_an_analysis_without_trials_says_how_to_get_them(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_shows_an_impossible_gpu_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_refuses_absent_gpus_that_the_environment_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
-    assert sweep(monkeypatch, "--quick", "--dry-run", "--gpus-per-trial", "64") == 2
+    assert run_sweep(monkeypatch, "--quick", "--dry-run", "--gpus-per-trial", "64") == 2
 
 
-def test_the_command_to_go_on_repeats_how_it_ran() -> None:
+def test_the_command_to_continue_repeats_the_run_options() -> None:
     run_options = RunOptions(storage=Path("/scratch/x"), cpus_per_trial=2)
     command = Part3(quick=True, **Part3.quick_defaults).format_command(
         "sweeps", format_options(run_options, RunOptions())
@@ -169,7 +169,7 @@ def test_the_environment_names_the_folders(monkeypatch: pytest.MonkeyPatch) -> N
     assert options.format_command("sweeps", format_options(run_options, RunOptions())) == "python sweeps/part3.py"
 
 
-def test_commands_of_a_job_are_those_of_the_computer_that_submitted_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_prints_commands_for_the_computer_that_submitted_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(JOB_ADDRESS_VARIABLE, "http://127.0.0.1:8265")
     assert Part3(seeds=2).format_command("sweeps") == (
         "python sweeps/part3.py --seeds 2 --address http://127.0.0.1:8265"
@@ -179,8 +179,8 @@ def test_commands_of_a_job_are_those_of_the_computer_that_submitted_it(monkeypat
     )
 
 
-def test_sigterm_stops_what_a_shell_script_started_with_an_ampersand() -> None:
-    """Such a process is born with SIGINT ignored, which is what SIGTERM is turned into."""
+def test_sigterm_stops_a_sweep_that_a_shell_script_started_in_the_background() -> None:
+    """Such a process starts with SIGINT ignored, and a sweep turns SIGTERM into SIGINT."""
     wait = "lambda: print(1, flush=True) or time.sleep(30)"
     code = f"import time; from sweeps.cli import run_to_exit_status; exit(run_to_exit_status({wait}))"
     words = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code]

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_pass_outside_training_equals_the_models(architecture: str, activation: str, pooling: str) -> None:
+def test_forward_torch_in_inference_mode_equals_the_model(architecture: str, activation: str, pooling: str) -> None:
     model = build(architecture, (1, 31, 32), activation=activation, pooling=pooling)
     images = torch.randn(5, 1, 31, 32)
     before = images.clone()
@@ -52,16 +52,16 @@ def layers(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int]:
     height, width = (draw(st.integers(max(1, kernel - 2 * padding), 12)) for _ in range(2))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
 
-    def some(*shape: int) -> Tensor:
-        # Small whole numbers, of which float32 computes sums and products exactly.
+    def make(*shape: int) -> Tensor:
+        # Float32 computes sums and products of small whole numbers exactly.
         return torch.randint(-3, 4, shape, generator=generator).double()
 
-    return some(n, channels, height, width), some(outputs, channels, kernel, kernel), some(outputs), padding
+    return make(n, channels, height, width), make(outputs, channels, kernel, kernel), make(outputs), padding
 
 
 @needs_compiler
 @given(layers(), st.booleans())
-def test_a_layer_computes_what_pytorchs_does(layer: tuple[Tensor, Tensor, Tensor, int], relu: bool) -> None:
+def test_a_native_layer_and_its_gradients_equal_pytorchs(layer: tuple[Tensor, Tensor, Tensor, int], relu: bool) -> None:
     *tensors, padding = layer
     exact = [tensor.clone().requires_grad_() for tensor in tensors]
     single = [tensor.float().requires_grad_() for tensor in tensors]
@@ -79,8 +79,8 @@ def test_a_layer_computes_what_pytorchs_does(layer: tuple[Tensor, Tensor, Tensor
 
 
 @needs_compiler
-def test_the_last_bytes_of_an_input_are_the_last_that_are_read() -> None:
-    """All memory outside the input is infinite, with sizes that fill the last vector of a row to any degree."""
+def test_a_native_layer_reads_nothing_outside_its_input() -> None:
+    """Memory around the input holds infinities; the batch sizes fill the last vector register to every degree."""
     for n in range(1, 40):
         memory = torch.full((10_000,), float("inf"))
         images = memory[5000 : 5000 + 2 * 4 * 5 * n].view(2, 4, 5, n).permute(0, 3, 1, 2)  # (channels, n, h, w)
@@ -112,7 +112,7 @@ def test_a_network_with_native_convolutions_agrees_with_pytorch(
         assert one.grad is not None
         assert other.grad is not None
         torch.testing.assert_close(one.grad, other.grad.float(), rtol=1e-3, atol=1e-5)
-    many = torch.randn(101, 3, 31, 32)  # several blocks, the last of them not full
+    many = torch.randn(101, 3, 31, 32)  # several blocks, the last of which is not full
     with torch.inference_mode():
         assert (compute_logits(model, many) is None) == (activation != "relu")
         torch.testing.assert_close(forward_native(model, many), exact(many.double()).float(), rtol=1e-4, atol=1e-5)
@@ -138,7 +138,7 @@ def test_an_activation_that_follows_no_convolution_is_computed() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_trial_with_native_convolutions_follows_one_with_pytorchs(optimizer: str) -> None:
+def test_a_trial_with_native_convolutions_follows_one_with_those_of_pytorch(optimizer: str) -> None:
     """Their losses agree for 100 steps, and their accuracies up to one or two images."""
     data = training.to_tensors(make_dataset(), "cpu")
     trial = make_trial(
@@ -205,7 +205,7 @@ def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
     ("compiler", "reason"),
     [("no-such-compiler", "No such file"), ("false", "false failed"), ("", "No such file"), ('"', "closing quotation")],
 )
-def test_the_error_says_why_compiling_failed(
+def test_the_error_gives_the_reason_why_compiling_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, reason: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

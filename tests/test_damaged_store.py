@@ -1,4 +1,4 @@
-"""Fuzzing the tracking store: whatever is broken in it, a sweep and its analysis end well or with one sentence.
+"""Damage to the tracking store: a sweep and its analysis still work, or end with one sentence.
 
 `python tests/test_damaged_store.py` counts the cases.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_sweep
-from test_results import hand_made, record
+from test_results import make_result, record
 
 from analysis.results import load_results
 from sweeps.cli import run_to_exit_status
@@ -25,13 +25,13 @@ from trainables.persistence.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")]
 SWEEP = make_sweep(seeds=1)
-CUTS = 16  # of an artifact, and of the database
-FLIPS = 150
+CUTS = 16  # truncated copies of an artifact, and as many of the database
+FLIPS = 150  # copies of an artifact with one bit flipped
 
 
 @pytest.fixture(scope="module")
 def template(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with two finished trials, whose artifacts lie beside it."""
+    """Make a store with two finished trials, and their artifacts beside it."""
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     shutil.copy(empty_database, path)
     record(Store(f"sqlite:///{path}"), SWEEP)
@@ -40,26 +40,26 @@ def template(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def database(template: Path, tmp_path: Path) -> Path:
-    """A copy whose artifacts are the template's."""
+    """Copy the template's database; the copy shares the template's artifacts."""
     return Path(shutil.copy(template, tmp_path / "mlflow.db"))
 
 
-def analysed(database: Path) -> str | None:
-    """Load the sweep; the sentence if that cannot be done."""
+def analyse(database: Path) -> str | None:
+    """Open a store and load the sweep; return the error message if one of them fails."""
     try:
-        return read(Store(f"sqlite:///{database}"))
+        return load_and_check(Store(f"sqlite:///{database}"))
     except BadInputError as error:
         return str(error)
 
 
-def read(store: Store) -> str | None:
-    """Load the sweep; the sentence if that cannot be done. What can be loaded is as it was recorded."""
+def load_and_check(store: Store) -> str | None:
+    """Load the sweep, and return the error message if that fails; check that the results are as recorded if not."""
     try:
-        loaded = load_results(SWEEP, store, fill="python sweeps/part3.py")
+        results = load_results(SWEEP, store, fill="python sweeps/part3.py")
     except BadInputError as error:
         return str(error)
     for trial in SWEEP.trials():
-        actual, expected = loaded.by_trial[trial.id], hand_made(trial)
+        actual, expected = results.by_trial[trial.id], make_result(trial)
         assert actual.test_accuracy == expected.test_accuracy
         np.testing.assert_array_equal(actual.steps, expected.steps)
         np.testing.assert_array_equal(actual.first_layer, expected.first_layer)
@@ -67,13 +67,13 @@ def read(store: Store) -> str | None:
     return None
 
 
-def planned(database: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Dry-run the sweep; its exit status and output, without a traceback."""
-    selection = Part3(
+def dry_run(database: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Dry-run the sweep, and return its exit status and output, which must hold no traceback."""
+    options = Part3(
         dataset="digits", seeds=1, architectures=("mlp_1", "cnn_3"), epochs=2, batch_size=10,
         tracking_uri=f"sqlite:///{database}",
     )  # fmt: skip
-    status = run_to_exit_status(lambda: run(selection, RunOptions(dry_run=True, storage=database.parent / "storage")))
+    status = run_to_exit_status(lambda: run(options, RunOptions(dry_run=True, storage=database.parent / "storage")))
     out, err = capsys.readouterr()
     assert status in (0, 2)
     assert (err.count("\n"), err.startswith("error: ")) == ((1, True) if status else (0, False)), err
@@ -81,7 +81,7 @@ def planned(database: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, st
 
 
 def sql(*statements: str) -> Callable[[Path], object]:
-    """Damage done by statements."""
+    """Return a function that damages a database by SQL statements."""
 
     def damage(database: Path) -> None:
         connection = sqlite3.connect(database)
@@ -93,7 +93,7 @@ def sql(*statements: str) -> Callable[[Path], object]:
     return damage
 
 
-# what → (damage, what the analysis says, what the sweep says)
+# case → (damage, part of the analysis's error message or None if it succeeds, part of the sweep's output)
 DATABASES: dict[str, tuple[Callable[[Path], object], str | None, str]] = {
     "runs deleted": (sql("UPDATE runs SET lifecycle_stage = 'deleted'"), "2 of 2 trials are not finished", "2 missing"),
     "experiment deleted": (sql("UPDATE experiments SET lifecycle_stage = 'deleted'"), "not finished", "2 missing"),
@@ -118,24 +118,28 @@ DATABASES: dict[str, tuple[Callable[[Path], object], str | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", DATABASES)
-def test_a_damaged_database(what: str, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    damage, analysis, sweep = DATABASES[what]
+@pytest.mark.parametrize("case", DATABASES)
+def test_a_damaged_database_is_used_or_refused_in_one_sentence(
+    case: str, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, analysis, sweep = DATABASES[case]
     damage(database)
-    sentence = analysed(database)
+    sentence = analyse(database)
     assert (sentence is None) if analysis is None else (sentence is not None and analysis in sentence)
-    assert sweep in planned(database, capsys)[1]
+    assert sweep in dry_run(database, capsys)[1]
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_a_truncated_database(part: int, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_database_is_refused_and_left_unchanged(
+    part: int, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = database.read_bytes()
     for cut in range(part, CUTS, 4):
-        damaged = whole[: 1000 + (len(whole) - 1000) * cut // CUTS]  # fewer than 512 bytes are none to SQLite
+        damaged = whole[: 1000 + (len(whole) - 1000) * cut // CUTS]  # SQLite takes less than 512 bytes for a new file
         database.write_bytes(damaged)
-        assert analysed(database) is not None
-        planned(database, capsys)
-        assert database.read_bytes() == damaged  # a repair by hand is still possible
+        assert analyse(database) is not None
+        dry_run(database, capsys)
+        assert database.read_bytes() == damaged  # so that a person can still repair it
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +147,14 @@ def whole_store(template: Path) -> Store:
     return Store(f"sqlite:///{template}")
 
 
-def artifact(store: Store) -> Path:
-    """The artifact of `mlp_1`."""
+def find_artifact(store: Store) -> Path:
+    """Return the path of the artifact of `mlp_1`."""
     [run] = store.find_runs()[SWEEP.trials()[0].id]
     return Path(store.client.get_run(run.run_id).info.artifact_uri) / "result.npz"
 
 
-def rewritten(path: Path, **changes: np.ndarray | None) -> None:
-    """The artifact with other arrays."""
+def rewrite(path: Path, **changes: np.ndarray | None) -> None:
+    """Write the artifact again with other arrays; those that are None are left out."""
     with np.load(path) as arrays:
         content = {name: arrays[name] for name in arrays} | changes
     np.savez(path, **{name: array for name, array in content.items() if array is not None})
@@ -163,49 +167,49 @@ ARTIFACTS: dict[str, Callable[[Path], object]] = {
     "garbage": lambda path: path.write_bytes(b"x" * 2000),
     "another archive": lambda path: np.savez(path, something=np.zeros(3)),
     "a single array": lambda path: (np.save(path, np.zeros(3)), path.with_suffix(".npz.npy").replace(path)),
-    "without steps": lambda path: rewritten(path, steps=None),
-    "without a curve": lambda path: rewritten(path, curve_val_accuracy=None),
-    "with a foreign curve": lambda path: rewritten(path, curve_other=np.zeros(6)),
-    "with a short curve": lambda path: rewritten(path, curve_val_accuracy=np.zeros(3)),
-    "with a curve of two axes": lambda path: rewritten(path, curve_val_accuracy=np.zeros((6, 2))),
-    "with a curve of words": lambda path: rewritten(path, curve_val_accuracy=np.array(list("abcdef"))),
-    "with steps of two axes": lambda path: rewritten(path, steps=np.zeros((6, 2), int)),
-    "with steps that fall": lambda path: rewritten(path, steps=np.arange(60, 0, -10)),
-    "with steps of fractions": lambda path: rewritten(path, steps=np.linspace(0, 1, 6)),
-    "with several accuracies": lambda path: rewritten(path, test_accuracy=np.zeros(3)),
-    "with an accuracy in words": lambda path: rewritten(path, test_accuracy=np.array("high")),
+    "without steps": lambda path: rewrite(path, steps=None),
+    "without a curve": lambda path: rewrite(path, curve_val_accuracy=None),
+    "with a foreign curve": lambda path: rewrite(path, curve_other=np.zeros(6)),
+    "with a short curve": lambda path: rewrite(path, curve_val_accuracy=np.zeros(3)),
+    "with a curve of two axes": lambda path: rewrite(path, curve_val_accuracy=np.zeros((6, 2))),
+    "with a curve of words": lambda path: rewrite(path, curve_val_accuracy=np.array(list("abcdef"))),
+    "with steps of two axes": lambda path: rewrite(path, steps=np.zeros((6, 2), int)),
+    "with steps that fall": lambda path: rewrite(path, steps=np.arange(60, 0, -10)),
+    "with steps of fractions": lambda path: rewrite(path, steps=np.linspace(0, 1, 6)),
+    "with several accuracies": lambda path: rewrite(path, test_accuracy=np.zeros(3)),
+    "with an accuracy in words": lambda path: rewrite(path, test_accuracy=np.array("high")),
     "with objects": lambda path: np.savez(path, steps=np.array([print], dtype=object)),
 }
 
 
 @pytest.fixture
 def damaged_artifact(whole_store: Store) -> Iterator[Path]:
-    """An artifact, put right again afterwards."""
-    path = artifact(whole_store)
+    """Yield the path of an artifact, and restore the artifact afterwards."""
+    path = find_artifact(whole_store)
     whole = path.read_bytes()
     yield path
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("what", ARTIFACTS)
-def test_a_damaged_artifact(what: str, whole_store: Store, damaged_artifact: Path) -> None:
-    ARTIFACTS[what](damaged_artifact)
-    sentence = read(whole_store)
+@pytest.mark.parametrize("case", ARTIFACTS)
+def test_a_damaged_artifact_is_refused_with_advice(case: str, whole_store: Store, damaged_artifact: Path) -> None:
+    ARTIFACTS[case](damaged_artifact)
+    sentence = load_and_check(whole_store)
     assert sentence is not None
-    assert "delete" in sentence  # what to do
+    assert "delete" in sentence  # the message says what to do
     assert "artifact" in sentence
 
 
-def test_a_truncated_artifact(whole_store: Store, damaged_artifact: Path) -> None:
+def test_a_truncated_artifact_is_refused(whole_store: Store, damaged_artifact: Path) -> None:
     whole = damaged_artifact.read_bytes()
     for cut in range(CUTS):
         damaged_artifact.write_bytes(whole[: len(whole) * cut // CUTS])
-        assert read(whole_store) is not None
+        assert load_and_check(whole_store) is not None
 
 
-def test_an_artifact_with_one_bit_flipped(whole_store: Store, damaged_artifact: Path) -> None:
-    """Either it is noticed, or (the archive's dates, say) nothing read from it changes."""
+def test_a_flipped_bit_in_an_artifact_is_noticed_or_harmless(whole_store: Store, damaged_artifact: Path) -> None:
+    """Nearly all flips are noticed; the others, such as in the archive's dates, change nothing that is read."""
     whole = damaged_artifact.read_bytes()
     generator = np.random.default_rng(0)
     noticed = 0
@@ -215,7 +219,7 @@ def test_an_artifact_with_one_bit_flipped(whole_store: Store, damaged_artifact: 
         damaged = bytearray(whole)
         damaged[position] ^= 1 << int(bit)
         damaged_artifact.write_bytes(damaged)
-        noticed += read(whole_store) is not None
+        noticed += load_and_check(whole_store) is not None
     assert noticed > FLIPS * 0.9
 
 

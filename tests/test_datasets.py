@@ -75,7 +75,7 @@ def test_colour_pipeline_equals_torchvision(channels: int) -> None:
 
 
 @pytest.mark.parametrize(("pipeline", "channels"), [("unit", 1), ("colour", 3)])
-def test_the_other_pipelines_hold_no_images_out(pipeline: str, channels: int) -> None:
+def test_the_unit_and_colour_pipelines_hold_out_no_validation_images(pipeline: str, channels: int) -> None:
     data = datasets.load_dataset("digits", Path("unused"), pipeline)
     assert data.input_shape == (channels, 32, 32)
     assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (1437, 0, 360)
@@ -112,11 +112,11 @@ def test_split_of_a_balanced_set_is_a_tenth_of_every_class() -> None:
     train, val = datasets.split_stratified(labels)
     assert np.bincount(labels[val]).tolist() == [60] * 10
     assert np.bincount(labels[train]).tolist() == [540] * 10
-    assert (np.diff(val) > 1).any()  # drawn at random, not as a block
-    assert not np.array_equal(val % 600, np.tile(val[:60], 10))  # and at other places in every class
+    assert (np.diff(val) > 1).any()  # the images are drawn at random, not as a block
+    assert not np.array_equal(val % 600, np.tile(val[:60], 10))  # and other ones in every class
 
 
-def test_the_split_of_digits_does_not_move() -> None:
+def test_the_split_of_digits_never_changes() -> None:
     """If this fails, trials that were recorded before were validated on other images: increase `trial.VERSION`."""
     data = datasets.load_dataset("digits", Path("unused"))
     assert hashlib.sha256(data.val_images.tobytes()).hexdigest()[:16] == "845ecfd8ef4b1097"
@@ -125,7 +125,7 @@ def test_the_split_of_digits_does_not_move() -> None:
 # Files
 
 
-def test_flat_gz_files_in_the_data_root(tmp_path: Path) -> None:
+def test_gz_files_directly_in_the_data_root_are_read(tmp_path: Path) -> None:
     arrays = write_idx_files(tmp_path)
     data = datasets.load_dataset("mnist", tmp_path)
     assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (90, 10, 20)
@@ -135,13 +135,13 @@ def test_flat_gz_files_in_the_data_root(tmp_path: Path) -> None:
     assert data.test_labels.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
 
 
-def as_fashion_mnist(labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make these training labels pass for those of Fashion-MNIST."""
+def accept_as_fashion_mnist(labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make these training labels be taken for those of Fashion-MNIST."""
     monkeypatch.setattr(sources, "FASHION_MNIST_LABELS_SHA256", hashlib.sha256(labels.tobytes()).hexdigest())
 
 
-def test_debians_folder_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    as_fashion_mnist(write_idx_files(tmp_path / "debian")["train-labels-idx1-ubyte"], monkeypatch)
+def test_fashion_mnist_is_read_from_debians_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept_as_fashion_mnist(write_idx_files(tmp_path / "debian")["train-labels-idx1-ubyte"], monkeypatch)
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     assert len(datasets.load_dataset("fashion_mnist", tmp_path / "data").test_images) == 20
     assert not (tmp_path / "data").exists()
@@ -156,7 +156,7 @@ def test_data_sets_with_the_same_file_names_are_told_apart(
     for source in (torchvision.datasets.MNIST, torchvision.datasets.FashionMNIST):
         monkeypatch.setattr(source, "mirrors", ["http://127.0.0.1:9/"])
     if name == "mnist":
-        as_fashion_mnist(labels, monkeypatch)
+        accept_as_fashion_mnist(labels, monkeypatch)
     with pytest.raises(BadInputError, match=f"no usable {name} files"):
         datasets.load_dataset(name, tmp_path)
 
@@ -196,7 +196,7 @@ def test_labels_must_fit_the_images(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """Serve a folder on the loopback interface; yields the folder and its address."""
+    """Serve a folder on the loopback interface, and yield the folder and its address."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -215,7 +215,7 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         thread.join()
 
 
-def cifar_archive() -> tuple[bytes, dict[str, str], np.ndarray]:
+def make_cifar_archive() -> tuple[bytes, dict[str, str], np.ndarray]:
     """Make an archive in CIFAR-10's format with 20 images per batch.
 
     Returns:
@@ -241,9 +241,9 @@ def cifar_archive() -> tuple[bytes, dict[str, str], np.ndarray]:
 
 
 def serve_cifar(server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Make torchvision download CIFAR-10 from the server; returns the training images `(100, 3, 32, 32)`."""
+    """Make torchvision download CIFAR-10 from the server, and return the training images `(100, 3, 32, 32)`."""
     folder, url = server
-    archive, md5s, images = cifar_archive()
+    archive, md5s, images = make_cifar_archive()
     (folder / "cifar-10-python.tar.gz").write_bytes(archive)
     cifar = torchvision.datasets.CIFAR10
     monkeypatch.setattr(cifar, "url", url + "cifar-10-python.tar.gz")
@@ -278,13 +278,13 @@ def test_a_damaged_cifar10_archive_is_refused_unopened(
         datasets.load_dataset("cifar10", tmp_path / "data")
 
 
-def test_no_network_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_network_and_files_offers_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     with pytest.raises(BadInputError, match=r"looked in .*cifar-10-batches-py.*--dataset digits, which works offline"):
         datasets.load_dataset("cifar10", tmp_path)
 
 
-def test_mnist_comes_from_torchvision(
+def test_mnist_is_downloaded_once_through_torchvision(
     server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, url = server

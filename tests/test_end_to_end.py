@@ -23,12 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def script(folder: Path, room: str, *words: str, experiment: str = "part3", **variables: str) -> subprocess.Popen[str]:
-    """Start `python ROOM/EXPERIMENT.py WORDS` in a folder, on this checkout and nothing else."""
+def start_script(
+    folder: Path, package: str, *words: str, experiment: str = "part3", **variables: str
+) -> subprocess.Popen[str]:
+    """Start `python PACKAGE/EXPERIMENT.py WORDS` in a folder, with this checkout as the only code on Python's path."""
     unwanted = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_MODE")
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / room / f"{experiment}.py"), *words],
+        [sys.executable, str(ROOT / package / f"{experiment}.py"), *words],
         cwd=folder,
         env={**environment, "PYTHONPATH": str(ROOT), **variables},
         stdout=subprocess.PIPE,
@@ -37,15 +39,15 @@ def script(folder: Path, room: str, *words: str, experiment: str = "part3", **va
     )
 
 
-def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit status and output of a script, which shows no traceback."""
+def wait_for(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a script, and return its exit status and output, which must hold no traceback."""
     out, err = process.communicate(timeout=380)
     assert "Traceback" not in out + err, out + err
     return process.returncode, " ".join((out + err).split())
 
 
 def check_store(folder: Path, trials: int) -> Store:
-    """One finished run a trial, every step once in every curve, nothing left over."""
+    """Check that each trial has one finished run with every step once in every curve, and left no folder."""
     store = Store(f"sqlite:///{folder}/mlflow.db")
     runs = store.find_runs()
     assert len(runs) == trials
@@ -56,32 +58,32 @@ def check_store(folder: Path, trials: int) -> Store:
             history = store.client.get_metric_history(run.run_id, name)
             assert Counter(m.step for m in history) == Counter(result.steps.tolist())
             assert sorted((m.step, m.value) for m in history) == list(zip(result.steps, curve, strict=True))
-    kept = folder / "storage" / "trials"
-    assert not kept.exists() or list(kept.iterdir()) == []
+    left = folder / "storage" / "trials"
+    assert not left.exists() or list(left.iterdir()) == []
     return store
 
 
-def test_part_3_with_rerun_more_seeds_and_a_grid_that_shares_its_trials(tmp_path: Path) -> None:
+def test_part_3_trains_only_what_is_missing_and_shares_its_trials_with_a_grid(tmp_path: Path) -> None:
     few = ("--quick", "--seeds", "1", "--epochs", "2")
-    status, out = outcome(script(tmp_path, "sweeps", *few))
+    status, out = wait_for(start_script(tmp_path, "sweeps", *few))
     assert status == 0
     assert "part3: 5 trials, 0 done, 5 missing" in out
     assert "Trained 5 of 5 trials" in out
     assert "Next: python analysis/part3.py --quick --seeds 1 --epochs 2" in out
     check_store(tmp_path, 5)
 
-    status, out = outcome(script(tmp_path, "sweeps", *few))
+    status, out = wait_for(start_script(tmp_path, "sweeps", *few))
     assert status == 0
     assert "part3: 5 trials, 5 done, 0 missing" in out
     assert "Trained" not in out
 
     more = ("--quick", "--seeds", "2", "--epochs", "2")
-    status, out = outcome(script(tmp_path, "sweeps", *more))
+    status, out = wait_for(start_script(tmp_path, "sweeps", *more))
     assert status == 0
     assert "part3: 10 trials, 5 done, 5 missing" in out
     check_store(tmp_path, 10)
 
-    status, out = outcome(script(tmp_path, "analysis", *more))
+    status, out = wait_for(start_script(tmp_path, "analysis", *more))
     assert status == 0
     figures = tmp_path / "figures" / "part3"
     for architecture in ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5"):
@@ -92,12 +94,12 @@ def test_part_3_with_rerun_more_seeds_and_a_grid_that_shares_its_trials(tmp_path
     with (figures / "table.csv").open() as file:
         assert {row["seeds"] for row in csv.DictReader(file)} == {"2"}
 
-    status, out = outcome(script(tmp_path, "analysis", "--quick", "--seeds", "3", "--epochs", "2"))
+    status, out = wait_for(start_script(tmp_path, "analysis", "--quick", "--seeds", "3", "--epochs", "2"))
     assert status == 2
     assert "5 of 15 trials are not finished (mlp_1 · seed 2; " in out
     assert "python sweeps/part3.py --quick --epochs 2" in out
 
-    status, out = outcome(script(tmp_path, "sweeps", "--quick", "--learning-rates", "0.01", experiment="grid"))
+    status, out = wait_for(start_script(tmp_path, "sweeps", "--quick", "--learning-rates", "0.01", experiment="grid"))
     assert status == 0
     assert "grid: 4 trials, 4 done, 4 of them from part3, 0 missing" in out
 
@@ -113,18 +115,18 @@ EXPORTS = {
 
 
 @pytest.mark.parametrize("experiment", EXPORTS)
-def test_the_quick_version_of_every_experiment(experiment: str, tmp_path: Path) -> None:
-    status, out = outcome(script(tmp_path, "sweeps", "--quick", experiment=experiment))
+def test_the_quick_version_of_an_experiment_is_trained_and_drawn(experiment: str, tmp_path: Path) -> None:
+    status, out = wait_for(start_script(tmp_path, "sweeps", "--quick", experiment=experiment))
     assert status == 0
     assert f"All trials are done. Next: python analysis/{experiment}.py --quick" in out
-    status, out = outcome(script(tmp_path, "analysis", "--quick", experiment=experiment))
+    status, out = wait_for(start_script(tmp_path, "analysis", "--quick", experiment=experiment))
     assert status == 0
     folder = tmp_path / "figures" / experiment
     assert all(path.stat().st_size > 0 for path in folder.iterdir())
     export = (folder / EXPORTS[experiment]).read_text()
     CHECKS[experiment]({} if experiment == "grid" else json.loads(export), folder)
-    if experiment in ("part5", "grid"):  # several stages, several cells a trial
-        status, out = outcome(script(tmp_path, "sweeps", "--quick", experiment=experiment))
+    if experiment in ("part5", "grid"):  # of several stages, and with trials that several cells share
+        status, out = wait_for(start_script(tmp_path, "sweeps", "--quick", experiment=experiment))
         assert status == 0
         assert "Trained" not in out
     check_store(tmp_path, TRIALS[experiment])
@@ -146,7 +148,7 @@ def check_part5(export: dict[str, list[float]], folder: Path) -> None:
     assert {len(export[kind]) for kind in kinds} == {26}  # 10 epochs of 26 steps
     assert (folder / "schedule.png").exists()
     with (folder / "table.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 2  # both schedules; part 3 has no trials here
+        assert len(list(csv.DictReader(file))) == 2  # the two schedules; the store has no trials of part 3
 
 
 def check_xor(export: dict[str, list[dict[str, float]]], folder: Path) -> None:
@@ -194,19 +196,19 @@ CHECKS = {
 
 def test_a_trial_that_keeps_failing_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     words = ("--quick", "--seeds", "1", "--epochs", "1", "--architectures", "mlp_1", "mlp_2")
-    selection = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1", "mlp_2"))
-    poisoned = selection.sweep().trials()[0]
-    obstacle = tmp_path / "storage" / "trials" / poisoned.id
+    options = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1", "mlp_2"))
+    blocked = options.sweep().trials()[0]
+    obstacle = tmp_path / "storage" / "trials" / blocked.id
     obstacle.parent.mkdir(parents=True)
-    obstacle.touch()  # where the trial's folder should be
-    status, out = outcome(script(tmp_path, "sweeps", *words))
+    obstacle.touch()  # a file where the trial's folder should be
+    status, out = wait_for(start_script(tmp_path, "sweeps", *words))
     assert status == 1
     assert "Trained 1 of 2 trials" in out
     assert f"failed: mlp_1 · seed 0: cannot write {obstacle}" in out
     assert "1 trials are missing (1 failed, 0 stopped, 0 trained but not seen in the store)" in out
     runs = Store(f"sqlite:///{tmp_path}/mlflow.db").find_runs()
-    assert poisoned.id not in runs
-    assert runs[selection.sweep().trials()[1].id][0].finished
+    assert blocked.id not in runs
+    assert runs[options.sweep().trials()[1].id][0].finished
 
 
 CLUSTER = """
@@ -218,32 +220,34 @@ input()
 
 
 @contextmanager
-def cluster_with_a_gpu(**variables: str) -> Iterator[str]:
-    """A Ray cluster of one node that says it has a GPU; its address."""
+def run_cluster_with_gpu(**variables: str) -> Iterator[str]:
+    """Run a Ray cluster of one node that claims to have a GPU, and yield its address."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", **variables}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
         yield next(line for line in process.stdout if re.fullmatch(r"[\d.]+:\d+\n", line)).strip()
-        process.stdin.close()  # it ends by itself
+        process.stdin.close()  # the script ends at the end of its input
 
 
 def test_trials_share_a_gpu_and_get_more_of_it_where_memory_runs_out(tmp_path: Path) -> None:
     words = ("--quick", "--seeds", "1", "--epochs", "1", "--architectures", "mlp_1", "mlp_2", "cnn_3")
     shares = ("--gpus-per-trial", "0.25", "mlp_1=auto", "cnn_3=0.5")
     inject = f"{ROOT / 'chaos' / 'inject'}{os.pathsep}{ROOT}"
-    with cluster_with_a_gpu(CHAOS_GPU_MEMORY="0.5", PYTHONPATH=inject) as address:
+    with run_cluster_with_gpu(CHAOS_GPU_MEMORY="0.5", PYTHONPATH=inject) as address:
         variables = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
-        status, out = outcome(script(tmp_path, "sweeps", *words, "--dry-run", "--gpus-per-trial", "0.1", **variables))
+        status, out = wait_for(
+            start_script(tmp_path, "sweeps", *words, "--dry-run", "--gpus-per-trial", "0.1", **variables)
+        )
         assert status == 0
-        assert "Resources: 1 CPU and 0.1 GPU a process, 8 processes at once" in out  # as there are 8 CPUs
+        assert "Resources: 1 CPU and 0.1 GPU a process, 8 processes at once" in out  # the 8 CPUs allow no more
         assert not (tmp_path / "storage").exists()
         assert not (tmp_path / "mlflow.db").exists()
 
-        status, out = outcome(script(tmp_path, "sweeps", *words, "--gpus-per-trial", "2", **variables))
+        status, out = wait_for(start_script(tmp_path, "sweeps", *words, "--gpus-per-trial", "2", **variables))
         assert status == 2
         assert "--gpus-per-trial is 2 GPUs, but no node has more than 1 of them" in out
 
-        status, out = outcome(script(tmp_path, "sweeps", *words, *shares, **variables))
+        status, out = wait_for(start_script(tmp_path, "sweeps", *words, *shares, **variables))
     assert status == 0
     assert "PyTorch finds no usable GPU to measure on: 0.25 of a GPU a trial" in out
     assert "1 CPU and 0.25 (mlp_1), 0.25 (mlp_2), 0.5 (cnn_3) GPU a process, up to 4 processes at once" in out

@@ -1,4 +1,4 @@
-"""What every sweep holds, as data; what trains is for the end-to-end tests."""
+"""The trials of every sweep, as data; the end-to-end tests train them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainables.trial import Trial
 
 
 @pytest.mark.parametrize(
-    ("selection", "trials"),
+    ("options", "trials"),
     [
         (Part3(), 5 * 10),
         (Part4(), 5 * 2),
@@ -32,14 +32,14 @@ from trainables.trial import Trial
         (Grid(), 5 * 3),
     ],
 )
-def test_number_of_trials(selection: SweepOptions, trials: int) -> None:
-    assert len(selection.sweep().trials()) == trials
-    assert len(set(selection.sweep().labels().values())) == trials
+def test_each_sweep_has_its_number_of_trials_with_distinct_labels(options: SweepOptions, trials: int) -> None:
+    assert len(options.sweep().trials()) == trials
+    assert len(set(options.sweep().labels().values())) == trials
 
 
-@pytest.mark.parametrize("selection", [Part3, Part4, Part5, Xor, Mnist, Pooling, Grid])
-def test_quick_versions_use_bundled_data(selection: type[SweepOptions]) -> None:
-    trials = selection(**selection.quick_defaults, quick=True).sweep().trials()
+@pytest.mark.parametrize("options", [Part3, Part4, Part5, Xor, Mnist, Pooling, Grid])
+def test_quick_versions_use_bundled_data(options: type[SweepOptions]) -> None:
+    trials = options(**options.quick_defaults, quick=True).sweep().trials()
     assert {trial.dataset for trial in trials} <= {"digits", "xor"}
 
 
@@ -76,7 +76,7 @@ def test_a_flat_curve_is_a_plateau_from_the_start() -> None:
     assert find_plateau(np.full(100, 80.0), window=3, patience=10, tolerance=0.5) == 3
 
 
-def test_a_curve_that_rises_and_then_stays() -> None:
+def test_the_plateau_begins_where_a_rising_curve_levels_off() -> None:
     curve = np.concatenate([np.arange(0, 50.0), np.full(50, 50.0)])
     assert find_plateau(curve, window=1, patience=10, tolerance=0.5) == 51
 
@@ -88,14 +88,14 @@ def test_a_slow_start_is_no_plateau() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_moves_the_plateau_little(seed: int) -> None:
-    rising = 90 * (1 - np.exp(-np.arange(600) / 60))  # within half a point of its end from about record 310 on
+    rising = 90 * (1 - np.exp(-np.arange(600) / 60))  # from about record 310 on within half a point of its end
     noisy = rising + np.random.default_rng(seed).normal(0, 0.5, 600)
     found = find_plateau(noisy, window=20, patience=80, tolerance=0.5)
     assert found is not None
     assert 300 - 80 < found < 330 + 80
 
 
-def test_a_plateau_must_be_seen_to_last() -> None:
+def test_a_plateau_must_last_for_the_patience() -> None:
     curve = np.concatenate([np.arange(0, 50.0), np.full(5, 49.0)])
     assert find_plateau(curve, window=1, patience=10, tolerance=0.5) is None
     assert find_plateau(curve[:3], window=5, patience=10, tolerance=0.5) is None
@@ -104,8 +104,8 @@ def test_a_plateau_must_be_seen_to_last() -> None:
 # The stages of part 5
 
 
-def made(curve: Callable[[np.ndarray], np.ndarray]) -> Callable[[Trial], Result]:
-    """A reader that gives every trial the same made validation curve, 100 steps and 10 records an epoch."""
+def make_reader(curve: Callable[[np.ndarray], np.ndarray]) -> Callable[[Trial], Result]:
+    """Return a reader that gives every trial the same validation curve, with 100 steps and 10 records an epoch."""
 
     def read(trial: Trial) -> Result:
         steps = np.arange(10, 100 * trial.epochs + 1, 10)
@@ -115,43 +115,44 @@ def made(curve: Callable[[np.ndarray], np.ndarray]) -> Callable[[Trial], Result]
     return read
 
 
-def milestones(selection: Part5, read: Callable[[Trial], Result | None]) -> list[tuple[tuple[int, float], ...]]:
-    return [sweep.trials()[0].milestones for sweep in selection.stages(read)]
+def list_milestones(options: Part5, read: Callable[[Trial], Result | None]) -> list[tuple[tuple[int, float], ...]]:
+    return [sweep.trials()[0].milestones for sweep in options.stages(read)]
 
 
 def test_plateaus_become_milestones() -> None:
     def curve(steps: np.ndarray) -> np.ndarray:
         return np.minimum(steps, 500)
 
-    first, second, third = milestones(Part5(seeds=2), made(curve))
+    first, second, third = list_milestones(Part5(seeds=2), make_reader(curve))
     assert first == ()
     assert second == ((540, 0.01),)  # the trailing mean of 5 records is flat once all of them are
-    assert third == ((540, 0.01), (590, 0.001))  # looked for after the switch, 5 records further on
+    # The second search begins after the first switch, and its trailing mean needs 5 records as well.
+    assert third == ((540, 0.01), (590, 0.001))
 
 
 def test_given_milestones_need_no_plateau() -> None:
-    selection = Part5(milestones=(9900, 15300))
-    assert milestones(selection, made(lambda steps: steps)) == [
+    options = Part5(list_milestones=(9900, 15300))
+    assert list_milestones(options, make_reader(lambda steps: steps)) == [
         (),
         ((9900, 0.01),),
         ((9900, 0.01), (15300, 0.001)),
     ]
-    assert [sweep.trials()[0].epochs for sweep in selection.stages(lambda trial: None)] == [20, 30, 30]
-    assert {trial.learning_rate for trial in selection.sweep().trials()} == set(LEARNING_RATES)
+    assert [sweep.trials()[0].epochs for sweep in options.stages(lambda trial: None)] == [20, 30, 30]
+    assert {trial.learning_rate for trial in options.sweep().trials()} == set(LEARNING_RATES)
 
 
-def test_without_a_plateau_the_stages_end_and_say_why() -> None:
-    stages = Part5().stages(made(lambda steps: steps))
+def test_without_a_plateau_the_stages_end_with_advice() -> None:
+    stages = Part5().stages(make_reader(lambda steps: steps))
     next(stages)
     with pytest.raises(StagesEndedEarly, match="give steps with --milestones"):
         next(stages)
 
 
-def diverging(rate: float, switches: int) -> Callable[[Trial], Result]:
-    """A reader of curves with plateaus, of which seed 1 of one rate diverges after so many switches."""
+def make_diverging_reader(rate: float, switches: int) -> Callable[[Trial], Result]:
+    """Return a reader of curves with plateaus, in which seed 1 diverges at one rate after a number of switches."""
 
     def read(trial: Trial) -> Result:
-        result = made(lambda steps: np.minimum(steps, 500))(trial)
+        result = make_reader(lambda steps: np.minimum(steps, 500))(trial)
         if (trial.seed, trial.learning_rate, len(trial.milestones)) != (1, rate, switches):
             return result
         curves = {name: curve[:7] for name, curve in result.curves.items()}
@@ -161,8 +162,8 @@ def diverging(rate: float, switches: int) -> Callable[[Trial], Result]:
 
 
 @pytest.mark.parametrize(("switches", "name"), [(0, "rate 0.1 · seed 1"), (1, "0.1 → 0.01 after step 540 · seed 1")])
-def test_no_switch_is_looked_for_where_a_seed_diverged(switches: int, name: str) -> None:
-    stages = Part5(seeds=3).stages(diverging(0.1, switches))
+def test_no_switch_is_chosen_where_a_seed_diverged(switches: int, name: str) -> None:
+    stages = Part5(seeds=3).stages(make_diverging_reader(0.1, switches))
     for _ in range(switches + 1):
         next(stages)
     with pytest.raises(StagesEndedEarly) as end:
@@ -171,16 +172,20 @@ def test_no_switch_is_looked_for_where_a_seed_diverged(switches: int, name: str)
     assert str(end.value) == f"No switch to rate {rate}: {name} diverged before it; give steps with --milestones."
 
 
-def test_given_milestones_do_not_mind_a_diverged_seed() -> None:
-    assert len(milestones(Part5(seeds=3, milestones=(540, 590)), diverging(0.1, 0))) == 3
-    assert len(milestones(Part5(seeds=3, milestones=(540,)), diverging(0.1, 0))) == 3  # the second is looked for
+def test_a_diverged_seed_does_not_matter_where_milestones_are_given() -> None:
+    assert len(list_milestones(Part5(seeds=3, list_milestones=(540, 590)), make_diverging_reader(0.1, 0))) == 3
+    assert (
+        len(list_milestones(Part5(seeds=3, list_milestones=(540,)), make_diverging_reader(0.1, 0))) == 3
+    )  # only the second switch is looked for
 
 
-def test_another_rate_that_diverges_changes_no_switch() -> None:
-    assert milestones(Part5(seeds=3), diverging(0.01, 0)) == milestones(Part5(seeds=3), diverging(0.5, 0))
+def test_divergence_at_another_rate_changes_no_switch() -> None:
+    assert list_milestones(Part5(seeds=3), make_diverging_reader(0.01, 0)) == list_milestones(
+        Part5(seeds=3), make_diverging_reader(0.5, 0)
+    )
 
 
-def test_nothing_is_planned_on_trials_that_are_not_finished() -> None:
+def test_the_stages_end_before_one_that_depends_on_unfinished_trials() -> None:
     stages = Part5().stages(lambda trial: None)
     assert next(stages).trials()[0].milestones == ()
     with pytest.raises(StagesEndedEarly, match="the trials before it are not finished"):
@@ -188,15 +193,15 @@ def test_nothing_is_planned_on_trials_that_are_not_finished() -> None:
 
 
 @pytest.mark.parametrize(
-    ("selection", "sentence"),
+    ("options", "sentence"),
     [
         (Part5(architecture="mlp_1"), "choose from mlp_2, cnn_3, cnn_4, cnn_5"),
-        (Part5(milestones=(1, 2, 3)), "give one or two"),
-        (Part5(milestones=(20, 10)), "must be positive and rising"),
-        (Part5(milestones=(0,)), "must be positive and rising"),
+        (Part5(list_milestones=(1, 2, 3)), "give one or two"),
+        (Part5(list_milestones=(20, 10)), "must be positive and rising"),
+        (Part5(list_milestones=(0,)), "must be positive and rising"),
         (Part5(schedule_epochs=0), "--schedule-epochs is 0"),
     ],
 )
-def test_bad_options_of_part_5(selection: Part5, sentence: str) -> None:
+def test_bad_options_of_part_5_are_refused(options: Part5, sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
-        next(selection.stages(lambda trial: None))
+        next(options.stages(lambda trial: None))

@@ -1,7 +1,7 @@
 """Bad input, drawn at random but the same in every run: command lines, data files and downloads.
 
-Every case ends well or in one clear sentence, never in another exception, and leaves what is on disk as it was. `CASES`
-says how many cases there are of each kind.
+Every case succeeds or is refused in one clear sentence, never in another exception, and changes no file. `CASES` holds
+the number of cases of each kind.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import pytest
 import torchvision
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from test_datasets import cifar_archive, idx, write_idx_files
+from test_datasets import idx, make_cifar_archive, write_idx_files
 
 from analysis.grid import GridDrawOptions
 from analysis.output import DrawOptions, GalleryDrawOptions
@@ -67,7 +67,7 @@ Load = Callable[[], datasets.Dataset]
 
 # Command lines
 
-COMMAND_LINES = 16  # of each script
+COMMAND_LINES = 16  # drawn for each script
 SCRIPTS: dict[str, tuple[type[SweepOptions], type[Any]]] = {
     "sweeps/part3": (Part3, RunOptions),
     "sweeps/part4": (Part4, RunOptions),
@@ -102,7 +102,7 @@ STRAY = ["--sedes", "--", "-", "", "-h", "--help", "--command.seeds", "--quick=1
 
 
 def values(name: str, kind: str) -> st.SearchStrategy[str]:
-    """Values for an option of this name and type: mostly some that could be meant for it, then anything at all."""
+    """Draw values for an option of this name and type: mostly such as could be meant for it, sometimes any text."""
     if name == "gpus_per_trial":
         meant = st.sampled_from(SHARES)
     elif name == "pack":
@@ -121,9 +121,9 @@ def values(name: str, kind: str) -> st.SearchStrategy[str]:
 
 
 @st.composite
-def command_lines(draw: st.DrawFn, options: tuple[type, ...]) -> list[str]:
-    """Up to three options, some of them twice, with the right number of values or another, and stray words."""
-    fields = [field for group in options for field in dataclasses.fields(group)]
+def command_lines(draw: st.DrawFn, classes: tuple[type, ...]) -> list[str]:
+    """Draw up to three options, perhaps one of them twice, at times with too few or too many values or a stray word."""
+    fields = [field for group in classes for field in dataclasses.fields(group)]
     words: list[str] = []
     for field in draw(st.lists(st.sampled_from(fields), min_size=1, max_size=3)):
         flag, kind = f"--{field.name.replace('_', '-')}", str(field.type)
@@ -135,56 +135,57 @@ def command_lines(draw: st.DrawFn, options: tuple[type, ...]) -> list[str]:
     return words if stray is None else [*words, stray]
 
 
-def before_training(selection: type[SweepOptions], other: type[Any]) -> int:
-    """All that a script checks before it opens the store, and what a person is told about trials that it accepts."""
-    verb = "run" if other is RunOptions else "draw"
-    chosen, rest = parse(selection, other, None, verb)
-    sweep = chosen.first_stage()
+def check_before_training(options_class: type[SweepOptions], other_class: type[Any]) -> int:
+    """Check all that a script checks before it opens the store, and its command to continue if the trials are good."""
+    verb = "run" if other_class is RunOptions else "draw"
+    options, other_options = parse(options_class, other_class, None, verb)
+    sweep = options.first_stage()
     trials = sweep.trials()
-    if hasattr(rest, "check"):
-        rest.check()
+    if hasattr(other_options, "check"):
+        other_options.check()
     assert 0 < len(trials) <= MAX_TRIALS
     assert len(set(sweep.labels().values())) == len(trials)
-    if isinstance(rest, RunOptions):
-        request_gpus_for(trials, rest, [Node(cpus=2, gpus=1)])
-        sys.argv = shlex.split(chosen.format_command("sweeps", format_options(rest, RunOptions())))[1:]
-        assert parse(selection, other, None, verb) == (chosen, rest)  # the command "to go on" is the same one
+    if isinstance(other_options, RunOptions):
+        request_gpus_for(trials, other_options, [Node(cpus=2, gpus=1)])
+        sys.argv = shlex.split(options.format_command("sweeps", format_options(other_options, RunOptions())))[1:]
+        # The command to continue must mean the same.
+        assert parse(options_class, other_class, None, verb) == (options, other_options)
     return 0
 
 
-def outcome(selection: type[SweepOptions], other: type[Any], words: list[str]) -> tuple[int, str]:
-    """Exit status and stderr of a script given these words, up to where it would train or draw."""
+def run_script(options_class: type[SweepOptions], other_class: type[Any], words: list[str]) -> tuple[int, str]:
+    """Run a script with these words up to where it would train or draw, and return its exit status and output."""
     err = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err), contextlib.redirect_stdout(err):
         patch.setattr(sys, "argv", ["script.py", *words])
         try:
-            status = run_to_exit_status(lambda: before_training(selection, other))
+            status = run_to_exit_status(lambda: check_before_training(options_class, other_class))
         except SystemExit as end:  # from the parser
             status = int(end.code or 0)
     return status, err.getvalue()
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder, with a hash of what it holds."""
+def hash_files(folder: Path) -> dict[str, str]:
+    """Return the hash of every file below a folder, by its path."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return {str(path.relative_to(folder)): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_any_command_line_is_accepted_or_refused_in_a_sentence(
+def test_any_command_line_is_accepted_or_refused_in_one_sentence(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect, "getsource", functools.cache(inspect.getsource))  # most of the parser's time
-    selection, other = SCRIPTS[script]
+    monkeypatch.setattr(inspect, "getsource", functools.cache(inspect.getsource))  # it takes most of the parser's time
+    options_class, other_class = SCRIPTS[script]
     (tmp_path / "a file").write_text("mine")
-    before = contents(tmp_path)
+    before = hash_files(tmp_path)
     statuses = set()
 
     @seed(list(SCRIPTS).index(script))
@@ -194,18 +195,18 @@ def test_any_command_line_is_accepted_or_refused_in_a_sentence(
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(command_lines((selection, other)))
+    @given(command_lines((options_class, other_class)))
     def check(words: list[str]) -> None:
-        status, text = outcome(selection, other, words)
+        status, text = run_script(options_class, other_class, words)
         statuses.add(status)
         assert status in (0, 2)
         assert "Traceback" not in text
-        if status == 2 and not text.startswith("error: "):  # in a box, from the parser
+        if status == 2 and not text.startswith("error: "):  # the parser puts its message in a box
             assert "--help" in text
         elif status == 2:
             assert text.count("\n") == 1
             assert len(text) > len("error: \n")
-        assert contents(tmp_path) == before
+        assert hash_files(tmp_path) == before
 
     check()
     assert statuses == {0, 2}
@@ -231,15 +232,15 @@ ABSURD = [
 
 
 @pytest.mark.parametrize(
-    ("selection", "words", "sentence"), ABSURD, ids=lambda value: getattr(value, "__name__", str(value)[:40])
+    ("options_class", "words", "sentence"), ABSURD, ids=lambda value: getattr(value, "__name__", str(value)[:40])
 )
-def test_absurd_values_are_refused_at_once(selection: type[SweepOptions], words: list[str], sentence: str) -> None:
-    status, text = outcome(selection, RunOptions, words)
+def test_absurd_values_are_refused_at_once(options_class: type[SweepOptions], words: list[str], sentence: str) -> None:
+    status, text = run_script(options_class, RunOptions, words)
     assert (status, text.count("\n"), text[:7]) == (2, 1, "error: ")
     assert sentence in text
 
 
-def test_close_learning_rates_are_two_settings() -> None:
+def test_nearly_equal_learning_rates_are_different_trials() -> None:
     trials = Mnist(learning_rates=(0.12345678, 0.12345679)).sweep().trials()
     assert len(trials) == 3
 
@@ -249,19 +250,19 @@ def test_negative_zero_is_zero() -> None:
     assert len(ids) == 1
 
 
-def test_a_sweep_is_measured_before_its_values_are_looked_at() -> None:
+def test_the_number_of_combinations_is_checked_before_they_are_listed() -> None:
     with pytest.raises(BadInputError, match="1,000,000,000,000 combinations"):
         Sweep(name="x", axes={"seed": range(10**12)}, fixed={})
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), 0, -1, 0.5])
-def test_a_number_out_of_range_is_shown_short(value: float) -> None:
-    with pytest.raises(BadInputError, match="it must be") as refused:
+def test_the_error_for_a_number_out_of_range_is_short(value: float) -> None:
+    with pytest.raises(BadInputError, match="it must be") as refusal:
         check_positive("it", value, whole=True, most=10)
-    assert len(str(refused.value)) < 200
+    assert len(str(refusal.value)) < 200
 
 
-def test_a_seed_must_suit_numpy() -> None:
+def test_a_seed_that_numpy_does_not_take_is_refused() -> None:
     with pytest.raises(BadInputError, match="seed is 4294967296"):
         Trial(dataset="digits", architecture="mlp_1", learning_rate=0.01, epochs=1, seed=2**32)
 
@@ -277,28 +278,28 @@ PROCESSES = [
 def test_a_process_ends_with_status_2_and_no_traceback(words: list[str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / words[0]), *words[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
-    assert done.returncode == 2
-    assert done.stderr.strip()
-    assert "Traceback" not in done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
+    assert completed.returncode == 2
+    assert completed.stderr.strip()
+    assert "Traceback" not in completed.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 # Data files
 
-FLIPS, CUTS = 80, 40  # of each file of the four, besides every bit and every place in its header and trailer
+FLIPS, CUTS = 80, 40  # of each of the four files, in addition to every bit and place of its header and trailer
 HEADER, TRAILER = 10, 8  # bytes of a gzip file
 
 
-def flipped(content: bytes, bit: int) -> bytes:
-    """The same bytes with one bit changed."""
+def flip(content: bytes, bit: int) -> bytes:
+    """Return the bytes with one bit changed."""
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
-def bits(size: int, count: int) -> list[int]:
-    """Every bit of a gzip file's header and trailer, and at most `count` in between."""
+def choose_bits(size: int, count: int) -> list[int]:
+    """Choose every bit of a gzip file's header and trailer, and at most `count` bits in between."""
     edges, between = (
         {*range(8 * HEADER), *range(8 * (size - TRAILER), 8 * size)},
         range(8 * HEADER, 8 * (size - TRAILER)),
@@ -306,33 +307,36 @@ def bits(size: int, count: int) -> list[int]:
     return sorted(edges | set(random.Random(size).sample(between, min(count, len(between)))))
 
 
-def places(size: int, count: int) -> list[int]:
-    """Where to cut a file: everywhere in its header and its trailer, and at most at `count` places in between."""
+def choose_places(size: int, count: int) -> list[int]:
+    """Choose places to cut a gzip file: all in its header and trailer, and at most `count` in between."""
     edges, between = {*range(HEADER), *range(size - TRAILER, size)}, range(HEADER, size - TRAILER)
     return sorted(edges | set(random.Random(size).sample(between, min(count, len(between)))))
 
 
-def same(one: datasets.Dataset, other: datasets.Dataset) -> bool:
-    """Whether two data sets are equal to the last bit."""
+def are_equal(one: datasets.Dataset, other_class: datasets.Dataset) -> bool:
+    """Return whether two data sets are equal to the last bit."""
     arrays = [f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels")]
-    return one.checksum == other.checksum and all(
-        getattr(one, name).tobytes() == getattr(other, name).tobytes() for name in arrays
+    return one.checksum == other_class.checksum and all(
+        getattr(one, name).tobytes() == getattr(other_class, name).tobytes() for name in arrays
     )
 
 
-def refusal(load: Load, original: datasets.Dataset, folder: Path, *, may_leave: tuple[str, ...] = ()) -> str | None:
-    """The sentence that refuses the data; None if they load as the original. No file of the folder may change.
+def find_refusal(
+    load: Load, original: datasets.Dataset, folder: Path, *, may_leave: tuple[str, ...] = ()
+) -> str | None:
+    """Load data, and return the sentence that refuses them, or None if they equal the original.
 
-    `may_leave`: parts of names of files that may be new.
+    No file of the folder may change, and no file may be added but locks and those with a part of `may_leave` in their
+    names.
     """
-    before = contents(folder)
+    before = hash_files(folder)
     try:
-        assert same(load(), original)
+        assert are_equal(load(), original)
         sentence = None
     except BadInputError as error:
         sentence = str(error)
         assert "\n" not in sentence
-    after = contents(folder)
+    after = hash_files(folder)
     assert {name: after.get(name) for name in before} == before
     assert all(any(part in name for part in (".lock", *may_leave)) for name in after.keys() - before.keys())
     return sentence
@@ -340,7 +344,7 @@ def refusal(load: Load, original: datasets.Dataset, folder: Path, *, may_leave: 
 
 @pytest.fixture
 def idx_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, datasets.Dataset]:
-    """Four small files that are neither MNIST's nor Fashion-MNIST's, nowhere else to turn to, and what they hold."""
+    """Write four small files in MNIST's format, make all other sources absent, and return the folder and its data."""
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
     for source in (torchvision.datasets.MNIST, torchvision.datasets.FashionMNIST):
         monkeypatch.setattr(source, "mirrors", [NO_SERVER])
@@ -350,7 +354,7 @@ def idx_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, d
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Put bytes where there may be a file, a link or a folder."""
+    """Write a file in place of a file, a link or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
         path.rmdir()
     path.unlink(missing_ok=True)
@@ -358,19 +362,21 @@ def replace(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("file", sources.IDX_FILES)
-def test_a_flipped_bit_of_a_gz_file_is_noticed(file: str, idx_folder: tuple[Path, datasets.Dataset]) -> None:
+def test_a_flipped_bit_of_a_gz_file_is_noticed_or_harmless(
+    file: str, idx_folder: tuple[Path, datasets.Dataset]
+) -> None:
     folder, original = idx_folder
     path = folder / f"{file}.gz"
     content = path.read_bytes()
     unnoticed = []
-    for bit in bits(len(content), FLIPS):
-        path.write_bytes(flipped(content, bit))
-        sentence = refusal(lambda: datasets.load_dataset("mnist", folder), original, folder)
+    for bit in choose_bits(len(content), FLIPS):
+        path.write_bytes(flip(content, bit))
+        sentence = find_refusal(lambda: datasets.load_dataset("mnist", folder), original, folder)
         if sentence is None:
             unnoticed.append(bit)
         else:
             assert f"{path} is not a readable gzipped IDX file" in sentence
-    # nothing but the header's reserved flags and its text flag, time, level and system, and a few bits of padding
+    # Only the header's text flag, reserved flags, time, level and system, and a few bits of padding make no difference.
     assert {bit // 8 for bit in unnoticed} >= {4, 5, 6, 7, 8, 9}
     assert len([bit for bit in unnoticed if bit >= 8 * HEADER]) < 8
 
@@ -380,26 +386,26 @@ def test_a_truncated_gz_file_is_refused(file: str, idx_folder: tuple[Path, datas
     folder, original = idx_folder
     path = folder / f"{file}.gz"
     content = path.read_bytes()
-    for place in places(len(content), CUTS):
+    for place in choose_places(len(content), CUTS):
         path.write_bytes(content[:place])
-        sentence = refusal(lambda: datasets.load_dataset("mnist", folder), original, folder)
+        sentence = find_refusal(lambda: datasets.load_dataset("mnist", folder), original, folder)
         assert f"{path} is not a readable gzipped IDX file" in str(sentence)
 
 
 IMAGES, LABELS = np.zeros((100, 28, 28), np.uint8), np.arange(100, dtype=np.uint8) % 10
 
 
-def raw_idx(magic: bytes, *shape: int, body: bytes = b"") -> bytes:
+def make_raw_idx(magic: bytes, *shape: int, body: bytes = b"") -> bytes:
     return gzip.compress(magic + struct.pack(f">{len(shape)}I", *shape) + body)
 
 
-def few_of_a_class() -> np.ndarray:
+def make_labels_with_a_rare_class() -> np.ndarray:
     labels = LABELS.copy()
     labels[9] = 0
     return labels
 
 
-# What is wrong with a file, what it holds then, and what the sentence says.
+# (mistake, content of the file, part of the sentence that refuses it)
 BAD_IMAGES: list[tuple[str, bytes, str]] = [
     ("empty", b"", "is not a readable gzipped IDX file"),
     ("one byte", b"\x1f", "is not a readable gzipped IDX file"),
@@ -412,17 +418,25 @@ BAD_IMAGES: list[tuple[str, bytes, str]] = [
     ("a byte less", gzip.compress(gzip.decompress(idx(IMAGES))[:-1]), "is not a readable gzipped IDX file"),
     ("no content", gzip.compress(b""), "is not a readable gzipped IDX file"),
     ("half a magic number", gzip.compress(b"\0\0"), "is not a readable gzipped IDX file"),
-    ("no shape", raw_idx(b"\0\0\x08\x03"), "is not a readable gzipped IDX file"),
-    ("wrong magic", raw_idx(b"\1\0\x08\x03", 1, 28, 28, body=bytes(784)), "is not a readable gzipped IDX file"),
+    ("no shape", make_raw_idx(b"\0\0\x08\x03"), "is not a readable gzipped IDX file"),
+    ("wrong magic", make_raw_idx(b"\1\0\x08\x03", 1, 28, 28, body=bytes(784)), "is not a readable gzipped IDX file"),
     *(
-        (f"type {kind:x}", raw_idx(bytes([0, 0, kind, 3]), 1, 1, 1, body=bytes(8)), "is not a readable gzipped IDX")
+        (
+            f"type {kind:x}",
+            make_raw_idx(bytes([0, 0, kind, 3]), 1, 1, 1, body=bytes(8)),
+            "is not a readable gzipped IDX",
+        )
         for kind in (0, 7, 9, 0xB, 0xC, 0xD, 0xE, 0xFF)
     ),
-    ("rank 0", raw_idx(b"\0\0\x08\0", body=b"\0"), "is not a readable gzipped IDX file"),
-    ("rank 65", raw_idx(b"\0\0\x08\x41", *[1] * 65, body=b"\0"), "is not a readable gzipped IDX file"),
-    ("rank 255", raw_idx(b"\0\0\x08\xff", *[1] * 255, body=b"\0"), "is not a readable gzipped IDX file"),
-    ("2**64 pixels", raw_idx(b"\0\0\x08\x04", *[2**16] * 4), "is not a readable gzipped IDX file"),
-    ("all of 2**96", raw_idx(b"\0\0\x08\x03", *[2**32 - 1] * 3, body=bytes(9)), "is not a readable gzipped IDX file"),
+    ("rank 0", make_raw_idx(b"\0\0\x08\0", body=b"\0"), "is not a readable gzipped IDX file"),
+    ("rank 65", make_raw_idx(b"\0\0\x08\x41", *[1] * 65, body=b"\0"), "is not a readable gzipped IDX file"),
+    ("rank 255", make_raw_idx(b"\0\0\x08\xff", *[1] * 255, body=b"\0"), "is not a readable gzipped IDX file"),
+    ("2**64 pixels", make_raw_idx(b"\0\0\x08\x04", *[2**16] * 4), "is not a readable gzipped IDX file"),
+    (
+        "all of 2**96",
+        make_raw_idx(b"\0\0\x08\x03", *[2**32 - 1] * 3, body=bytes(9)),
+        "is not a readable gzipped IDX file",
+    ),
     ("no image", idx(IMAGES[:0]), "expected one label an image"),
     ("one too few", idx(IMAGES[1:]), "expected one label an image"),
     ("one too many", idx(np.zeros((101, 28, 28))), "expected one label an image"),
@@ -444,7 +458,7 @@ BAD_LABELS: list[tuple[str, bytes, str]] = [
     ("all ten", idx(np.full(100, 10)), "not all 0 to 9"),
     ("all zero", idx(np.zeros(100)), "only 0 of some class"),
     ("all nine", idx(np.full(100, 9)), "only 0 of some class"),
-    ("few of a class", idx(few_of_a_class()), "only 9 of some class"),
+    ("few of a class", idx(make_labels_with_a_rare_class()), "only 9 of some class"),
 ]
 
 
@@ -461,18 +475,18 @@ def test_wrong_content_is_refused(
     folder, original = idx_folder
     (folder / f"{file}.gz").write_bytes(content)
     for pipeline in (None, "unit", "colour"):
-        sentence = refusal(lambda p=pipeline: datasets.load_dataset("mnist", folder, p), original, folder)
+        sentence = find_refusal(lambda p=pipeline: datasets.load_dataset("mnist", folder, p), original, folder)
         assert expected in str(sentence)
         assert "mnist" in str(sentence) or file in str(sentence)
 
 
-def to_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     path.mkdir()
 
 
 IN_ITS_PLACE: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (lambda path: None, "no file"),
-    "a folder": (to_folder, "no file"),
+    "a folder": (make_folder, "no file"),
     "a dangling link": (lambda path: path.symlink_to("nowhere"), "no file"),
     "a link to itself": (lambda path: path.symlink_to(path), "no file"),
     "a pipe": (os.mkfifo, "no file"),
@@ -482,13 +496,15 @@ IN_ITS_PLACE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("place", IN_ITS_PLACE)
 @pytest.mark.parametrize("file", sources.IDX_FILES)
-def test_what_is_no_file_is_named(file: str, place: str, idx_folder: tuple[Path, datasets.Dataset]) -> None:
+def test_anything_but_a_readable_file_is_named(
+    file: str, place: str, idx_folder: tuple[Path, datasets.Dataset]
+) -> None:
     folder, original = idx_folder
     put, expected = IN_ITS_PLACE[place]
     path = folder / f"{file}.gz"
     path.unlink()
     put(path)
-    sentence = str(refusal(lambda: datasets.load_dataset("mnist", folder), original, folder))
+    sentence = str(find_refusal(lambda: datasets.load_dataset("mnist", folder), original, folder))
     assert expected in sentence
     assert path.name in sentence
     assert str(folder) in sentence
@@ -499,7 +515,7 @@ BAD_ROOTS = ["a file", "a file/below", "x" * 300, "x/" * 3000, "/proc/nowhere", 
 
 @pytest.mark.parametrize("name", IMAGE_DATASETS[:3])
 @pytest.mark.parametrize("root", BAD_ROOTS)
-def test_a_data_root_that_cannot_be_is_refused(
+def test_an_impossible_data_root_is_refused(
     name: str, root: str, idx_folder: tuple[Path, datasets.Dataset], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", NO_SERVER)
@@ -511,7 +527,7 @@ def test_a_data_root_that_cannot_be_is_refused(
 
 def test_labels_that_are_not_fashion_mnists_are_named(idx_folder: tuple[Path, datasets.Dataset]) -> None:
     folder, original = idx_folder
-    sentence = str(refusal(lambda: datasets.load_dataset("fashion_mnist", folder), original, folder))
+    sentence = str(find_refusal(lambda: datasets.load_dataset("fashion_mnist", folder), original, folder))
     assert f"{folder} (train-labels-idx1-ubyte.gz is not that of fashion_mnist)" in sentence
 
 
@@ -527,9 +543,9 @@ def test_damaged_fashion_mnist_is_refused(
         path = folder / f"{file}.gz"
         content = path.read_bytes()
         middle = len(content) // 2
-        path.write_bytes(flipped(content, 8 * middle) if damage == "flip" else content[:middle])
+        path.write_bytes(flip(content, 8 * middle) if damage == "flip" else content[:middle])
         assert f"{path} is not a" in str(
-            refusal(lambda: datasets.load_dataset("fashion_mnist", folder), original, folder)
+            find_refusal(lambda: datasets.load_dataset("fashion_mnist", folder), original, folder)
         )
         path.write_bytes(content)
 
@@ -538,7 +554,7 @@ def test_damaged_fashion_mnist_is_refused(
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers by path, on loopback: with a body, or as a function of the handler does."""
+    """A server on the loopback interface that answers each path with a body, or by a function of the handler."""
 
     answers: dict[str, bytes | Callable[[http.server.BaseHTTPRequestHandler], None]]
 
@@ -547,7 +563,7 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is none of ours."""
+        """Ignore a client that hangs up."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -575,7 +591,8 @@ def running_server() -> Iterator[Server]:
         yield server
         server.shutdown()
         thread.join()
-    gc.collect()  # the sockets that urllib leaves open with an HTTP error, while this module's filter holds
+    # This closes the sockets that urllib leaves open after an HTTP error, while this module's warning filter holds.
+    gc.collect()
 
 
 @pytest.fixture
@@ -589,7 +606,7 @@ ARCHIVE = "cifar-10-python.tar.gz"
 
 @dataclasses.dataclass
 class Cifar:
-    """A small CIFAR-10 that torchvision takes for the real one: its archive, a folder for it, and what it holds."""
+    """A small CIFAR-10 that torchvision takes for the real one: its archive, the data root, and its files' names."""
 
     archive: bytes
     root: Path
@@ -604,15 +621,15 @@ class Cifar:
         with tarfile.open(fileobj=io.BytesIO(self.archive)) as archive:
             archive.extractall(self.root, filter="data")
 
-    def original(self) -> datasets.Dataset:
+    def load_original(self) -> datasets.Dataset:
         self.unpack()
         data = self.load()
         shutil.rmtree(self.root)
         self.root.mkdir()
         return data
 
-    def know(self, archive: bytes, md5s: dict[str, str]) -> None:
-        """Let torchvision take these for the right checksums."""
+    def accept_checksums(self, archive: bytes, md5s: dict[str, str]) -> None:
+        """Make torchvision take these checksums for the right ones."""
         source = torchvision.datasets.CIFAR10
         self.patch.setattr(source, "tgz_md5", hashlib.md5(archive).hexdigest())
         self.patch.setattr(source, "train_list", [[f"data_batch_{i}", md5s[f"data_batch_{i}"]] for i in range(1, 6)])
@@ -622,10 +639,10 @@ class Cifar:
 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cifar:
-    archive, md5s, _ = cifar_archive()
+    archive, md5s, _ = make_cifar_archive()
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", NO_SERVER + ARCHIVE)
     made = Cifar(archive, tmp_path / "data", list(md5s), monkeypatch)
-    made.know(archive, md5s)
+    made.accept_checksums(archive, md5s)
     return made
 
 
@@ -633,68 +650,68 @@ ARCHIVE_FLIPS, ARCHIVE_CUTS, BATCH_FLIPS, BATCH_CUTS = 40, 20, 6, 5
 
 
 def test_a_damaged_archive_is_named_and_left_alone(cifar: Cifar) -> None:
-    original = cifar.original()
+    original = cifar.load_original()
     path = cifar.root / ARCHIVE
     content = cifar.archive
-    damaged = [flipped(content, bit) for bit in bits(len(content), ARCHIVE_FLIPS)]
-    damaged += [content[:place] for place in places(len(content), ARCHIVE_CUTS)]
+    damaged = [flip(content, bit) for bit in choose_bits(len(content), ARCHIVE_FLIPS)]
+    damaged += [content[:place] for place in choose_places(len(content), ARCHIVE_CUTS)]
     damaged += [content + b"junk", content + b"\0", content * 2]
     for archive in damaged:
         path.write_bytes(archive)
-        sentence = str(refusal(cifar.load, original, cifar.root))
+        sentence = str(find_refusal(cifar.load, original, cifar.root))
         assert f"{path} (damaged)" in sentence
         assert path.read_bytes() == archive
 
 
 @pytest.mark.parametrize("number", range(7))
 def test_a_damaged_batch_is_named_and_left_alone(number: int, cifar: Cifar) -> None:
-    original = cifar.original()
+    original = cifar.load_original()
     cifar.unpack()
     path = cifar.root / "cifar-10-batches-py" / cifar.files[number]
     content = path.read_bytes()
     generator = random.Random(number)
-    damaged = [flipped(content, bit) for bit in generator.sample(range(8 * len(content)), BATCH_FLIPS)]
+    damaged = [flip(content, bit) for bit in generator.sample(range(8 * len(content)), BATCH_FLIPS)]
     damaged += [content[:place] for place in (0, *generator.sample(range(len(content)), BATCH_CUTS - 1))]
     damaged += [content + b"\0"]
     for batch in damaged:
         path.write_bytes(batch)
-        assert f"{path} (damaged)" in str(refusal(cifar.load, original, cifar.root))
+        assert f"{path} (damaged)" in str(find_refusal(cifar.load, original, cifar.root))
         assert path.read_bytes() == batch
     path.unlink()
-    assert f"{path} (not there)" in str(refusal(cifar.load, original, cifar.root))
+    assert f"{path} (not there)" in str(find_refusal(cifar.load, original, cifar.root))
     path.mkdir()
-    assert f"{path} (damaged)" in str(refusal(cifar.load, original, cifar.root))
+    assert f"{path} (damaged)" in str(find_refusal(cifar.load, original, cifar.root))
 
 
 def test_a_damaged_batch_is_unpacked_again_from_a_good_archive(cifar: Cifar) -> None:
-    original = cifar.original()
+    original = cifar.load_original()
     for name in cifar.files[:-1]:
         cifar.unpack()
         (cifar.root / ARCHIVE).write_bytes(cifar.archive)
         (cifar.root / "cifar-10-batches-py" / name).write_bytes(b"damaged")
-        assert same(cifar.load(), original)
+        assert are_equal(cifar.load(), original)
 
 
 def test_a_damaged_download_is_not_trusted_later(cifar: Cifar, server: Server) -> None:
-    original = cifar.original()
+    original = cifar.load_original()
     cifar.patch.setattr(torchvision.datasets.CIFAR10, "url", server.url + ARCHIVE)
-    for damaged in damaged_downloads(cifar.archive):
+    for damaged in make_damaged_downloads(cifar.archive):
         server.answers = {f"/{ARCHIVE}": damaged}
         assert f"{cifar.root / ARCHIVE} (damaged)" in str(
-            refusal(cifar.load, original, cifar.root, may_leave=(ARCHIVE,))
+            find_refusal(cifar.load, original, cifar.root, may_leave=(ARCHIVE,))
         )
-        (cifar.root / ARCHIVE).write_bytes(damaged)  # as left behind, with or without a server
+        (cifar.root / ARCHIVE).write_bytes(damaged)  # an earlier download may have left it
         server.answers = {}
-        assert "damaged" in str(refusal(cifar.load, original, cifar.root))
+        assert "damaged" in str(find_refusal(cifar.load, original, cifar.root))
         server.answers = {f"/{ARCHIVE}": cifar.archive}
-        assert same(cifar.load(), original)
+        assert are_equal(cifar.load(), original)
         shutil.rmtree(cifar.root)
         cifar.root.mkdir()
 
 
-def damaged_downloads(content: bytes) -> list[bytes]:
+def make_damaged_downloads(content: bytes) -> list[bytes]:
     size = len(content)
-    return [b"", content[:1], content[: size // 2], content[:-1], flipped(content, 4 * size), content + b"x", b"<html>"]
+    return [b"", content[:1], content[: size // 2], content[:-1], flip(content, 4 * size), content + b"x", b"<html>"]
 
 
 def promise_more(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -713,7 +730,7 @@ def promise_chunks(handler: http.server.BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
 
 
-def turn_in_circles(handler: http.server.BaseHTTPRequestHandler) -> None:
+def redirect_to_itself(handler: http.server.BaseHTTPRequestHandler) -> None:
     handler.send_response(302)
     handler.send_header("Location", handler.path)
     handler.end_headers()
@@ -722,7 +739,7 @@ def turn_in_circles(handler: http.server.BaseHTTPRequestHandler) -> None:
 TRANSFERS: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {
     "ends early": promise_more,
     "ends within a chunk": promise_chunks,
-    "turns in circles": turn_in_circles,
+    "turns in circles": redirect_to_itself,
     "is no HTTP": lambda handler: handler.wfile.write(b"SSH-2.0-server\r\n") and None,
     "is nothing": lambda handler: None,
     "is refused": lambda handler: handler.send_error(403),
@@ -734,17 +751,17 @@ TRANSFERS: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {
 
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
-def test_a_transfer_that_goes_wrong_is_a_sentence(transfer: str, cifar: Cifar, server: Server) -> None:
-    original = cifar.original()
+def test_a_failed_transfer_is_reported_in_a_sentence(transfer: str, cifar: Cifar, server: Server) -> None:
+    original = cifar.load_original()
     cifar.patch.setattr(torchvision.datasets.CIFAR10, "url", server.url + ARCHIVE)
     server.answers = {f"/{ARCHIVE}": TRANSFERS[transfer]}
-    sentence = str(refusal(cifar.load, original, cifar.root, may_leave=(ARCHIVE,)))
+    sentence = str(find_refusal(cifar.load, original, cifar.root, may_leave=(ARCHIVE,)))
     assert "no usable cifar10 files: looked in " in sentence
     server.answers = {f"/{ARCHIVE}": cifar.archive}
-    assert same(cifar.load(), original)
+    assert are_equal(cifar.load(), original)
 
 
-def batch(images: Any = None, labels: Any = None) -> dict[str, Any]:
+def make_batch(images: Any = None, labels: Any = None) -> dict[str, Any]:
     return {
         "data": np.zeros((20, 3072), np.uint8) if images is None else images,
         "labels": [i % 10 for i in range(20)] if labels is None else labels,
@@ -752,17 +769,17 @@ def batch(images: Any = None, labels: Any = None) -> dict[str, Any]:
 
 
 WRONG_BATCHES: dict[str, bytes] = {
-    "a label of 10": pickle.dumps(batch(labels=[10] * 20), 2),
-    "a label below 0": pickle.dumps(batch(labels=[-1] * 20), 2),
-    "labels for fewer": pickle.dumps(batch(labels=[0] * 19), 2),
-    "labels for more": pickle.dumps(batch(labels=[0] * 21), 2),
-    "images of other size": pickle.dumps(batch(images=np.zeros((20, 3071), np.uint8)), 2),
-    "fewer images": pickle.dumps(batch(images=np.zeros((19, 3072), np.uint8)), 2),
-    "no images": pickle.dumps(batch(images=np.zeros((0, 3072), np.uint8)), 2),
+    "a label of 10": pickle.dumps(make_batch(labels=[10] * 20), 2),
+    "a label below 0": pickle.dumps(make_batch(labels=[-1] * 20), 2),
+    "labels for fewer": pickle.dumps(make_batch(labels=[0] * 19), 2),
+    "labels for more": pickle.dumps(make_batch(labels=[0] * 21), 2),
+    "images of other size": pickle.dumps(make_batch(images=np.zeros((20, 3071), np.uint8)), 2),
+    "fewer images": pickle.dumps(make_batch(images=np.zeros((19, 3072), np.uint8)), 2),
+    "no images": pickle.dumps(make_batch(images=np.zeros((0, 3072), np.uint8)), 2),
     "no labels": pickle.dumps({"data": np.zeros((20, 3072), np.uint8)}, 2),
     "nothing in it": pickle.dumps({}, 2),
     "another object": pickle.dumps([1, 2, 3], 2),
-    "half a pickle": pickle.dumps(batch(), 2)[:100],
+    "half a pickle": pickle.dumps(make_batch(), 2)[:100],
     "no pickle": b"not a pickle",
     "no byte": b"",
 }
@@ -771,19 +788,19 @@ WRONG_BATCHES: dict[str, bytes] = {
 @pytest.mark.parametrize("wrong", WRONG_BATCHES)
 @pytest.mark.parametrize("file", ["data_batch_3", "test_batch"])
 def test_wrong_content_is_refused_even_with_the_right_checksum(wrong: str, file: str, cifar: Cifar) -> None:
-    original = cifar.original()
+    original = cifar.load_original()
     cifar.unpack()
-    _, md5s, _ = cifar_archive()
+    _, md5s, _ = make_cifar_archive()
     (cifar.root / "cifar-10-batches-py" / file).write_bytes(WRONG_BATCHES[wrong])
-    cifar.know(cifar.archive, {**md5s, file: hashlib.md5(WRONG_BATCHES[wrong]).hexdigest()})
-    assert "cifar10" in str(refusal(cifar.load, original, cifar.root))
+    cifar.accept_checksums(cifar.archive, {**md5s, file: hashlib.md5(WRONG_BATCHES[wrong]).hexdigest()})
+    assert "cifar10" in str(find_refusal(cifar.load, original, cifar.root))
 
 
 @pytest.fixture
 def served_mnist(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, Load, datasets.Dataset]:
-    """MNIST as torchvision has downloaded it: the folder of its files, how to load it, and what it holds."""
+    """Download a small MNIST through torchvision, and return its folder, a function that loads it, and its data."""
     write_idx_files(tmp_path / "served")
     files = {path.name: path.read_bytes() for path in (tmp_path / "served").iterdir()}
     server.answers = {f"/{name}": content for name, content in files.items()}
@@ -799,16 +816,16 @@ def served_mnist(
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("file", sources.IDX_FILES)
-def test_one_damaged_copy_of_two_does_no_harm(
+def test_a_damaged_copy_beside_an_intact_one_does_no_harm(
     file: str, suffix: str, served_mnist: tuple[Path, Load, datasets.Dataset], server: Server
 ) -> None:
     folder, load, original = served_mnist
     server.answers = {}
     path = folder / f"{file}{suffix}"
     content = path.read_bytes()
-    for damaged in (b"", content[:-1], flipped(content, 8 * (len(content) - 5))):
+    for damaged in (b"", content[:-1], flip(content, 8 * (len(content) - 5))):
         path.write_bytes(damaged)
-        assert refusal(load, original, folder.parent.parent) is None
+        assert find_refusal(load, original, folder.parent.parent) is None
 
 
 @pytest.mark.parametrize("file", sources.IDX_FILES)
@@ -819,16 +836,16 @@ def test_a_download_killed_in_the_middle_is_not_trusted(
     good = server.answers
     content = (folder / f"{file}.gz").read_bytes()
     for part in (b"", content[:1], content[: len(content) // 2], content[:-1]):
-        for name in sources.IDX_FILES[sources.IDX_FILES.index(file) :]:  # what had not yet been unpacked
+        for name in sources.IDX_FILES[sources.IDX_FILES.index(file) :]:  # files not yet unpacked
             (folder / name).unlink(missing_ok=True)
-        for name in sources.IDX_FILES[sources.IDX_FILES.index(file) + 1 :]:  # what had not yet been fetched
+        for name in sources.IDX_FILES[sources.IDX_FILES.index(file) + 1 :]:  # files not yet downloaded
             (folder / f"{name}.gz").unlink(missing_ok=True)
         (folder / f"{file}.gz").write_bytes(part)
         server.answers = {}
-        sentence = str(refusal(load, original, folder.parent.parent))
+        sentence = str(find_refusal(load, original, folder.parent.parent))
         assert "no usable mnist files: looked in " in sentence
         server.answers = good
-        assert same(load(), original)
+        assert are_equal(load(), original)
 
 
 @pytest.mark.parametrize("file", sources.IDX_FILES)
@@ -837,30 +854,30 @@ def test_a_damaged_file_on_the_server_is_refused(
 ) -> None:
     folder, load, original = served_mnist
     good = dict(server.answers)
-    for damaged in damaged_downloads(good[f"/{file}.gz"]):
+    for damaged in make_damaged_downloads(good[f"/{file}.gz"]):
         shutil.rmtree(folder)
         server.answers = {**good, f"/{file}.gz": damaged}
-        assert f"{file}.gz" in str(refusal(load, original, folder.parent.parent, may_leave=("ubyte",)))
+        assert f"{file}.gz" in str(find_refusal(load, original, folder.parent.parent, may_leave=("ubyte",)))
         server.answers = dict(good)
-        assert same(load(), original)
+        assert are_equal(load(), original)
 
 
-# How many cases there are of each kind; those of hypothesis at most.
-SIZES = [10_000, 10_000, *(len(idx(np.arange(n) % 10)) for n in (100, 20))]  # of the four files; images are larger
+# The number of cases of each kind; of drawn command lines, the largest number.
+SIZES = [10_000, 10_000, *(len(idx(np.arange(n) % 10)) for n in (100, 20))]  # bytes of the four files, at least
 CASES = {
     "command lines: drawn": COMMAND_LINES * len(SCRIPTS),
     "command lines: absurd values": len(ABSURD),
     "command lines: processes": len(PROCESSES),
-    ".gz files: a flipped bit": sum(len(bits(size, FLIPS)) for size in SIZES),
-    ".gz files: truncated": sum(len(places(size, CUTS)) for size in SIZES),
+    ".gz files: a flipped bit": sum(len(choose_bits(size, FLIPS)) for size in SIZES),
+    ".gz files: truncated": sum(len(choose_places(size, CUTS)) for size in SIZES),
     ".gz files: wrong content": 3 * (len(BAD_IMAGES) + len(BAD_LABELS)),
     ".gz files: no file": len(IN_ITS_PLACE) * len(SIZES),
     ".gz files: Fashion-MNIST": 2 * len(SIZES) + 1,
     "data roots": len(BAD_ROOTS) * 3,
-    "CIFAR-10 archive: damaged": len(bits(10_000, ARCHIVE_FLIPS)) + len(places(10_000, ARCHIVE_CUTS)) + 3,
+    "CIFAR-10 archive: damaged": len(choose_bits(10_000, ARCHIVE_FLIPS)) + len(choose_places(10_000, ARCHIVE_CUTS)) + 3,
     "CIFAR-10 files: damaged": 7 * (BATCH_FLIPS + BATCH_CUTS + 3) + 6,
     "CIFAR-10 files: wrong content": 2 * len(WRONG_BATCHES),
-    "downloads: damaged": len(damaged_downloads(b"x")) * (2 + len(SIZES)),
+    "downloads: damaged": len(make_damaged_downloads(b"x")) * (2 + len(SIZES)),
     "downloads: broken off": len(TRANSFERS) + 4 * len(SIZES),
     "downloads: one copy of two damaged": 2 * 3 * len(SIZES),
 }

@@ -7,7 +7,7 @@ from scipy import stats
 from sweeps.intervals import compute_mean_interval, format_mean
 
 
-def test_against_scipy() -> None:
+def test_the_interval_of_the_mean_equals_that_of_scipy() -> None:
     values = np.random.default_rng(0).normal(90, 2, (10, 3))
     interval = compute_mean_interval(values)
     expected = stats.ttest_1samp(values, 0, axis=0).confidence_interval(0.95)
@@ -30,14 +30,14 @@ def test_no_values_give_no_mean() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_coverage_is_what_it_says(n: int) -> None:
-    """Simulated: 20,000 samples of n normal values; the share of intervals that hold the true mean."""
+def test_95_percent_of_intervals_hold_the_true_mean(n: int) -> None:
+    """Simulate 20,000 samples of n normal values, and count the intervals that hold the true mean."""
     values = np.random.default_rng(n).normal(7.0, 3.0, (n, 20_000))
     interval = compute_mean_interval(values)
     coverage = float(np.mean((interval.low <= 7.0) & (interval.high >= 7.0)))
     assert coverage == pytest.approx(0.95, abs=0.006)  # four standard errors of the simulation
 
 
-def test_text() -> None:
+def test_a_mean_is_shown_with_half_the_width_of_its_interval() -> None:
     assert format_mean([1.0, 3.0]) == "2.00 ± 12.71"
     assert format_mean([1.0]) == "1.00"

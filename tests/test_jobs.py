@@ -1,4 +1,4 @@
-"""Jobs on a cluster, against a dashboard of ten lines; `cluster/suite.py` has a real one."""
+"""Jobs on a cluster, with a small imitation of Ray's dashboard; `cluster/suite.py` uses a real one."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from sweeps.driver.jobs import make_job_name, parse_job_number, select_forwarded
 from sweeps.experiment import JOB_ADDRESS_VARIABLE
 from sweeps.part3 import Part3
 
-QUICK = f"{make_job_name('part3', ['--quick'])}"
+QUICK_JOB = f"{make_job_name('part3', ['--quick'])}"
 
 
 class Dashboard(ThreadingHTTPServer):
-    """Answers as Ray's does; a job that was submitted has ended when it is asked for."""
+    """An imitation of Ray's dashboard, on which every submitted job has ended by the first request for it."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(("127.0.0.1", 0), DashboardHandler)
         self.jobs: dict[str, dict[str, Any]] = {}
         self.packages: list[bytes] = []
         self.exit_code: int | None = 0
         self.status = "SUCCEEDED"
         self.refusal: int | None = None
         self.answers_left = 10**6
-        self.somebody_else = False
+        self.hides_jobs = False
         self.interrupt = False
 
     @property
@@ -56,14 +56,14 @@ class Dashboard(ThreadingHTTPServer):
         }
 
 
-class Answer(BaseHTTPRequestHandler):
+class DashboardHandler(BaseHTTPRequestHandler):
     server: Dashboard
 
     def log_message(self, *_: object) -> None:
         pass
 
-    def reply(self, found: object, status: int = 200) -> None:
-        body = json.dumps(found).encode()
+    def reply(self, content: object, status: int = 200) -> None:
+        body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -82,7 +82,7 @@ class Answer(BaseHTTPRequestHandler):
         elif words[1] == "packages":
             self.reply("not here", 404)
         elif words == ["api", "jobs"]:
-            self.reply([] if server.somebody_else else list(server.jobs.values()))
+            self.reply([] if server.hides_jobs else list(server.jobs.values()))
         elif words[-1] == "logs":
             if server.interrupt:
                 signal.raise_signal(signal.SIGTERM)
@@ -108,7 +108,7 @@ class Answer(BaseHTTPRequestHandler):
 def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")  # --address counts
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")  # --address takes precedence
     with Dashboard() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -118,7 +118,7 @@ def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashb
     logging.disable(logging.NOTSET)
 
 
-def sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+def run_sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["sweeps/part3.py", *words])
     with pytest.raises(SystemExit) as exit_info:
         main(Part3, "Part 3.")
@@ -126,7 +126,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return exit_info.value.code
 
 
-def test_a_job_runs_the_words_as_typed_but_for_the_address() -> None:
+def test_a_job_gets_all_options_but_the_address() -> None:
     words = ["--seeds", "2", "--address", "http://h:1", "--architectures", "mlp_1", "cnn_3", "--storage=-x", "--quick"]
     assert select_forwarded_options(words) == [
         "--architectures",
@@ -153,7 +153,7 @@ def test_the_same_options_are_the_same_job() -> None:
 @pytest.mark.parametrize(
     ("job", "number"), [("a-1", 1), ("a-12", 12), ("a-0", 0), ("a-b-1", 0), ("a-", 0), (None, 0), ("ba-1", 0)]
 )
-def test_jobs_of_a_command_are_numbered(job: str | None, number: int) -> None:
+def test_the_number_of_a_job_is_read_from_its_id(job: str | None, number: int) -> None:
     assert parse_job_number(job, "a") == number
 
 
@@ -169,7 +169,7 @@ def test_jobs_of_a_command_are_numbered(job: str | None, number: int) -> None:
         ("STOPPED", None, 130),
     ],
 )
-def test_the_sweeps_exit_status_is_the_commands(
+def test_the_command_ends_with_the_exit_status_of_the_sweep(
     status: str,
     code: int | None,
     expected: int,
@@ -178,15 +178,17 @@ def test_the_sweeps_exit_status_is_the_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     dashboard.status, dashboard.exit_code = status, code
-    assert sweep(monkeypatch, "--quick", "--address", dashboard.address) == expected
+    assert run_sweep(monkeypatch, "--quick", "--address", dashboard.address) == expected
     captured = capsys.readouterr()
     assert captured.out.endswith("what the sweep says\n")
     assert ("as it was" in captured.err) == (code in (-9, None) and status == "FAILED")
 
 
-def test_what_a_job_gets(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")  # this computer's tunnel is not the cluster's
-    assert sweep(monkeypatch, "--quick", "--storage", "/srv/my storage", "--address", dashboard.address) == 0
+def test_a_job_gets_its_command_its_environment_and_the_code(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")  # a tunnel on this computer alone
+    assert run_sweep(monkeypatch, "--quick", "--storage", "/srv/my storage", "--address", dashboard.address) == 0
     [job] = dashboard.jobs.values()
     assert (
         job["asked"]["entrypoint"]
@@ -199,36 +201,36 @@ def test_what_a_job_gets(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) 
     assert names == {"sweeps", "trainables"}
 
 
-def test_a_running_job_is_found_and_an_ended_one_is_not(
+def test_a_running_job_is_found_again_and_an_ended_one_is_not(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--quick", "--address", dashboard.address]
-    assert sweep(monkeypatch, *words) == 0
-    assert sweep(monkeypatch, *words) == 0
-    assert list(dashboard.jobs) == [f"{QUICK}-1", f"{QUICK}-2"]
-    dashboard.jobs[f"{QUICK}-2"]["status"] = "RUNNING"
+    assert run_sweep(monkeypatch, *words) == 0
+    assert run_sweep(monkeypatch, *words) == 0
+    assert list(dashboard.jobs) == [f"{QUICK_JOB}-1", f"{QUICK_JOB}-2"]
+    dashboard.jobs[f"{QUICK_JOB}-2"]["status"] = "RUNNING"
     dashboard.interrupt = True
-    assert sweep(monkeypatch, *words) == 130
-    assert list(dashboard.jobs) == [f"{QUICK}-1", f"{QUICK}-2"]
+    assert run_sweep(monkeypatch, *words) == 130
+    assert list(dashboard.jobs) == [f"{QUICK_JOB}-1", f"{QUICK_JOB}-2"]
     captured = capsys.readouterr()
-    assert f"job {QUICK}-2 runs already" in captured.out
+    assert f"job {QUICK_JOB}-2 runs already" in captured.out
     assert f"python sweeps/part3.py --quick --address {dashboard.address}" in captured.err
-    assert f"ray job stop {QUICK}-2 --address {dashboard.address}" in captured.err
+    assert f"ray job stop {QUICK_JOB}-2 --address {dashboard.address}" in captured.err
 
 
-def test_two_at_the_same_instant_share_a_job(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    dashboard.somebody_else = True  # submits between our look and our request
-    dashboard.add(f"{QUICK}-1", "FAILED", driver_exit_code=2)
-    assert sweep(monkeypatch, "--quick", "--address", dashboard.address) == 2
-    assert list(dashboard.jobs) == [f"{QUICK}-1"]
+def test_two_commands_at_the_same_instant_share_a_job(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    dashboard.hides_jobs = True  # as if the other command submitted between our listing of jobs and our submission
+    dashboard.add(f"{QUICK_JOB}-1", "FAILED", driver_exit_code=2)
+    assert run_sweep(monkeypatch, "--quick", "--address", dashboard.address) == 2
+    assert list(dashboard.jobs) == [f"{QUICK_JOB}-1"]
 
 
-def test_a_cluster_that_falls_silent_is_not_waited_for_for_ever(
+def test_a_command_stops_waiting_for_a_cluster_that_falls_silent(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.1)
-    dashboard.answers_left = 4  # twice the version, the list of jobs, the package
-    assert sweep(monkeypatch, "--quick", "--address", dashboard.address) == 1
+    dashboard.answers_left = 4  # two about the version, one each about the jobs and the package
+    assert run_sweep(monkeypatch, "--quick", "--address", dashboard.address) == 1
     assert "the same command finds it again" in capsys.readouterr().err
 
 
@@ -245,14 +247,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("address", "sentence"), BAD)
-def test_bad_addresses_are_one_sentence(
+def test_bad_addresses_are_refused_in_one_sentence(
     address: str,
     sentence: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     dashboard: Dashboard,
 ) -> None:
-    assert sweep(monkeypatch, "--quick", "--address", address) == 2
+    assert run_sweep(monkeypatch, "--quick", "--address", address) == 2
     err = capsys.readouterr().err
     assert sentence in err
     assert err.count("\n") == 1
@@ -262,7 +264,7 @@ def test_bad_addresses_are_one_sentence(
     ("refusal", "sentence"),
     [(401, "wants another token"), (403, "wants another token"), (404, "no Ray cluster"), (503, "no Ray cluster")],
 )
-def test_refusals_are_one_sentence(
+def test_refusals_of_the_dashboard_are_reported_in_one_sentence(
     refusal: int,
     sentence: str,
     dashboard: Dashboard,
@@ -270,12 +272,14 @@ def test_refusals_are_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     dashboard.refusal = refusal
-    assert sweep(monkeypatch, "--quick", "--address", dashboard.address) == 2
+    assert run_sweep(monkeypatch, "--quick", "--address", dashboard.address) == 2
     err = capsys.readouterr().err
     assert sentence in err
     assert err.count("\n") == 1
 
 
-def test_bad_options_are_refused_here(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sweep(monkeypatch, "--quick", "--seeds", "0", "--address", dashboard.address) == 2
+def test_bad_options_are_refused_before_a_job_is_submitted(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_sweep(monkeypatch, "--quick", "--seeds", "0", "--address", dashboard.address) == 2
     assert dashboard.jobs == {}

@@ -14,7 +14,7 @@ PARAMETERS_32 = {"mlp_1": 33_130, "mlp_2": 35_498, "cnn_3": 11_106, "cnn_4": 13_
 
 
 @pytest.mark.parametrize(("architecture", "parameters"), PARAMETERS_32.items())
-def test_counts_on_32_pixels(architecture: str, parameters: int) -> None:
+def test_parameter_counts_on_32_pixels(architecture: str, parameters: int) -> None:
     counted = count_parameters(architecture, (1, 32, 32))
     assert counted.weights + counted.biases == parameters
 
@@ -22,19 +22,19 @@ def test_counts_on_32_pixels(architecture: str, parameters: int) -> None:
 @pytest.mark.parametrize(
     ("architecture", "parameters"), [("conv_pool", 34_538), ("conv_pool_valid", 22_058), ("logistic", 30_730)]
 )
-def test_counts_in_colour(architecture: str, parameters: int) -> None:
+def test_parameter_counts_in_colour(architecture: str, parameters: int) -> None:
     assert sum(count_built_parameters(architecture, (3, 32, 32))) == parameters
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 32, 32), (3, 32, 32)])
-def test_closed_form_equals_the_built_network(architecture: str, shape: tuple[int, int, int]) -> None:
+def test_closed_formulas_equal_the_counts_of_built_networks(architecture: str, shape: tuple[int, int, int]) -> None:
     counted = count_parameters(architecture, shape)
     assert (counted.weights, counted.biases) == count_built_parameters(architecture, shape)
     assert eval(counted.formula.replace("·", "*")) == counted.weights + counted.biases
 
 
-def test_the_table_as_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_parameter_counts_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(Part1(out=tmp_path, inputs=("1x28x28",))) == 0
     rows = list(csv.DictReader((tmp_path / "part1.csv").read_text().splitlines()))
     assert [row["architecture"] for row in rows] == list(ARCHITECTURES)
@@ -49,6 +49,6 @@ def test_bad_shapes_are_refused(text: str) -> None:
         parse_shape(text)
 
 
-def test_too_small_an_input_is_refused(tmp_path: Path) -> None:
+def test_an_input_that_is_too_small_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="input 1x8x8 does not fit"):
         main(Part1(out=tmp_path, inputs=("1x8x8",)))

@@ -14,7 +14,7 @@ from trainables.errors import BadInputError
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A valid pair of shapes."""
+    """Draw shapes of images and kernels that fit each other."""
     batch, inputs, outputs = (draw(st.integers(1, 4)) for _ in range(3))
     height, width = draw(st.integers(1, 10)), draw(st.integers(1, 10))
     kernel = draw(st.integers(1, height)), draw(st.integers(1, width))
@@ -22,7 +22,9 @@ def shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 @given(shapes(), st.integers(0, 2**32 - 1))
-def test_equal_to_torch_on_any_valid_shapes(pair: tuple[tuple[int, ...], tuple[int, ...]], seed: int) -> None:
+def test_a_convolution_equals_that_of_torch_on_any_valid_shapes(
+    pair: tuple[tuple[int, ...], tuple[int, ...]], seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     images, kernels = (generator.normal(size=shape) for shape in pair)
     expected = torch.nn.functional.conv2d(torch.from_numpy(images), torch.from_numpy(kernels)).numpy()
@@ -30,7 +32,7 @@ def test_equal_to_torch_on_any_valid_shapes(pair: tuple[tuple[int, ...], tuple[i
 
 
 @given(shapes(), st.integers(0, 2**32 - 1))
-def test_integers_are_exact(pair: tuple[tuple[int, ...], tuple[int, ...]], seed: int) -> None:
+def test_a_convolution_of_integers_is_exact(pair: tuple[tuple[int, ...], tuple[int, ...]], seed: int) -> None:
     generator = np.random.default_rng(seed)
     images, kernels = (generator.integers(-100, 100, shape) for shape in pair)
     outputs = convolve(images, kernels)
@@ -46,7 +48,7 @@ def test_small_integers_do_not_overflow(dtype: type) -> None:
     assert convolve(images, images[:, :, :2, :2]).tolist() == [[[[expected] * 2] * 2]]
 
 
-def test_a_value_by_hand() -> None:
+def test_a_convolution_computed_by_hand() -> None:
     image = np.arange(9).reshape(1, 1, 3, 3)
     kernel = np.array([[[[1, 0], [0, -1]]]])
     assert convolve(image, kernel).tolist() == [[[[-4, -4], [-4, -4]]]]  # 0 - 4, 1 - 5, 3 - 7, 4 - 8
@@ -63,12 +65,12 @@ def test_a_value_by_hand() -> None:
         (np.full((1, 1, 5, 5), "a"), np.zeros((1, 1, 2, 2)), "must hold whole or floating-point numbers"),
     ],
 )
-def test_what_does_not_fit_is_refused(images: np.ndarray, kernels: np.ndarray, sentence: str) -> None:
+def test_arrays_that_do_not_fit_are_refused(images: np.ndarray, kernels: np.ndarray, sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
         convolve(images, kernels)
 
 
-def test_files_in_figure_and_outputs_out(tmp_path: Path) -> None:
+def test_files_are_read_and_outputs_and_a_figure_written(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "kernels.npy", make_default_kernels())
@@ -80,7 +82,7 @@ def test_files_in_figure_and_outputs_out(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "part2.png").stat().st_size > 1000
 
 
-def test_the_default_images_and_kernels() -> None:
+def test_the_default_kernels_fit_the_default_images() -> None:
     assert convolve(load_default_images(), make_default_kernels()).shape == (5, 8, 29, 29)
 
 

@@ -14,7 +14,7 @@ from sweeps.driver import cluster, progress
 from trainables.worker.pack import REPORT_KEY, Pack, PackReport
 
 
-def test_a_log_gets_a_line_of_progress_at_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_gets_a_line_of_progress_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     trials = [make_trial(seed=seed, epochs=4) for seed in range(2)]
     packs = [Pack((trial,), ("a trial",), 0) for trial in trials]
@@ -27,7 +27,7 @@ def test_a_log_gets_a_line_of_progress_at_times(monkeypatch: pytest.MonkeyPatch)
     assert "trials: 0 done, 1 running, 1 waiting, 0 failed: 25 %" in out.getvalue()
 
 
-def test_a_terminal_gets_no_such_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 0)
     bar = progress.ProgressBar(
@@ -37,7 +37,9 @@ def test_a_terminal_gets_no_such_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert out.getvalue() == ""
 
 
-def test_what_the_launcher_left_on_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launchers_file_on_the_head_is_read_if_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster, "LAUNCHER_CONFIG", tmp_path / "ray_bootstrap_config.yaml")
     assert cluster.read_launcher_config() == {}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps({"head_node_type": "head"}))

@@ -40,16 +40,18 @@ MACHINES = {"head_node_type": "a", "available_node_types": {"a": {"resources": {
         (1, 0, 99, [Node(8, 0)], 8),
         (1, 0.25, None, [Node(16, 1), Node(2, 1)], 6),
         (1, 0.1, None, [Node(64, 1)], 10),
-        (1, 0.4, None, [Node(64, 2)], 4),  # two on each: a fraction is not split over two GPUs
+        (1, 0.4, None, [Node(64, 2)], 4),  # two on each GPU: a fraction is not split over two
         (1, 2, None, [Node(64, 5)], 2),
         (1, 0, None, [Node(16, 2)], 16),
     ],
 )
-def test_how_many_at_once(cpus: int, gpus: float, max_concurrent: int | None, nodes: list[Node], at_once: int) -> None:
+def test_number_of_processes_at_once(
+    cpus: int, gpus: float, max_concurrent: int | None, nodes: list[Node], at_once: int
+) -> None:
     assert allocate(cpus, {"mlp_1": gpus}, nodes, max_concurrent).at_once == at_once
 
 
-def test_the_architecture_that_needs_least_says_how_many_at_once() -> None:
+def test_the_architecture_that_needs_least_decides_the_number_of_processes() -> None:
     found = allocate(1, {"mlp_1": 0.1, "cnn_4": 0.5}, [Node(64, 1)], None)
     assert (found.at_once, found.gpus) == (10, {"mlp_1": 0.1, "cnn_4": 0.5})
 
@@ -63,7 +65,7 @@ def test_the_architecture_that_needs_least_says_how_many_at_once() -> None:
         (8, 1, [Node(8, 0), Node(4, 1)], "no node has 8 CPUs and 1 GPUs together"),
     ],
 )
-def test_more_than_there_is_is_refused(cpus: int, gpus: float, nodes: list[Node], sentence: str) -> None:
+def test_requests_that_no_node_can_meet_are_refused(cpus: int, gpus: float, nodes: list[Node], sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
         request_gpus({"mlp_1": 0.0, "cnn_4": gpus}, ["mlp_1", "cnn_4"], cpus, nodes)
 
@@ -77,11 +79,11 @@ def test_more_than_there_is_is_refused(cpus: int, gpus: float, nodes: list[Node]
         (("mlp_1=0.1", "cnn_4=1"), [Node(2, 1)], {"mlp_1": 0.1, "cnn_4": 1}),
         (("mlp_1=0.1",), [Node(2, 1)], {"mlp_1": 0.1, "cnn_4": DEFAULT_GPU_SHARE}),
         (("0.5", "mlp_1=auto"), [Node(2, 1)], {"mlp_1": 0.05, "cnn_4": 0.5}),
-        (("auto",), [Node(2, 1)], {"mlp_1": 0.05, "cnn_4": DEFAULT_GPU_SHARE}),  # one of them could be measured
+        (("auto",), [Node(2, 1)], {"mlp_1": 0.05, "cnn_4": DEFAULT_GPU_SHARE}),  # only one of them could be measured
         (("auto",), [Node(2, 0)], {"mlp_1": 0.05, "cnn_4": 0}),
     ],
 )
-def test_what_each_architecture_gets(words: tuple[str, ...], nodes: list[Node], shares: Mapping[str, float]) -> None:
+def test_gpu_share_of_each_architecture(words: tuple[str, ...], nodes: list[Node], shares: Mapping[str, float]) -> None:
     assert choose_gpu_shares(parse_gpu_requests(words), ["mlp_1", "cnn_4"], nodes, {"mlp_1": 0.05}) == shares
 
 
@@ -104,21 +106,21 @@ def test_the_network_of_xor_gets_no_gpu() -> None:
         (["1.5"], "--gpus-per-trial is '1.5'; it must be 0"),
     ],
 )
-def test_words_that_are_no_shares_are_refused(words: list[str], sentence: str) -> None:
+def test_malformed_gpu_requests_are_refused(words: list[str], sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
         parse_gpu_requests(words)
 
 
 @given(st.floats(0, 1))
-def test_a_measured_share_holds_what_was_used(used: float) -> None:
+def test_a_measured_share_covers_the_memory_that_was_used(used: float) -> None:
     found = size_gpu_share(used)
     assert MIN_GPU_SHARE <= found <= 1
     at_once = count_fitting(Node(1000, 1), 1, found)
     assert at_once * round(found, 4) <= 1
-    assert found > min(1, used * MEMORY_MARGIN) - 0.0001  # as finely as Ray counts
+    assert found > min(1, used * MEMORY_MARGIN) - 0.0001  # the precision of Ray
 
 
-def test_nodes_that_the_launcher_would_start_count() -> None:
+def test_nodes_that_the_launcher_would_start_are_counted() -> None:
     head, worker = Node(0, 0), Node(8, 1)
     assert add_planned_nodes([head], GPU_WORKERS) == [head, worker, worker, worker]
     assert add_planned_nodes([head, worker], GPU_WORKERS) == [head, worker, worker, worker]

@@ -1,4 +1,4 @@
-"""Analysis on runs made by hand, with known means, gaps and duplicates."""
+"""Loading and analysis of results made by hand: known means, missing, doubled and diverged trials."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from trainables.result import Result
 from trainables.trial import Trial
 
 RECORDS = 6
-LAST_RECORDS = 4  # of a trial that diverged
+DIVERGED_RECORDS = 4  # records of a trial that diverged
 FILL = "python sweeps/part3.py"
 
 
-def hand_made(trial: Trial) -> Result:
-    """Curves whose mean over seeds 0 … S−1 is known: seed s adds s to every point."""
+def make_result(trial: Trial) -> Result:
+    """Make a result whose mean over seeds 0 … S−1 is known: seed s adds s to every point of the curves."""
     rising = np.arange(RECORDS, dtype=np.float32)
     shape = (32, 784) if trial.architecture.startswith("mlp") else (16, 1, 3, 3)
     return Result(
@@ -57,38 +57,38 @@ def hand_made(trial: Trial) -> Result:
 
 
 def cut_short(result: Result) -> Result:
-    """The same trial, had it diverged: huge losses, and none at its fourth and last record."""
-    curves = {name: curve[:LAST_RECORDS].copy() for name, curve in result.curves.items()}
+    """Return the result of a trial that diverged: a huge loss, then NaN at its fourth and last record."""
+    curves = {name: curve[:DIVERGED_RECORDS].copy() for name, curve in result.curves.items()}
     curves["train_loss"][-2:] = 1e30, np.nan
-    return Result(result.steps[:LAST_RECORDS], curves, float("nan"), result.first_layer)
+    return Result(result.steps[:DIVERGED_RECORDS], curves, float("nan"), result.first_layer)
 
 
 def record(
     store: Store, sweep: Sweep, *, leave_out: tuple[str, ...] = (), diverged: tuple[str, ...] = ()
 ) -> dict[str, Result]:
-    """Write the sweep's trials into the store, but for some; what was written, by label."""
+    """Write the sweep's trials into the store, except those to leave out; return their results by label."""
     written = {}
     for trial in sweep.trials():
         name = sweep.labels()[trial.id]
         if name not in leave_out:
-            written[name] = cut_short(hand_made(trial)) if name in diverged else hand_made(trial)
-            put(store, trial, name, written[name])
+            written[name] = cut_short(make_result(trial)) if name in diverged else make_result(trial)
+            write_run(store, trial, name, written[name])
     return written
 
 
-def opened(store: Store, trial: Trial, name: str) -> TrialRun:
-    """The trial's run in the store, below part 3's."""
+def open_run(store: Store, trial: Trial, name: str) -> TrialRun:
+    """Open the trial's run in the store, below the parent run of part 3."""
     return store.open_run(trial, name, *store.ensure_parent("part3", "digits"), {}, run_id=None)
 
 
-def put(store: Store, trial: Trial, name: str, result: Result) -> None:
+def write_run(store: Store, trial: Trial, name: str, result: Result) -> None:
     """Write a finished trial into the store."""
     with TemporaryDirectory() as folder:
         result.save(Path(folder) / RESULT_ARTIFACT)
-        opened(store, trial, name).finish(result, int(result.steps[-1]), {}, Path(folder))
+        open_run(store, trial, name).finish(result, int(result.steps[-1]), {}, Path(folder))
 
 
-def test_named_axes(store: Store) -> None:
+def test_results_have_named_axes(store: Store) -> None:
     sweep = make_sweep(seeds=3)
     record(store, sweep)
     data = load_results(sweep, store, fill=FILL).data
@@ -103,7 +103,7 @@ def test_trials_of_other_sweeps_are_left_out(store: Store) -> None:
     assert load_results(make_sweep(seeds=2), store, fill=FILL).data.sizes["seed"] == 2
 
 
-def test_gaps_are_named_with_the_command_that_fills_them(store: Store) -> None:
+def test_missing_trials_are_named_with_the_command_that_trains_them(store: Store) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, leave_out=("cnn_3 · seed 1",))
     with pytest.raises(
@@ -112,15 +112,15 @@ def test_gaps_are_named_with_the_command_that_fills_them(store: Store) -> None:
         load_results(sweep, store, fill=FILL)
 
 
-def test_a_running_trial_is_a_gap(store: Store) -> None:
+def test_a_running_trial_counts_as_missing(store: Store) -> None:
     sweep = make_sweep(seeds=1)
     record(store, sweep, leave_out=("cnn_3 · seed 0",))
-    opened(store, sweep.trials()[1], "cnn_3 · seed 0")
+    open_run(store, sweep.trials()[1], "cnn_3 · seed 0")
     with pytest.raises(BadInputError, match="cnn_3 · seed 0"):
         load_results(sweep, store, fill=FILL)
 
 
-def test_allowed_gaps_are_nan_and_reported(store: Store) -> None:
+def test_missing_trials_that_are_allowed_are_nan_and_reported(store: Store) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, leave_out=("cnn_3 · seed 1",))
     results = load_results(sweep, store, fill=FILL, allow_missing=True)
@@ -129,7 +129,7 @@ def test_allowed_gaps_are_nan_and_reported(store: Store) -> None:
     assert not np.isnan(results.data.val_accuracy.sel(architecture="cnn_3", seed=0)).any()
 
 
-def test_nothing_at_all_is_an_error_even_if_gaps_are_allowed(store: Store) -> None:
+def test_a_store_without_trials_is_an_error_even_if_missing_ones_are_allowed(store: Store) -> None:
     with pytest.raises(BadInputError, match="4 of 4 trials are not finished"):
         load_results(make_sweep(), store, fill=FILL, allow_missing=True)
 
@@ -147,9 +147,9 @@ def test_two_finished_runs_of_a_trial_are_an_error(store: Store) -> None:
 def test_an_artifact_without_a_quantity_is_an_error(store: Store) -> None:
     sweep = make_sweep(seeds=1)
     for trial in sweep.trials():
-        result = hand_made(trial)
+        result = make_result(trial)
         del result.curves["val_accuracy"]
-        put(store, trial, "x", result)
+        write_run(store, trial, "x", result)
     with pytest.raises(BadInputError, match="not one of each of train_loss, train_accuracy, val_accuracy"):
         load_results(sweep, store, fill=FILL)
 
@@ -161,7 +161,7 @@ def results(store: Store) -> SweepResults:
     return load_results(sweep, store, fill=FILL)
 
 
-def test_part3_writes_what_the_report_asks(results: SweepResults, tmp_path: Path) -> None:
+def test_part3_writes_the_files_that_the_report_asks_for(results: SweepResults, tmp_path: Path) -> None:
     output = Output(tmp_path / "figures")
     draw(Part3(epochs=2, dataset="digits"), [results], output, DrawOptions())
     assert {path.name for path in output.written} == {
@@ -177,7 +177,7 @@ def test_part3_writes_what_the_report_asks(results: SweepResults, tmp_path: Path
     assert export["val_acc_curve"] == [1, 10, 19, 28, 37, 46]
     assert export["test_acc"] == 82
     assert np.array(export["weights"]).shape == (16, 1, 3, 3)
-    assert np.array(export["weights"]).max() == 2  # of the best run, seed 2
+    assert np.array(export["weights"]).max() == 2  # weights of the best run, that of seed 2
     with (tmp_path / "figures" / "table.csv").open() as file:
         [row, _] = csv.DictReader(file)
     assert (row["architecture"], row["seeds"], float(row["test_mean"]), float(row["best_test"])) == (
@@ -186,11 +186,11 @@ def test_part3_writes_what_the_report_asks(results: SweepResults, tmp_path: Path
         81,
         82,
     )
-    assert float(row["test_ci95_high"]) == pytest.approx(81 + 4.302653 / 3**0.5)  # t of 2 degrees of freedom, SD 1
+    assert float(row["test_ci95_high"]) == pytest.approx(81 + 4.302653 / 3**0.5)  # t with 2 degrees of freedom; SD 1
     assert float(row["test_sd"]) == 1
 
 
-def test_part3_draws_around_gaps(store: Store, tmp_path: Path) -> None:
+def test_part3_draws_the_trials_that_are_not_missing(store: Store, tmp_path: Path) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, leave_out=("cnn_3 · seed 0", "cnn_3 · seed 1", "mlp_1 · seed 1"))
     results = load_results(sweep, store, fill=FILL, allow_missing=True)
@@ -199,28 +199,28 @@ def test_part3_draws_around_gaps(store: Store, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "part3_mlp_1.json").read_text())["loss_curve"] == [10, 9, 8, 7, 6, 5]
 
 
-def note(stage: SweepResults, folder: Path) -> list[str]:
-    """The lines of the note on a wide figure of a stage."""
+def draw_note(stage: SweepResults, folder: Path) -> list[str]:
+    """Return the lines of the note on a wide figure of a stage."""
     figure = Figure(figsize=(20, 2))
     Output(folder).figure(figure, "x", stage)
     return [line for text in figure.texts for line in text.get_text().splitlines()]
 
 
-def test_a_figure_says_what_it_leaves_out(store: Store, results: SweepResults, tmp_path: Path) -> None:
-    assert note(results, tmp_path) == []
+def test_a_figure_names_the_trials_that_it_leaves_out(store: Store, results: SweepResults, tmp_path: Path) -> None:
+    assert draw_note(results, tmp_path) == []
     sweep = make_sweep(seeds=5)
     record(store, sweep, leave_out=("cnn_3 · seed 3",), diverged=("mlp_1 · seed 3", "mlp_1 · seed 4", "cnn_3 · seed 4"))
     few = load_results(sweep, store, fill=FILL, allow_missing=True)
-    assert note(few, tmp_path) == [
+    assert draw_note(few, tmp_path) == [
         "incomplete: 1 trials missing",
         "3 trials diverged, not in the means: mlp_1 · seed 3; mlp_1 · seed 4; cnn_3 · seed 4",
     ]
 
 
-def test_a_note_names_few_trials(store: Store, tmp_path: Path) -> None:
+def test_a_note_names_only_the_first_trials(store: Store, tmp_path: Path) -> None:
     sweep = make_sweep(seeds=3)
     record(store, sweep, diverged=tuple(sweep.labels().values()))
-    [line] = note(load_results(sweep, store, fill=FILL), tmp_path)
+    [line] = draw_note(load_results(sweep, store, fill=FILL), tmp_path)
     assert line.startswith("6 trials diverged, not in the means: ")
     assert line.endswith("; …")
     assert line.count("seed") == 3
@@ -230,7 +230,7 @@ def test_a_note_names_few_trials(store: Store, tmp_path: Path) -> None:
     ("seeds", "meaning"),
     [(1, "a single seed"), (3, "thin lines: the 3 seeds"), (6, "95 % CI of the mean")],
 )
-def test_a_band_says_what_it_is(store: Store, seeds: int, meaning: str) -> None:
+def test_a_band_describes_its_meaning(store: Store, seeds: int, meaning: str) -> None:
     sweep = make_sweep(seeds=seeds)
     record(store, sweep)
     band = figures.compute_band(
@@ -256,8 +256,8 @@ def test_a_value_that_is_not_finite_leaves_a_gap_in_the_mean(results: SweepResul
 # Trials that diverged
 
 
-def drawn(store: Store, folder: Path, *diverged: str) -> SweepResults:
-    """Part 3's files, with three seeds of which some diverged."""
+def draw_part3(store: Store, folder: Path, *diverged: str) -> SweepResults:
+    """Draw part 3 with three seeds, some of which diverged."""
     sweep = make_sweep(seeds=3)
     record(store, sweep, diverged=diverged)
     results = load_results(sweep, store, fill=FILL)
@@ -265,12 +265,12 @@ def drawn(store: Store, folder: Path, *diverged: str) -> SweepResults:
     return results
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
+def read_rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "table.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def test_a_diverged_trial_is_there_and_marked(store: Store) -> None:
+def test_a_diverged_trial_is_loaded_and_marked(store: Store) -> None:
     sweep = make_sweep(seeds=3)
     record(store, sweep, leave_out=("cnn_3 · seed 0",), diverged=("cnn_3 · seed 1",))
     results = load_results(sweep, store, fill=FILL, allow_missing=True)
@@ -286,32 +286,32 @@ def test_a_diverged_trial_is_there_and_marked(store: Store) -> None:
 
 
 def test_part3_leaves_a_diverged_seed_out_of_means_and_of_the_best_run(store: Store, tmp_path: Path) -> None:
-    drawn(store, tmp_path, "cnn_3 · seed 2")
+    draw_part3(store, tmp_path, "cnn_3 · seed 2")
     export = json.loads((tmp_path / "part3_cnn_3.json").read_text())
-    assert export["loss_curve"] == [10.5, 9.5, 8.5, 7.5, 6.5, 5.5]  # of seeds 0 and 1, to the last record
+    assert export["loss_curve"] == [10.5, 9.5, 8.5, 7.5, 6.5, 5.5]  # the mean of seeds 0 and 1, up to the last record
     assert export["test_acc"] == 81
     assert np.array(export["weights"]).max() == 1
     assert export["diverged_seeds"] == [2]
     assert "diverged_seeds" not in json.loads((tmp_path / "part3_mlp_1.json").read_text())
-    mlp_1, cnn_3 = rows(tmp_path)
+    mlp_1, cnn_3 = read_rows(tmp_path)
     assert (mlp_1["seeds"], mlp_1["diverged"], float(mlp_1["test_mean"])) == ("3", "0", 81)
     assert (cnn_3["seeds"], cnn_3["diverged"], float(cnn_3["test_mean"])) == ("2", "1", 80.5)
 
 
-def test_part3_where_all_seeds_of_an_architecture_diverged(
+def test_part3_has_no_means_for_an_architecture_whose_seeds_all_diverged(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn(store, tmp_path, *(f"cnn_3 · seed {seed}" for seed in range(3)))
+    draw_part3(store, tmp_path, *(f"cnn_3 · seed {seed}" for seed in range(3)))
     assert "All trials of cnn_3 diverged" in capsys.readouterr().out
     assert not (tmp_path / "weights_cnn_3.png").exists()
     export = json.loads((tmp_path / "part3_cnn_3.json").read_text())
     assert list(export.values()) == ["cnn_3", [], [], [], None, None, [0, 1, 2]]
-    assert (rows(tmp_path)[1]["seeds"], rows(tmp_path)[1]["diverged"]) == ("0", "3")
+    assert (read_rows(tmp_path)[1]["seeds"], read_rows(tmp_path)[1]["diverged"]) == ("0", "3")
     assert "| cnn_3 | 0 | 3 | – | – | – | – | – | – |" in (tmp_path / "table.md").read_text()
 
 
-def test_part3_where_everything_diverged(store: Store, tmp_path: Path) -> None:
-    results = drawn(store, tmp_path, *make_sweep(seeds=3).labels().values())
+def test_part3_draws_only_its_curves_if_all_trials_diverged(store: Store, tmp_path: Path) -> None:
+    results = draw_part3(store, tmp_path, *make_sweep(seeds=3).labels().values())
     assert {path.name for path in tmp_path.glob("*.png")} == {"part3.png"}
     assert find_best_run(results.data) is None
 
@@ -329,8 +329,8 @@ def test_a_band_is_over_the_trials_that_did_not_diverge(store: Store) -> None:
     assert "×" in figures.describe_bands([band])
 
 
-def band_of(store: Store, *diverged: str) -> tuple[figures.Band, Axes]:
-    """The losses of mlp_1, three seeds of which some diverged, drawn."""
+def draw_losses(store: Store, *diverged: str) -> tuple[figures.Band, Axes]:
+    """Draw the losses of mlp_1 with three seeds, some of which diverged."""
     record(store, make_sweep(seeds=3), diverged=diverged)
     data = load_results(make_sweep(seeds=3), store, fill=FILL).data
     band = figures.compute_band(select_finished(data, architecture="mlp_1"), "train_loss")
@@ -341,23 +341,23 @@ def band_of(store: Store, *diverged: str) -> tuple[figures.Band, Axes]:
 
 
 def test_a_diverged_run_is_drawn_to_its_end_but_the_means_decide_the_range(store: Store) -> None:
-    _, axes = band_of(store, "mlp_1 · seed 1")
+    _, axes = draw_losses(store, "mlp_1 · seed 1")
     [cross] = [line for line in axes.lines if line.get_marker() == "x"]
     assert (cross.get_xdata().tolist(), cross.get_ydata().tolist()) == ([30], [pytest.approx(1e30)])  # type: ignore[union-attr]
     assert axes.get_ylim()[1] < 12
 
 
-def test_a_band_without_any_run_has_no_mean(store: Store) -> None:
-    band, axes = band_of(store, *(f"mlp_1 · seed {seed}" for seed in range(3)))
+def test_a_band_whose_runs_all_diverged_has_no_mean(store: Store) -> None:
+    band, axes = draw_losses(store, *(f"mlp_1 · seed {seed}" for seed in range(3)))
     assert np.isnan(band.mean).all()
     assert band.diverged.shape == (3, RECORDS)
     assert (
         figures.describe_bands([band]) == "No mean curves, as all trials diverged. A × is where a diverged trial ends."
     )
-    assert axes.get_ylim()[1] > 1e30  # nothing else decides it
+    assert axes.get_ylim()[1] > 1e30  # only the diverged trials are left to decide the range
 
 
-def test_limits_on_a_log_scale(results: SweepResults) -> None:
+def test_limits_on_a_log_scale_ignore_zeros(results: SweepResults) -> None:
     band = figures.compute_band(select_finished(results.data, architecture="mlp_1"), "train_accuracy")
     band.mean[0] = 0
     axes = Figure().subplots()
@@ -366,7 +366,7 @@ def test_limits_on_a_log_scale(results: SweepResults) -> None:
     assert axes.get_ylim() == pytest.approx((11 / (51 / 11) ** 0.05, 51 * (51 / 11) ** 0.05))
 
 
-def test_the_script_says_what_diverged(
+def test_the_script_names_the_trials_that_diverged(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = Part3(dataset="digits", seeds=2, epochs=2, architectures=("mlp_1", "cnn_3"))
@@ -380,7 +380,7 @@ def test_the_script_says_what_diverged(
     assert "1 trial diverged, not in the means: cnn_3 · seed 1\n" in capsys.readouterr().out
 
 
-def test_the_table_of_a_sweep_counts_what_diverged(store: Store) -> None:
+def test_the_table_of_a_sweep_counts_diverged_trials(store: Store) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, diverged=("cnn_3 · seed 0", "cnn_3 · seed 1", "mlp_1 · seed 1"))
     table = make_result_table(Plan(sweep, sweep.trials(), store.find_runs()))
@@ -390,15 +390,15 @@ def test_the_table_of_a_sweep_counts_what_diverged(store: Store) -> None:
     assert columns["best run"] == ["80.00", "–"]
 
 
-def test_whether_any_trial_is_finished(store: Store) -> None:
+def test_a_running_trial_does_not_count_as_finished(store: Store) -> None:
     sweep = make_sweep(seeds=1)
-    opened(store, sweep.trials()[0], "x")
+    open_run(store, sweep.trials()[0], "x")
     assert not has_any_finished(sweep, store)
     record(store, sweep, leave_out=("mlp_1 · seed 0",))
     assert has_any_finished(sweep, store)
 
 
-def test_tiles_of_mlp_and_cnn() -> None:
+def test_first_layer_weights_become_one_tile_per_unit_and_channel() -> None:
     assert figures.reshape_to_tiles(np.zeros((32, 784), np.float32)).shape == (32, 28, 28)
     assert figures.reshape_to_tiles(np.zeros((32, 3 * 1024), np.float32)).shape == (96, 32, 32)
     assert figures.reshape_to_tiles(np.zeros((16, 3, 5, 5), np.float32)).shape == (48, 5, 5)
@@ -408,6 +408,6 @@ def test_numbers_that_are_not_finite_become_null() -> None:
     assert replace_non_finite({"a": [1.0, float("nan")], "b": float("inf")}) == {"a": [1.0, None], "b": None}
 
 
-def test_markdown_table() -> None:
+def test_a_markdown_table_has_a_dash_for_nan() -> None:
     rows = [{"name": "a", "x": 1.234}, {"name": "b", "x": float("nan")}]
     assert format_markdown(rows) == "| name | x |\n| --- | --- |\n| a | 1.23 |\n| b | – |\n"

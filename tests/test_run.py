@@ -43,7 +43,7 @@ def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "gpus", "backend", "compiler", "said"),
+    ("architecture", "gpus", "backend", "compiler", "expected"),
     [
         ("cnn_3", 0.0, NATIVE, None, "Convolutions: by code compiled where they are computed\n"),
         ("cnn_3", 0.0, PYTORCH, "c++", "Convolutions: by PyTorch\n"),
@@ -55,24 +55,24 @@ def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path)
             "Convolutions: by PyTorch, limited to AVX2; a C++ compiler (g++), and no measured",
         ),
         ("cnn_3", 0.5, NATIVE, "c++", ""),
-        ("cnn_4", 0.0, NATIVE, "c++", ""),  # in a stack
+        ("cnn_4", 0.0, NATIVE, "c++", ""),  # it trains in a stack
         ("mlp_1", 0.0, NATIVE, "c++", ""),
     ],
 )
-def test_how_convolutions_are_computed_is_said(
+def test_the_convolution_backend_is_printed(
     architecture: str,
     gpus: float,
     backend: str | None,
     compiler: str | None,
-    said: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: compiler)
     print_backend([Pack((make_trial(architecture=architecture),), ("a trial",), gpus)], ["cnn_4"], backend)
     output = capsys.readouterr().out
-    assert output.startswith(said)
-    assert bool(output) == bool(said)
+    assert output.startswith(expected)
+    assert bool(output) == bool(expected)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_how_convolutions_are_computed_is_said(
         (make_trial(epochs=1, batch_size=50, milestones=((26, 0.1),)), "to change after step 26, but 1 epochs end"),
     ],
 )
-def test_a_trial_that_ends_too_early_is_refused(trial: object, sentence: str) -> None:
+def test_a_trial_that_ends_before_its_first_record_or_milestone_is_refused(trial: object, sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
         check_records([trial], 1297)  # type: ignore[list-item]
     check_records([make_trial(epochs=1, batch_size=50, milestones=((25, 0.1),))], 1297)
 
 
-def test_a_sweep_lets_go_of_its_storage(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_releases_its_storage(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "submit", lambda *_: {})
     options = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
     for _ in range(2):
@@ -97,10 +97,8 @@ def test_a_sweep_lets_go_of_its_storage(store: Store, tmp_path: Path, monkeypatc
         pass
 
 
-def test_a_run_that_a_dead_driver_left_is_taken_over(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also one of a trial that is not in this sweep, if it trained with this storage."""
+def test_a_run_that_a_dead_driver_left_is_closed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This includes the run of a trial outside this sweep, if it trained with this storage."""
     monkeypatch.setattr(Session, "submit", lambda *_: {})
     experiment_id, parent = store.ensure_parent("part4", "digits")
     name = f"{socket.gethostname()}:{tmp_path}"
@@ -111,7 +109,7 @@ def test_a_run_that_a_dead_driver_left_is_taken_over(
     assert store.find_runs()[make_trial(seed=9).id][0].status == "KILLED"
 
 
-def test_one_result_that_cannot_be_delivered_keeps_no_other_back(
+def test_a_result_that_cannot_be_delivered_holds_no_other_back(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = Part3(dataset="digits", seeds=3, epochs=1, architectures=("mlp_1",)).sweep()
@@ -119,10 +117,10 @@ def test_one_result_that_cannot_be_delivered_keeps_no_other_back(
         folder = TrialFolder(tmp_path, trial)
         with folder.lock():
             folder.write_result({})
-    tried = []
+    attempts = []
 
     def deliver(folder: TrialFolder, *_: Any) -> str | None:
-        tried.append(folder.trial.seed)
+        attempts.append(folder.trial.seed)
         if folder.trial.seed == 0:
             raise BadInputError("it trains in another sweep")
         return "away" if folder.trial.seed == 1 else None
@@ -130,11 +128,11 @@ def test_one_result_that_cannot_be_delivered_keeps_no_other_back(
     monkeypatch.setattr("sweeps.driver.recovery.deliver_result", deliver)
     context = Session(store, RunOptions(storage=tmp_path), None, ExitStack()).make_context("1", "p", "p/a")
     refused = deliver_waiting_results(Plan(sweep, sweep.trials(), {}), context, 0)
-    assert tried == [0, 1]  # a store that is away is not asked again and again
+    assert attempts == [0, 1]  # nothing more is sent to a store that is away
     assert list(refused.values()) == ["it trains in another sweep", "away", "away"]
 
 
-def test_what_a_finished_trial_kept_is_cleared_away(store: Store, tmp_path: Path) -> None:
+def test_the_folder_of_a_finished_trial_is_removed(store: Store, tmp_path: Path) -> None:
     sweep = OPTIONS.sweep()
     [trial] = sweep.trials()
     run_id = store.open_run(trial, "x", *store.ensure_parent("part3", "digits"), {}, run_id=None).run_id
@@ -146,7 +144,7 @@ def test_what_a_finished_trial_kept_is_cleared_away(store: Store, tmp_path: Path
     assert not folder.path.exists()
 
 
-def test_no_run_is_left_running(store: Store) -> None:
+def test_a_drivers_own_runs_do_not_stay_running(store: Store) -> None:
     sweep = Part3(dataset="digits", seeds=3, epochs=1, architectures=("mlp_1",)).sweep()
     experiment_id, parent = store.ensure_parent("part3", "digits")
     finished, failed, stopped = sweep.trials()
@@ -161,7 +159,7 @@ def test_no_run_is_left_running(store: Store) -> None:
 
 
 def test_runs_of_a_living_driver_are_left_alone(store: Store) -> None:
-    """Two sweeps share trials; one of them ends."""
+    """Two sweeps share a trial, and the sweep that does not train it ends."""
     sweep = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",)).sweep()
     [trial] = sweep.trials()
     store.open_run(trial, "x", *store.ensure_parent("grid", "digits"), {DRIVER_TAG: "p/other"}, run_id=None)
@@ -169,7 +167,7 @@ def test_runs_of_a_living_driver_are_left_alone(store: Store) -> None:
     assert store.find_runs()[trial.id][0].status == "RUNNING"
 
 
-def test_provenance_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_without_git_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert run_git("rev-parse", "HEAD") == ""
     tags = collect_provenance()
@@ -189,7 +187,7 @@ def test_a_library_that_is_not_installed_is_no_failure() -> None:
 def test_a_dry_run_on_a_cluster_leaves_a_living_sweep_alone(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files lie in a folder that follows from the storage, which another driver may train with."""
+    """Ray's files lie in a folder that follows from the storage, and a living sweep may use both."""
     folders: list[Path] = []
 
     def start_or_join(address: str, tracking_uri: str, machine: Node, folder: Path) -> list[Node]:
@@ -212,18 +210,18 @@ def test_the_table_leaves_out_axes_of_one_value(store: Store) -> None:
     ]
 
 
-def test_what_ran_out_of_gpu_memory_trains_again_with_twice_its_share() -> None:
+def test_trials_out_of_gpu_memory_train_again_with_twice_their_share() -> None:
     trials = [make_trial(seed=seed) for seed in range(3)]
-    enough = dict(zip((trial.id for trial in trials), (0.3, 0.6, 5.0), strict=True))  # of a GPU
-    tried: list[list[float]] = []
+    needed = dict(zip((trial.id for trial in trials), (0.3, 0.6, 5.0), strict=True))  # fractions of a GPU
+    attempts: list[list[float]] = []
 
     def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> dict[str, Outcome]:
-        tried.append([gpus[trial.id] for trial in trials])
-        short = {trial.id: gpus[trial.id] < enough[trial.id] for trial in trials}
-        return {trial_id: Outcome("too little" if bad else None, bad) for trial_id, bad in short.items()}
+        attempts.append([gpus[trial.id] for trial in trials])
+        too_small = {trial.id: gpus[trial.id] < needed[trial.id] for trial in trials}
+        return {trial_id: Outcome("too little" if failed else None, failed) for trial_id, failed in too_small.items()}
 
     outcomes = train_with_enough_memory(trials, {trial.id: 0.3 for trial in trials}, train)
-    assert tried == [[0.3, 0.3, 0.3], [0.6, 0.6], [1.0]]
+    assert attempts == [[0.3, 0.3, 0.3], [0.6, 0.6], [1.0]]
     assert [outcomes[trial.id].error for trial in trials] == [None, None, "too little"]
     assert [list(outcomes[trial.id].notes) for trial in trials] == [
         [],
@@ -232,7 +230,7 @@ def test_what_ran_out_of_gpu_memory_trains_again_with_twice_its_share() -> None:
     ]
 
 
-def test_a_stopped_sweep_tries_nothing_again() -> None:
+def test_a_stopped_sweep_trains_nothing_again() -> None:
     trials = [make_trial(seed=seed) for seed in range(2)]
     answers = iter([outcomes := {trials[0].id: Outcome("too little", out_of_memory=True)}])
     assert train_with_enough_memory(trials, {trial.id: 0.3 for trial in trials}, lambda *_: next(answers)) is outcomes

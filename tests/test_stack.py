@@ -28,14 +28,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def alone(trial: Trial) -> Result:
+def train_alone(trial: Trial) -> Result:
     state = training.start(trial, DATA)
     for _ in training.train(trial, DATA, state):
         pass
     return training.finish(trial, DATA, state)
 
 
-def together(trials: Sequence[Trial], *, compiled: bool = False) -> list[Result]:
+def train_together(trials: Sequence[Trial], *, compiled: bool = False) -> list[Result]:
     states = [training.start(trial, DATA) for trial in trials]
     for _ in stack.train_stack(trials, DATA, states, compiled=compiled):
         pass
@@ -50,7 +50,7 @@ def assert_same(one: Result, other: Result) -> None:
     np.testing.assert_equal(one.test_accuracy, other.test_accuracy)
 
 
-def trials_of(architecture: str, seeds: Sequence[int], **changes: Any) -> list[Trial]:
+def make_trials(architecture: str, seeds: Sequence[int], **changes: Any) -> list[Trial]:
     changes = {"architecture": architecture, "quantities": QUANTITIES, **changes}
     return [make_trial(seed=seed, learning_rate=0.001 * (1 + seed % 3), **changes) for seed in seeds]
 
@@ -67,9 +67,9 @@ def test_a_stack_computes_what_single_trials_do(
     torch.set_default_dtype(torch.float64)
     try:
         steps = {"batch_size": 10, "record_every_steps": 4}  # 12 steps in two epochs
-        trials = trials_of(architecture, (3, 4), optimizer=optimizer, **steps)
-        for trial, actual in zip(trials, together(trials), strict=True):
-            expected = alone(trial)
+        trials = make_trials(architecture, (3, 4), optimizer=optimizer, **steps)
+        for trial, actual in zip(trials, train_together(trials), strict=True):
+            expected = train_alone(trial)
             assert expected.steps.tolist() == [4, 8, 12]
             assert expected.curves["train_loss"].dtype == np.float64
             for name, curve in expected.curves.items():
@@ -88,8 +88,8 @@ def test_a_stack_follows_single_trials_for_a_hundred_steps(architecture: str, op
         make_trial(architecture=architecture, optimizer=optimizer, learning_rate=1e-5, seed=seed, record_every_steps=50)
         for seed in (3, 4)
     ]
-    for trial, actual in zip(trials, together(trials), strict=True):
-        expected = alone(trial)
+    for trial, actual in zip(trials, train_together(trials), strict=True):
+        expected = train_alone(trial)
         assert expected.steps.tolist() == [50, 100]
         np.testing.assert_allclose(actual.curves["train_loss"], expected.curves["train_loss"], rtol=1e-4)
         np.testing.assert_allclose(actual.first_layer, expected.first_layer, atol=1e-4)
@@ -108,39 +108,39 @@ def test_other_members_of_the_stack_change_no_bit(
 ) -> None:
     """This holds for fully connected networks on the CPU."""
     changes = {"optimizer": optimizer, "batch_size": batch_size, "epochs": 1, "record_every_steps": 4}
-    trials = trials_of(architecture, seeds, **changes)
+    trials = make_trials(architecture, seeds, **changes)
     one = data.draw(st.sampled_from(trials))
-    [by_itself] = together([one])
-    assert_same(together(trials)[trials.index(one)], by_itself)
+    [by_itself] = train_together([one])
+    assert_same(train_together(trials)[trials.index(one)], by_itself)
 
 
-def test_a_schedule_and_rates_are_each_members_own() -> None:
+def test_each_member_has_its_own_learning_rate_and_schedule() -> None:
     fast = make_trial(learning_rate=0.01, milestones=((30, 0.001),), batch_size=50)
     slow = make_trial(learning_rate=0.0001, batch_size=50)
-    for trial, actual in zip((fast, slow), together([fast, slow]), strict=True):
-        np.testing.assert_allclose(actual.curves["train_loss"], alone(trial).curves["train_loss"], rtol=1e-4)
+    for trial, actual in zip((fast, slow), train_together([fast, slow]), strict=True):
+        np.testing.assert_allclose(actual.curves["train_loss"], train_alone(trial).curves["train_loss"], rtol=1e-4)
 
 
 def test_the_last_batch_of_an_epoch_may_be_smaller() -> None:
-    trials = trials_of("mlp_1", (0, 1), batch_size=70)  # 600 images: the ninth batch has 40
-    for trial, actual in zip(trials, together(trials), strict=True):
-        np.testing.assert_allclose(actual.curves["train_loss"], alone(trial).curves["train_loss"], rtol=1e-4)
+    trials = make_trials("mlp_1", (0, 1), batch_size=70)  # 600 images: the ninth batch has 40
+    for trial, actual in zip(trials, train_together(trials), strict=True):
+        np.testing.assert_allclose(actual.curves["train_loss"], train_alone(trial).curves["train_loss"], rtol=1e-4)
 
 
-def test_a_diverged_member_leaves_and_the_others_stay_as_they_are() -> None:
-    good = trials_of("mlp_1", (0, 1), optimizer="sgd")
+def test_a_diverged_member_leaves_the_stack_and_changes_no_other() -> None:
+    good = make_trials("mlp_1", (0, 1), optimizer="sgd")
     bad = make_trial(optimizer="sgd", learning_rate=1e6, seed=7, quantities=QUANTITIES)
-    first, diverged, second = together([good[0], bad, good[1]])
+    first, diverged, second = train_together([good[0], bad, good[1]])
     assert diverged.diverged
     assert len(diverged.steps) < len(first.steps)
-    for actual, expected in zip((first, second), together(good), strict=True):
+    for actual, expected in zip((first, second), train_together(good), strict=True):
         assert_same(actual, expected)
-    np.testing.assert_equal(diverged.steps, alone(bad).steps)
+    np.testing.assert_equal(diverged.steps, train_alone(bad).steps)
 
 
-def test_a_members_checkpoint_holds_the_member_alone() -> None:
+def test_the_checkpoint_of_a_member_holds_nothing_of_the_others() -> None:
     """A member's parameters are views into the stack's, and saving a view would save the whole stack."""
-    trials = trials_of("mlp_1", range(8))
+    trials = make_trials("mlp_1", range(8))
     states = [training.start(trial, DATA) for trial in trials]
     next(stack.train_stack(trials, DATA, states))
     saved = training.make_state_dict(states[0], 1)
@@ -167,11 +167,11 @@ def test_a_compiled_stack_computes_what_an_uncompiled_one_does(
         return plain(network, parameters, images, labels)
 
     monkeypatch.setattr(stack, "compute_losses", spy)
-    trials = trials_of(architecture, seeds, batch_size=62, record_every_steps=2)  # 600 images: the tenth batch has 42
+    trials = make_trials(architecture, seeds, batch_size=62, record_every_steps=2)  # 600 images: the tenth batch has 42
     with torch._dynamo.config.patch(error_on_recompile=True):
-        compiled = together(trials, compiled=True)
+        compiled = train_together(trials, compiled=True)
     assert calls == 2 * [(len(seeds), 42)]
-    for actual, expected in zip(compiled, together(trials), strict=True):
+    for actual, expected in zip(compiled, train_together(trials), strict=True):
         assert expected.steps[-1] == 20
         for name in ("train_loss", "gradient_norm"):
             np.testing.assert_allclose(actual.curves[name], expected.curves[name], rtol=1e-3, err_msg=name)
@@ -181,28 +181,29 @@ def test_a_compiled_stack_computes_what_an_uncompiled_one_does(
 def test_a_stack_that_cannot_be_compiled_trains_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compilation is tried once, and the numbers are the same to the last bit."""
     stack.get_compiled_losses.cache_clear()
-    tries: list[object] = []
+    attempts: list[object] = []
 
     def compile_nothing(function: object, **_: object) -> None:
-        tries.append(function)
+        attempts.append(function)
         raise RuntimeError("no compiler\nand where it was looked for")
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    trials = trials_of("mlp_1", (0, 1))
+    trials = make_trials("mlp_1", (0, 1))
     with pytest.warns(UserWarning, match="uncompiled: RuntimeError: no compiler$"):
-        uncompiled = together(trials, compiled=True)
-    assert len(tries) == 1
-    for actual, expected in zip(uncompiled, together(trials), strict=True):
+        uncompiled = train_together(trials, compiled=True)
+    assert len(attempts) == 1
+    for actual, expected in zip(uncompiled, train_together(trials), strict=True):
         assert_same(actual, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_stacked_trials_end_as_well_as_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacked_trials_are_as_accurate_as_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """On real images, mean test accuracies over 20 seeds differ by less than three standard errors."""
     monkeypatch.setattr(f"{__name__}.DATA", training.to_tensors(datasets.load_dataset("digits", Path("unused")), "cpu"))
-    trials = trials_of("mlp_1", range(20), epochs=3, batch_size=50, quantities=("train_loss",))
-    ends = np.array([[r.test_accuracy for r in some] for some in (together(trials), [alone(t) for t in trials])])
-    assert ends.std(axis=1).min() > 0
-    error = np.sqrt(ends.var(axis=1, ddof=1).sum() / len(trials))
-    assert abs(ends[0].mean() - ends[1].mean()) < 3 * error
+    trials = make_trials("mlp_1", range(20), epochs=3, batch_size=50, quantities=("train_loss",))
+    ends = (train_together(trials), [train_alone(trial) for trial in trials])
+    accuracies = np.array([[result.test_accuracy for result in results] for results in ends])
+    assert accuracies.std(axis=1).min() > 0
+    error = np.sqrt(accuracies.var(axis=1, ddof=1).sum() / len(trials))
+    assert abs(accuracies[0].mean() - accuracies[1].mean()) < 3 * error

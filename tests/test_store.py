@@ -44,36 +44,36 @@ def finish(run: TrialRun, result: Result, tags: dict[str, str], folder: Path) ->
     run.finish(result, 7000, tags, artifacts)
 
 
-def points(store: Store, run_id: str) -> dict[str, list[tuple[int, float, int]]]:
-    """Every point of the run's curves as (step, value, timestamp)."""
+def read_points(store: Store, run_id: str) -> dict[str, list[tuple[int, float, int]]]:
+    """Return every point of the run's curves as (step, value, timestamp)."""
     names = store.client.get_run(run_id).data.metrics
     history = {name: store.client.get_metric_history(run_id, name) for name in names}
     return {name: sorted((m.step, m.value, m.timestamp) for m in metrics) for name, metrics in history.items()}
 
 
-def test_a_finished_run_holds_everything(store: Store, tmp_path: Path) -> None:
+def test_a_finished_run_holds_settings_tags_curves_and_result(store: Store, tmp_path: Path) -> None:
     result = make_result()
     run = open_run(store)
     finish(run, result, {"device": "cpu"}, tmp_path)
-    stored = store.client.get_run(run.run_id)
-    assert stored.info.run_name == "mlp_1 · seed 0"
-    assert stored.info.status == "FINISHED"
-    assert stored.data.params["architecture"] == "mlp_1"
-    assert stored.data.params["learning_rate"] == "0.01"
-    assert stored.data.tags["trial_id"] == make_trial().id
-    assert stored.data.tags["git_commit"] == "abc"
-    assert stored.data.tags["device"] == "cpu"
-    assert stored.data.tags["mlflow.parentRunId"] == store.ensure_parent("part3", "digits")[1]
-    assert stored.data.metrics["test_accuracy"] == 87.5
-    written = points(store, run.run_id)
+    mlflow_run = store.client.get_run(run.run_id)
+    assert mlflow_run.info.run_name == "mlp_1 · seed 0"
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.data.params["architecture"] == "mlp_1"
+    assert mlflow_run.data.params["learning_rate"] == "0.01"
+    assert mlflow_run.data.tags["trial_id"] == make_trial().id
+    assert mlflow_run.data.tags["git_commit"] == "abc"
+    assert mlflow_run.data.tags["device"] == "cpu"
+    assert mlflow_run.data.tags["mlflow.parentRunId"] == store.ensure_parent("part3", "digits")[1]
+    assert mlflow_run.data.metrics["test_accuracy"] == 87.5
+    written = read_points(store, run.run_id)
     for name, curve in result.curves.items():
         assert [(step, value) for step, value, _ in written[name]] == list(
             zip(result.steps.tolist(), curve.tolist(), strict=True)
         )
-    [recorded] = store.find_runs()[make_trial().id]
-    assert recorded.finished
-    assert recorded.experiment == "part3"
-    read = store.read_result(recorded)
+    [stored_run] = store.find_runs()[make_trial().id]
+    assert stored_run.finished
+    assert stored_run.experiment == "part3"
+    read = store.read_result(stored_run)
     np.testing.assert_array_equal(read.first_layer, result.first_layer)
     assert {name: curve.tobytes() for name, curve in read.curves.items()} == {
         name: curve.tobytes() for name, curve in result.curves.items()
@@ -81,7 +81,7 @@ def test_a_finished_run_holds_everything(store: Store, tmp_path: Path) -> None:
 
 
 def test_points_sent_again_are_stored_once(store: Store, tmp_path: Path) -> None:
-    """A process dies after sending; its successor sends all that its checkpoint holds, and more."""
+    """A process dies after sending points; its successor sends those again that its checkpoint holds, and more."""
     result = make_result()
     first = open_run(store)
     first.send_records(result.steps[:300], {name: curve[:300] for name, curve in result.curves.items()})
@@ -91,20 +91,20 @@ def test_points_sent_again_are_stored_once(store: Store, tmp_path: Path) -> None
     finish(second, result, {}, tmp_path)
     third = open_run(store)
     assert third.finished
-    for name, written in points(store, first.run_id).items():
+    for name, written in read_points(store, first.run_id).items():
         if name != "test_accuracy":
             assert Counter(step for step, _, _ in written) == Counter(result.steps.tolist())
     assert len(store.find_runs()) == 1
 
 
-def test_a_run_is_found_in_whichever_experiment_it_is(store: Store) -> None:
+def test_a_trials_run_is_found_in_any_experiment(store: Store) -> None:
     run = open_run(store)
     experiment_id, parent = store.ensure_parent("grid", "digits")
     again = store.open_run(make_trial(), "another name", experiment_id, parent, {DRIVER_TAG: ""}, run_id=None)
     assert again.run_id == run.run_id
 
 
-def test_a_closed_run_goes_on_as_running(store: Store) -> None:
+def test_a_closed_run_that_is_opened_again_is_running(store: Store) -> None:
     run = open_run(store)
     store.end_run(run.run_id, "KILLED")
     assert store.find_runs()[make_trial().id][0].status == "KILLED"
@@ -112,14 +112,14 @@ def test_a_closed_run_goes_on_as_running(store: Store) -> None:
     assert store.find_runs()[make_trial().id][0].status == "RUNNING"
 
 
-def test_there_is_one_parent_a_sweep_and_data_set(store: Store) -> None:
+def test_each_sweep_and_data_set_have_one_parent_run(store: Store) -> None:
     assert store.ensure_parent("part3", "digits") == store.ensure_parent("part3", "digits")
     assert store.ensure_parent("part3", "digits")[0] == store.ensure_parent("part3", "mnist")[0]
     assert store.ensure_parent("part3", "digits")[1] != store.ensure_parent("part3", "mnist")[1]
     assert store.client.get_run(store.ensure_parent("part3", "digits")[1]).info.status == "FINISHED"
 
 
-def test_of_two_parents_made_at_the_same_moment_both_drivers_use_one(
+def test_two_drivers_that_start_at_the_same_moment_use_the_same_parent(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Store(store.uri)
@@ -135,7 +135,7 @@ def test_of_two_parents_made_at_the_same_moment_both_drivers_use_one(
     assert other.ensure_parent("part3", "digits")[1] == made[0]
 
 
-def test_a_store_sees_what_others_made_after_it_was_opened(store: Store) -> None:
+def test_a_store_finds_runs_that_others_made_after_it_was_opened(store: Store) -> None:
     early = Store(store.uri)
     open_run(store)
     assert make_trial().id in early.find_runs()
@@ -148,7 +148,7 @@ def test_a_deleted_experiment_is_named(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])
-def test_a_damaged_artifact_is_named(store: Store, damage: str, tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_artifact(store: Store, damage: str, tmp_path: Path) -> None:
     run = open_run(store)
     finish(run, make_result(), {}, tmp_path)
     artifact = Path(store.client.get_run(run.run_id).info.artifact_uri) / "result.npz"
@@ -158,9 +158,9 @@ def test_a_damaged_artifact_is_named(store: Store, damage: str, tmp_path: Path) 
         artifact.write_bytes(artifact.read_bytes()[:1000])
     else:
         np.savez(artifact, something=np.zeros(3))
-    [recorded] = store.find_runs()[make_trial().id]
+    [stored_run] = store.find_runs()[make_trial().id]
     with pytest.raises(BadInputError, match=r"artifact result\.npz"):
-        store.read_result(recorded)
+        store.read_result(stored_run)
 
 
 def test_artifacts_are_read_without_pickle(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_artifacts_are_read_without_pickle(tmp_path: Path) -> None:
     "uri",
     ["mlruns", "file:///tmp/mlruns", "ftp://host/x", "", "sqlite://mlflow.db", "sqlite:x.db", "sqlite:///:memory:"],
 )
-def test_a_uri_that_is_no_store_is_refused(uri: str) -> None:
+def test_an_unsupported_uri_is_refused(uri: str) -> None:
     with pytest.raises(BadInputError, match=r"use sqlite:///FILE or http://HOST:PORT"):
         Store(uri)
 
@@ -192,8 +192,8 @@ def test_relative_sqlite_files_become_absolute(tmp_path: Path, monkeypatch: pyte
     assert resolve_uri("http://host:5000") == "http://host:5000"
 
 
-def test_a_run_whose_answer_was_lost_is_not_left_beside_another(store: Store) -> None:
-    """The store made a run, the process saw an error, and asks again."""
+def test_a_run_that_was_made_although_its_request_failed_is_not_doubled(store: Store) -> None:
+    """The store made a run, but the process saw an error and asked again."""
     experiment_id, parent = store.ensure_parent("part3", "digits")
     lost = open_run(store)
     second = store.open_run(make_trial(), "x", experiment_id, parent, {DRIVER_TAG: ""}, run_id=None)
@@ -216,15 +216,15 @@ def test_a_run_of_another_driver_is_left_alone(store: Store) -> None:
     )
 
 
-def test_numbers_that_are_none_are_stored_once_too(store: Store) -> None:
+def test_infinity_and_nan_are_stored_once_too(store: Store) -> None:
     run = open_run(store)
     curve = {"train_loss": np.array([1, np.inf, np.nan], np.float32)}
     run.send_records([10, 20, 30], curve)
     open_run(store).send_records([10, 20, 30], curve)
-    assert len(points(store, run.run_id)["train_loss"]) == 3
+    assert len(read_points(store, run.run_id)["train_loss"]) == 3
 
 
-def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_is_repeated_until_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainables.persistence.connection.time.sleep", lambda seconds: None)
     answers = iter([TrackingError("away"), TrackingError("away"), 5])
 

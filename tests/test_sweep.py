@@ -7,7 +7,7 @@ from sweeps.sweep import Sweep
 from trainables.errors import BadInputError
 
 
-def test_the_first_axis_is_the_slowest() -> None:
+def test_the_first_axis_varies_slowest() -> None:
     sweep = make_sweep()
     assert list(sweep.labels().values()) == ["mlp_1 · seed 0", "cnn_3 · seed 0", "mlp_1 · seed 1", "cnn_3 · seed 1"]
 
@@ -32,7 +32,7 @@ def test_a_value_given_twice_is_refused() -> None:
         Sweep(name="x", axes={"architecture": ("mlp_1", "mlp_1")}, fixed={})
 
 
-def test_an_axis_of_named_settings() -> None:
+def test_an_axis_may_set_several_settings_under_one_name() -> None:
     sweep = Sweep(
         name="x",
         axes={"model": {"a": {"architecture": "cnn_3", "pooling": "avg"}, "b": {"architecture": "mlp_1"}}},

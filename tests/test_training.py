@@ -25,7 +25,7 @@ def data() -> training.Tensors:
     return training.to_tensors(make_dataset(), "cpu")
 
 
-def run(trial: Trial, data: training.Tensors, forward: Forward = forward_torch) -> Result:
+def train_fully(trial: Trial, data: training.Tensors, forward: Forward = forward_torch) -> Result:
     state = training.start(trial, data)
     state.forward = forward
     for _ in training.train(trial, data, state):
@@ -41,26 +41,26 @@ def assert_same(one: Result, other: Result) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_same_seed_same_curve_bit_for_bit(data: training.Tensors, architecture: str) -> None:
+def test_the_same_seed_gives_the_same_curves_bit_for_bit(data: training.Tensors, architecture: str) -> None:
     trial = make_trial(architecture=architecture)
-    assert_same(run(trial, data), run(trial, data))
+    assert_same(train_fully(trial, data), train_fully(trial, data))
 
 
-def test_what_trained_before_does_not_matter(data: training.Tensors) -> None:
-    alone = run(make_trial(), data)
+def test_earlier_trials_in_the_process_change_nothing(data: training.Tensors) -> None:
+    alone = train_fully(make_trial(), data)
     torch.manual_seed(99)
-    run(make_trial(seed=5), data)
-    assert_same(alone, run(make_trial(), data))
+    train_fully(make_trial(seed=5), data)
+    assert_same(alone, train_fully(make_trial(), data))
 
 
 def test_a_trial_leaves_the_global_generator_alone(data: training.Tensors) -> None:
     before = torch.get_rng_state()
-    run(make_trial(), data)
+    train_fully(make_trial(), data)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_different_seeds_differ_in_start_and_order(data: training.Tensors) -> None:
-    one, other = run(make_trial(seed=0), data), run(make_trial(seed=1), data)
+    one, other = train_fully(make_trial(seed=0), data), train_fully(make_trial(seed=1), data)
     assert not np.array_equal(one.curves["train_loss"], other.curves["train_loss"])
     first, second = (next(training.start(make_trial(seed=s), data).model.parameters()) for s in (0, 1))
     assert not torch.equal(first, second)
@@ -73,7 +73,7 @@ def test_every_epoch_sees_every_image_once_in_another_order() -> None:
     assert orders[0] != orders[1] != orders[2]
 
 
-def test_initialisation_is_pytorchs_own_from_the_seed(data: training.Tensors) -> None:
+def test_initial_weights_are_those_of_pytorch_with_the_seed(data: training.Tensors) -> None:
     trial = make_trial(architecture="cnn_3", seed=7)
     torch.manual_seed(7)
     expected = build("cnn_3", (1, 28, 28)).state_dict()
@@ -82,19 +82,19 @@ def test_initialisation_is_pytorchs_own_from_the_seed(data: training.Tensors) ->
 
 
 def test_records_are_at_every_tenth_step_across_epochs(data: training.Tensors) -> None:
-    trial = make_trial(batch_size=50, epochs=7)  # 3 steps in an epoch, the last with 30 images
-    result = run(trial, data)
+    trial = make_trial(batch_size=50, epochs=7)  # 3 steps in an epoch, the last of them with 30 images
+    result = train_fully(trial, data)
     assert result.steps.tolist() == [10, 20]
     assert {name: len(curve) for name, curve in result.curves.items()} == dict.fromkeys(trial.quantities, 2)
 
 
-def test_lengths_of_the_reports_curves() -> None:
+def test_curves_have_the_lengths_of_the_reports() -> None:
     trial = make_trial(dataset="cifar10", batch_size=50, epochs=15)
     assert len(training.list_record_steps(trial, 45_000)) == 1350
     assert training.list_record_steps(make_trial(batch_size=50), 54_000)[-1] == 2160
 
 
-def test_against_a_plain_loop(data: training.Tensors) -> None:
+def test_training_equals_a_plain_loop(data: training.Tensors) -> None:
     """A loop written out here, with the same start, order and definitions, gives the same records."""
     trial = make_trial(architecture="cnn_3", epochs=2)
     model = training.start(trial, data).model
@@ -115,7 +115,7 @@ def test_against_a_plain_loop(data: training.Tensors) -> None:
                     val = (model(data.val_images).argmax(1) == data.val_labels).float().mean()
                 train = (logits.argmax(1) == y).float().mean()
                 expected.append([loss.item(), 100 * train.item(), 100 * val.item()])
-    result = run(trial, data)
+    result = train_fully(trial, data)
     actual = np.stack([result.curves[name] for name in ("train_loss", "train_accuracy", "val_accuracy")], axis=1)
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
     assert result.test_accuracy == pytest.approx(
@@ -145,12 +145,12 @@ def test_a_resumed_trial_equals_an_uninterrupted_one(
     training.load_state_dict(fresh, torch.load(file, weights_only=True))
     for _ in training.train(trial, data, fresh):
         pass
-    assert_same(run(trial, data, forward), training.finish(trial, data, fresh))
+    assert_same(train_fully(trial, data, forward), training.finish(trial, data, fresh))
 
 
 def test_a_schedule_changes_only_what_comes_after_its_milestone(data: training.Tensors) -> None:
-    plain = run(make_trial(optimizer="sgd", learning_rate=0.1, epochs=3), data)
-    scheduled = run(make_trial(optimizer="sgd", learning_rate=0.1, epochs=3, milestones=((20, 0.001),)), data)
+    plain = train_fully(make_trial(optimizer="sgd", learning_rate=0.1, epochs=3), data)
+    scheduled = train_fully(make_trial(optimizer="sgd", learning_rate=0.1, epochs=3, milestones=((20, 0.001),)), data)
     np.testing.assert_array_equal(plain.curves["train_loss"][:2], scheduled.curves["train_loss"][:2])
     assert plain.curves["train_loss"][2] != scheduled.curves["train_loss"][2]
 
@@ -163,7 +163,7 @@ def test_evaluation_in_batches_equals_evaluation_at_once() -> None:
     assert model.training
 
 
-def test_arrays_are_shared_not_copied() -> None:
+def test_tensors_share_the_memory_of_the_data_set() -> None:
     dataset = make_dataset()
     assert training.to_tensors(dataset, "cpu").train_images.data_ptr() == dataset.train_images.ctypes.data
 
@@ -192,10 +192,10 @@ def test_gradient_norm_is_what_sgd_moves_the_first_layer_by(
         assert moved > 0
 
 
-def test_records_at_every_epochs_end(data: training.Tensors) -> None:
+def test_records_can_be_at_the_end_of_every_epoch(data: training.Tensors) -> None:
     quantities = ("train_set_accuracy", "test_set_accuracy")
     trial = make_trial(batch_size=50, epochs=4, record_every_steps=None, quantities=quantities)
-    result = run(trial, data)
+    result = train_fully(trial, data)
     assert result.steps.tolist() == [3, 6, 9, 12]
     assert result.curves["test_set_accuracy"][-1] == pytest.approx(result.test_accuracy)
     untrained = training.start(trial, data).model
@@ -205,7 +205,7 @@ def test_records_at_every_epochs_end(data: training.Tensors) -> None:
     )
 
 
-def test_even_odd_labels() -> None:
+def test_the_even_odd_task_has_labels_of_two_classes() -> None:
     dataset = make_dataset()
     tensors = training.to_tensors(dataset, "cpu", task="even_odd")
     assert tensors.classes == 2
@@ -245,12 +245,12 @@ def test_a_trial_that_diverges_ends_at_that_record(data: training.Tensors) -> No
     assert list(training.train(trial, data, resumed)) == []
     again = training.finish(trial, data, resumed)
     assert again.curves["train_loss"].tobytes() == result.curves["train_loss"].tobytes()
-    assert not run(make_trial(), data).diverged
+    assert not train_fully(make_trial(), data).diverged
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tests how glibc keeps memory")
-def test_tensors_are_made_of_memory_that_was_freed() -> None:
+def test_tensors_reuse_memory_that_was_freed() -> None:
     script = """
 import resource, sys, torch
 from trainables.training import prepare_process

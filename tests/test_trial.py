@@ -47,19 +47,19 @@ def test_changing_one_field_that_applies_changes_the_id(settings: dict[str, Any]
         if field.name in ("architecture", "activation", "pooling"):
             continue  # whether activation and pooling apply depends on the architecture
         if field.name in ("pipeline", "noise_sigma"):
-            continue  # not drawn: they go with other quantities and data
+            continue  # not drawn, as they need other quantities and data
         changed = dataclasses.replace(trial, **{field.name: other[field.name]})
         assert (changed.id == trial.id) == (getattr(changed, field.name) == getattr(trial, field.name))
 
 
 @given(SETTINGS)
-def test_pooling_is_part_of_the_identity_only_where_there_is_some(settings: dict[str, Any]) -> None:
+def test_pooling_is_part_of_the_id_only_of_networks_that_pool(settings: dict[str, Any]) -> None:
     ids = {Trial(**{**settings, "pooling": pooling}).id for pooling in POOLINGS}
     assert len(ids) == (2 if "Pool" in str(ARCHITECTURES[settings["architecture"]]) else 1)
 
 
 @given(st.integers(1, 20), st.integers(1, 20))
-def test_growing_a_grid_renames_no_trial(few: int, more: int) -> None:
+def test_growing_a_grid_changes_no_id(few: int, more: int) -> None:
     small, large = make_sweep(few), make_sweep(few + more)
     ids = {trial.id for trial in small.trials()}
     assert ids < {trial.id for trial in large.trials()}
@@ -73,7 +73,7 @@ def test_the_id_is_the_same_in_every_process_and_version() -> None:
     assert trial.id == "d3d96c634928af3a"
 
 
-def test_spelling_of_a_value_does_not_matter() -> None:
+def test_equal_values_written_differently_give_the_same_id() -> None:
     assert make_trial(learning_rate=1).id == make_trial(learning_rate=1.0).id
     assert make_trial(quantities=("val_accuracy", "train_loss")) == make_trial(
         quantities=("train_loss", "val_accuracy")

@@ -12,7 +12,7 @@ from conftest import make_trial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables import files as files_module
+from trainables import files
 from trainables.errors import BadInputError, StorageError
 from trainables.persistence import trial_folder
 from trainables.persistence.trial_folder import TrialFolder
@@ -25,14 +25,14 @@ def folder(tmp_path: Path) -> TrialFolder:
     return folder
 
 
-def files(folder: TrialFolder) -> list[str]:
+def list_files(folder: TrialFolder) -> list[str]:
     return sorted(path.name for path in folder.path.iterdir())
 
 
-def test_the_two_newest_are_kept(folder: TrialFolder) -> None:
+def test_the_two_newest_checkpoints_are_kept(folder: TrialFolder) -> None:
     for step in (1, 20, 300):
         folder.write_checkpoint(step, {"step": step})
-    assert files(folder) == ["000000020.checkpoint", "000000300.checkpoint"]
+    assert list_files(folder) == ["000000020.checkpoint", "000000300.checkpoint"]
     content = folder.read_newest_checkpoint()
     assert content is not None
     assert content["step"] == 300
@@ -67,11 +67,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(how: str, folder: Tri
     content = folder.read_newest_checkpoint()
     assert content is not None
     assert content["step"] == 1
-    assert folder.run_id is None  # its points may differ in their last bits from those to come
+    assert folder.run_id is None  # the run's points may differ in their last bits from those to come
     [note] = folder.notes
     assert "000000002.checkpoint could not be used" in note
     folder.read_newest_checkpoint()
-    assert len(folder.notes) == 1  # set aside, and said once
+    assert len(folder.notes) == 1  # the damaged file was set aside, and is reported once
 
 
 def test_a_damaged_result_is_set_aside(folder: TrialFolder) -> None:
@@ -96,19 +96,19 @@ def test_no_flipped_bit_goes_unseen(position: int, bit: int, tmp_path_factory: p
     assert folder.read_newest_checkpoint() is None
 
 
-def test_a_write_that_fails_leaves_the_one_before(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_checkpoint_before(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.write_checkpoint(1, {"step": 1})
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files_module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StorageError, match=r"cannot write .*000000002\.checkpoint \(No space left on device\)"):
         folder.write_checkpoint(2, {"step": 2})
-    assert files(folder) == ["000000001.checkpoint"]
+    assert list_files(folder) == ["000000001.checkpoint"]
 
 
-def test_a_file_in_the_folders_place_is_said(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path, make_trial())
     folder.path.parent.mkdir()
     folder.path.touch()
@@ -118,14 +118,14 @@ def test_a_file_in_the_folders_place_is_said(tmp_path: Path) -> None:
     assert not folder.has_result
 
 
-def test_what_a_dead_writer_left_is_cleared_away(folder: TrialFolder) -> None:
+def test_partial_files_of_a_dead_writer_are_removed(folder: TrialFolder) -> None:
     (folder.path / "000000002.checkpoint.partial").touch()
     with folder.lock():
-        assert files(folder) == ["lock"]
+        assert list_files(folder) == ["lock"]
 
 
-def holder(target: Callable[..., None], path: Path) -> tuple[Any, Any]:
-    """A process that holds the trial's folder by now, and the event that lets it go on."""
+def start_holder(target: Callable[..., None], path: Path) -> tuple[Any, Any]:
+    """Start a process that holds the trial's folder; return it once it does, with the event that lets it go on."""
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
     process = context.Process(target=target, args=(path, make_trial(), held, release))
@@ -134,7 +134,7 @@ def holder(target: Callable[..., None], path: Path) -> tuple[Any, Any]:
     return process, release
 
 
-def finish(path: Path, trial: Any, held: Any, release: Any) -> None:
+def hold_and_remove(path: Path, trial: Any, held: Any, release: Any) -> None:
     folder = TrialFolder(path, trial)
     with folder.lock():
         held.set()
@@ -143,11 +143,11 @@ def finish(path: Path, trial: Any, held: Any, release: Any) -> None:
 
 
 def test_a_folder_that_its_holder_removes_can_still_be_locked(tmp_path: Path) -> None:
-    process, release = holder(finish, tmp_path)
+    process, release = start_holder(hold_and_remove, tmp_path)
     folder = TrialFolder(tmp_path, make_trial())
     threading.Timer(0.5, release.set).start()
     with folder.lock():
-        assert files(folder) == ["lock"]
+        assert list_files(folder) == ["lock"]
     process.join()
 
 
@@ -157,8 +157,8 @@ def hold(path: Path, trial: Any, held: Any, release: Any) -> None:
         release.wait(30)
 
 
-def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    process, _ = holder(hold, tmp_path)
+def test_one_process_at_a_time_holds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, _ = start_holder(hold, tmp_path)
     folder = TrialFolder(tmp_path, make_trial())
     monkeypatch.setattr(trial_folder, "LOCK_WAIT_SECONDS", 0.2)
     with pytest.raises(BadInputError, match="another process trains in"), folder.lock():

@@ -28,7 +28,7 @@ from trainables.worker.worker import train_pack
 
 
 class KilledError(Exception):
-    """Stands for the death of the process at a chosen moment."""
+    """An error in place of the death of the process."""
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ def settings(store: Store, tmp_path: Path) -> WorkerSettings:
     return WorkerSettings(context=context, threads=1, checkpoint_seconds=1e-9)
 
 
-def elsewhere(settings: WorkerSettings, threads: int = 1) -> WorkerSettings:
-    """The same sweep with another storage, and another driver."""
+def move_elsewhere(settings: WorkerSettings, threads: int = 1) -> WorkerSettings:
+    """Return the settings of the same sweep with another storage and another driver."""
     context = dataclasses.replace(
         settings.context, storage=settings.context.storage / "elsewhere", storage_name="elsewhere", driver="p/b"
     )
     return dataclasses.replace(settings, context=context, threads=threads)
 
 
-def folder_of(settings: WorkerSettings, seed: int = 0) -> TrialFolder:
+def get_folder(settings: WorkerSettings, seed: int = 0) -> TrialFolder:
     return TrialFolder(settings.context.storage, make_trial(architecture="cnn_3", epochs=4, seed=seed))
 
 
@@ -83,7 +83,7 @@ def train_all(
     die_at_epochs: int | None = None,
     gpus: float = 0,
 ) -> dict[str, Outcome]:
-    """The same for several trials; it may die when it reports so many epochs of them all.
+    """Run the trainable for a pack of trials; it may die when it reports a number of epochs, summed over the trials.
 
     Returns:
         The outcomes in the last report.
@@ -101,7 +101,7 @@ def train_all(
 
 
 def spy_on_deliveries(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """Return a list that gets the reason why the store does not take a result, or None, at every delivery."""
+    """Return a list that gets, at every delivery, the reason why the store took no result, or None if it took it."""
     failures: list[str | None] = []
     deliver = ActiveTrial.deliver
 
@@ -113,19 +113,19 @@ def spy_on_deliveries(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     return failures
 
 
-def result_of(store: Store, seed: int = 0) -> Any:
-    [recorded] = store.find_runs()[make_trial(architecture="cnn_3", epochs=4, seed=seed).id]
-    assert recorded.finished
-    return recorded, store.read_result(recorded)
+def read_result(store: Store, seed: int = 0) -> Any:
+    [run] = store.find_runs()[make_trial(architecture="cnn_3", epochs=4, seed=seed).id]
+    assert run.finished
+    return run, store.read_result(run)
 
 
 @pytest.mark.parametrize("backend", [None, pytest.param(NATIVE, marks=needs_compiler)])
-def test_an_interrupted_trial_ends_as_an_undisturbed_one(
+def test_an_interrupted_trial_ends_like_an_uninterrupted_one(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch, backend: str | None
 ) -> None:
     settings = dataclasses.replace(settings, backend=backend)
     train(settings, monkeypatch)
-    run, expected = result_of(store)
+    run, expected = read_result(store)
     store.client.delete_run(run.run_id)
 
     steps: list[int] = []
@@ -136,18 +136,18 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(
     for epoch in (1, 3):
         with pytest.raises(KilledError):
             train(settings, monkeypatch, die_at_epoch=epoch)
-        assert len(list(folder_of(settings).path.glob("[0-9]*.checkpoint"))) == 2
+        assert len(list(get_folder(settings).path.glob("[0-9]*.checkpoint"))) == 2
     train(settings, monkeypatch)
     assert steps == list(range(52))  # 13 steps an epoch: resumed from checkpoints, none taken twice
 
-    run, actual = result_of(store)
+    run, actual = read_result(store)
     assert store.read_tags(run.run_id)["convolutions"] == (backend or PYTORCH)
     for name, curve in expected.curves.items():
         assert curve.tobytes() == actual.curves[name].tobytes()
         history = store.client.get_metric_history(run.run_id, name)
         assert sorted(m.step for m in history) == expected.steps.tolist()
     np.testing.assert_array_equal(expected.first_layer, actual.first_layer)
-    assert not folder_of(settings).path.exists()
+    assert not get_folder(settings).path.exists()
 
 
 def test_a_machine_without_a_compiler_trains_with_pytorchs_convolutions(
@@ -159,7 +159,7 @@ def test_a_machine_without_a_compiler_trains_with_pytorchs_convolutions(
     monkeypatch.setattr(active_trial, "choose_forward", fail_to_compile)
     outcome = train(dataclasses.replace(settings, backend=NATIVE), monkeypatch)
     assert outcome.notes == ["it trained with PyTorch's convolutions, as there are no others here: no compiler"]
-    run, _ = result_of(store)
+    run, _ = read_result(store)
     assert store.read_tags(run.run_id)["convolutions"] == PYTORCH
 
 
@@ -167,33 +167,33 @@ def test_a_machine_without_a_compiler_trains_with_pytorchs_convolutions(
 def test_a_trial_goes_on_with_the_convolutions_that_it_began_with(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the sweep says meanwhile, unless it cannot; what changed is recorded."""
-    ours, theirs = (dataclasses.replace(settings, backend=backend) for backend in (NATIVE, PYTORCH))
-    for seed, begun, continued in ((0, ours, theirs), (1, theirs, ours)):
+    """Later settings do not matter, unless the backend is not available here; a change of backend is recorded."""
+    native, pytorch = (dataclasses.replace(settings, backend=backend) for backend in (NATIVE, PYTORCH))
+    for seed, begun, continued in ((0, native, pytorch), (1, pytorch, native)):
         with pytest.raises(KilledError):
             train(begun, monkeypatch, die_at_epoch=2, seed=seed)
         train(continued, monkeypatch, seed=seed)
-        run, _ = result_of(store, seed)
+        run, _ = read_result(store, seed)
         assert store.read_tags(run.run_id)["convolutions"] == begun.backend
     with pytest.raises(KilledError):
-        train(ours, monkeypatch, die_at_epoch=2, seed=2)
+        train(native, monkeypatch, die_at_epoch=2, seed=2)
 
     def fail_to_compile(*_: Any) -> Any:
         raise CompilerError("no compiler")
 
     monkeypatch.setattr(active_trial, "choose_forward", fail_to_compile)
-    train(ours, monkeypatch, seed=2)
-    run, _ = result_of(store, seed=2)
+    train(native, monkeypatch, seed=2)
+    run, _ = read_result(store, seed=2)
     assert store.read_tags(run.run_id)["convolutions"] == f"{NATIVE} then {PYTORCH}"
 
 
 def test_checkpoints_that_hold_the_text_of_tags_are_read(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checkpoints made before they held lists go on with the backend named last, and keep what was before."""
+    """Trials go on from such older checkpoints with the backend named last, and keep the values before it."""
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
-    folder = folder_of(settings)
+    folder = get_folder(settings)
     content = folder.read_newest_checkpoint()
     assert content is not None
     assert (content.pop(active_trial.THREAD_COUNTS), content.pop(active_trial.BACKENDS)) == ([1], [PYTORCH])
@@ -206,14 +206,14 @@ def test_checkpoints_that_hold_the_text_of_tags_are_read(
 
     monkeypatch.setattr(active_trial, "choose_forward", choose_forward)
     train(settings, monkeypatch)
-    tags = store.read_tags(result_of(store)[0].run_id)
+    tags = store.read_tags(read_result(store)[0].run_id)
     assert asked == ["AVX2"]
     assert tags["threads"] == "2 then 4 then 1"
     assert tags["convolutions"] == f"own then AVX2 then {PYTORCH}"
 
 
 @pytest.mark.parametrize("architecture", ["cnn_3", "mlp_1"])
-def test_stacks_and_fully_connected_networks_have_no_convolutions_of_ours(
+def test_stacks_and_fully_connected_networks_do_not_use_the_native_backend(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     trial = make_trial(architecture=architecture, epochs=1)
@@ -229,12 +229,12 @@ def test_a_finished_trial_is_not_trained_again(
     train(settings, monkeypatch)
     monkeypatch.setattr(worker.training, "start", None)  # calling it would raise
     train(settings, monkeypatch)
-    result_of(store)
+    read_result(store)
 
 
 def test_provenance_is_recorded(settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     train(settings, monkeypatch)
-    run, _ = result_of(store)
+    run, _ = read_result(store)
     tags = store.client.get_run(run.run_id).data.tags
     assert tags["device"] == "cpu"
     assert tags["threads"] == "1"
@@ -259,7 +259,7 @@ def test_points_are_sent_only_once_a_checkpoint_covers_them(
     def spy_send(self: TrialRun, steps: Any, curves: Any) -> None:
         sent.append(len(steps))
         assert len(steps) <= covered[-1]
-        assert self.run_id == folder_of(settings).run_id  # which a successor would go on with
+        assert self.run_id == get_folder(settings).run_id  # so that a successor would go on with this run
         send(self, steps, curves)
 
     monkeypatch.setattr(TrialFolder, "write_checkpoint", spy_write)
@@ -270,111 +270,111 @@ def test_points_are_sent_only_once_a_checkpoint_covers_them(
 
 
 def check_every_step_once(store: Store) -> None:
-    run, result = result_of(store)
+    run, result = read_result(store)
     for name in result.curves:
         assert [m.step for m in store.client.get_metric_history(run.run_id, name)] == result.steps.tolist()
 
 
-def test_a_trial_that_starts_anew_with_other_threads_doubles_nothing(
+def test_a_trial_that_starts_anew_with_other_threads_has_every_step_once(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its checkpoint is out of reach, and its last bits may differ: the first attempt's points must not stay."""
+    """The trial's checkpoint is out of reach and its last bits may differ: the first attempt's points must not stay."""
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
-    there = elsewhere(settings, threads=2)
-    assert "trains in another sweep, with --storage here" in train(there, monkeypatch).error  # it may be alive
+    moved = move_elsewhere(settings, threads=2)
+    assert "trains in another sweep, with --storage here" in train(moved, monkeypatch).error  # it may be alive
     [dead] = store.find_runs()[make_trial(architecture="cnn_3", epochs=4).id]
     store.end_run(dead.run_id, "KILLED")
-    train(there, monkeypatch)
+    train(moved, monkeypatch)
     check_every_step_once(store)
 
 
-def test_a_trial_that_goes_to_and_fro_between_storages_doubles_nothing(
+def test_a_trial_that_alternates_between_storages_has_every_step_once(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each storage has a checkpoint, and the run in the store has the points of the other one."""
+    """Each storage has a checkpoint, and the run in the store has the points of the other storage."""
     trial_id = make_trial(architecture="cnn_3", epochs=4).id
-    for turn, epoch in ((settings, 3), (elsewhere(settings, threads=2), 1)):
+    for current, epoch in ((settings, 3), (move_elsewhere(settings, threads=2), 1)):
         with pytest.raises(KilledError):
-            train(turn, monkeypatch, die_at_epoch=epoch)
+            train(current, monkeypatch, die_at_epoch=epoch)
         [dead] = store.find_runs()[trial_id]
         store.end_run(dead.run_id, "KILLED")
     train(settings, monkeypatch)
     check_every_step_once(store)
 
 
-def test_a_damaged_checkpoint_costs_its_interval_and_doubles_nothing(
+def test_after_a_damaged_checkpoint_a_trial_goes_on_from_the_one_before(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(settings, monkeypatch)
-    run, expected = result_of(store)
+    run, expected = read_result(store)
     store.delete_run(run.run_id)
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
-    newest = max(folder_of(settings).path.glob("[0-9]*.checkpoint"))
+    newest = max(get_folder(settings).path.glob("[0-9]*.checkpoint"))
     newest.write_bytes(newest.read_bytes()[:-50])
     [note] = train(settings, monkeypatch).notes
     assert "could not be used (it is damaged" in note
     check_every_step_once(store)
-    assert result_of(store)[1].curves["train_loss"].tobytes() == expected.curves["train_loss"].tobytes()
+    assert read_result(store)[1].curves["train_loss"].tobytes() == expected.curves["train_loss"].tobytes()
 
 
-@pytest.mark.parametrize("what", ["[0-9]*.checkpoint", "result.checkpoint"])
-def test_damage_moves_the_trial_to_a_new_run(
-    what: str, settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pattern", ["[0-9]*.checkpoint", "result.checkpoint"])
+def test_a_trial_with_damaged_files_moves_to_a_new_run(
+    pattern: str, settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained again with other last bits, as with another number of threads: nothing may be added to the old run."""
-    if what == "result.checkpoint":
+    """Training again may end in other last bits, here by force: no points may be added to those of the old run."""
+    if pattern == "result.checkpoint":
         monkeypatch.setattr(Delivery, "deliver_result", die)
         with pytest.raises(KilledError):
             train(settings, monkeypatch)
         monkeypatch.undo()
-        for path in folder_of(settings).path.glob("[0-9]*.checkpoint"):
+        for path in get_folder(settings).path.glob("[0-9]*.checkpoint"):
             path.unlink()
     else:
         with pytest.raises(KilledError):
             train(settings, monkeypatch, die_at_epoch=3)
-    [old] = store.find_runs()[folder_of(settings).trial.id]
-    for path in folder_of(settings).path.glob(what):
+    [old] = store.find_runs()[get_folder(settings).trial.id]
+    for path in get_folder(settings).path.glob(pattern):
         path.write_bytes(b"x")
     start = worker.training.start
 
-    def perturbed(*words: Any, **options: Any) -> Any:
+    def start_perturbed(*words: Any, **options: Any) -> Any:
         state = start(*words, **options)
         with torch.no_grad():
             for parameter in state.model.parameters():
                 parameter *= 1 + 1e-6
         return state
 
-    monkeypatch.setattr(worker.training, "start", perturbed)
+    monkeypatch.setattr(worker.training, "start", start_perturbed)
     train(settings, monkeypatch)
     check_every_step_once(store)
-    assert result_of(store)[0].run_id != old.run_id
+    assert read_result(store)[0].run_id != old.run_id
 
 
 def die(*_: Any) -> None:
     raise KilledError
 
 
-def test_a_run_that_another_sweep_finished_meanwhile_is_left_as_it_is(
+def test_a_run_that_another_sweep_has_finished_is_not_changed(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store is away when the trial starts; when it is back, the trial is finished there."""
+    """The store is away when the trial starts; when it is back, it has a finished run of the trial."""
     open_run, calls = Delivery._open, iter(range(1000))
 
-    def away_at_first(self: Delivery) -> TrialRun:
+    def fail_at_first(self: Delivery) -> TrialRun:
         if next(calls) == 0:
-            train(elsewhere(settings, threads=2), monkeypatch)
+            train(move_elsewhere(settings, threads=2), monkeypatch)
             raise TrackingError("away")
         return open_run(self)
 
     monkeypatch.setattr("trainables.persistence.delivery.RETRY_WAIT_SECONDS", 0.0)
     monkeypatch.setattr("trainables.persistence.delivery.RETRY_WAIT_FACTOR", 0.0)
-    monkeypatch.setattr(Delivery, "_open", away_at_first)
+    monkeypatch.setattr(Delivery, "_open", fail_at_first)
     train(settings, monkeypatch)
     check_every_step_once(store)
-    assert store.read_tags(result_of(store)[0].run_id)[STORAGE_TAG] == "elsewhere"
-    assert not folder_of(settings).path.exists()
+    assert store.read_tags(read_result(store)[0].run_id)[STORAGE_TAG] == "elsewhere"
+    assert not get_folder(settings).path.exists()
 
 
 def test_training_goes_on_while_the_store_is_away(
@@ -391,13 +391,13 @@ def test_training_goes_on_while_the_store_is_away(
     [failure] = failures
     assert failure is not None
     assert "cannot be used" in failure
-    assert folder_of(settings).has_result
+    assert get_folder(settings).has_result
     (hidden.parent / "away.db").rename(hidden)
     monkeypatch.setattr(worker.training, "start", None)  # calling it would raise
     train(settings, monkeypatch)
     assert failures[1:] == [None]
     check_every_step_once(store)
-    assert not folder_of(settings).path.exists()
+    assert not get_folder(settings).path.exists()
 
 
 def test_a_store_that_fails_now_and_then_gets_every_point_once(
@@ -413,7 +413,7 @@ def test_a_store_that_fails_now_and_then_gets_every_point_once(
             raise TrackingError("away")
         send(self, steps, curves)
         if number % 3 == 1:
-            self.records_sent = 0  # the answer was lost: all is sent again
+            self.records_sent = 0  # as if the answer was lost: all points are sent again
             raise TrackingError("no answer")
 
     monkeypatch.setattr(TrialRun, "send_records", flaky)
@@ -430,10 +430,10 @@ def test_a_full_disk_ends_the_trial_with_the_reason(
         train(settings, monkeypatch, die_at_epoch=1)
     write = TrialFolder._write
 
-    def full(self: TrialFolder, name: str, content: dict[str, Any]) -> None:
+    def fail_to_write(self: TrialFolder, name: str, content: dict[str, Any]) -> None:
         raise StorageError("cannot write (No space left on device)")
 
-    monkeypatch.setattr(TrialFolder, "_write", full)
+    monkeypatch.setattr(TrialFolder, "_write", fail_to_write)
     assert "No space left" in train(settings, monkeypatch).error
     monkeypatch.setattr(TrialFolder, "_write", write)
     train(settings, monkeypatch)
@@ -441,30 +441,30 @@ def test_a_full_disk_ends_the_trial_with_the_reason(
 
 
 def test_a_trial_that_always_raises_is_given_up(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise ArithmeticError("broken")
 
-    monkeypatch.setattr(worker.training, "train", broken)
+    monkeypatch.setattr(worker.training, "train", fail)
     for _ in range(MAX_STARTS):
         with pytest.raises(ArithmeticError):
             train(settings, monkeypatch)
     assert "ended 3 times at the same point: ArithmeticError: broken" in train(settings, monkeypatch).error
     other_driver = dataclasses.replace(settings, context=dataclasses.replace(settings.context, driver="p/b"))
-    with pytest.raises(ArithmeticError):  # a new command tries anew
+    with pytest.raises(ArithmeticError):  # a new driver counts from the start
         train(other_driver, monkeypatch)
 
 
-def test_threads_are_recorded_with_their_change(
+def test_a_change_of_the_thread_count_is_recorded(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2)
     train(dataclasses.replace(settings, threads=2), monkeypatch)
-    run, _ = result_of(store)
+    run, _ = read_result(store)
     assert store.read_tags(run.run_id)["threads"] == "1 then 2"
 
 
-def test_a_trial_that_diverges_is_finished_as_such(
+def test_a_diverged_trial_is_finished_and_marked(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KilledError):
@@ -484,7 +484,7 @@ def test_runs_name_their_storage_and_driver(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(settings, monkeypatch)
-    run, _ = result_of(store)
+    run, _ = read_result(store)
     tags = store.read_tags(run.run_id)
     assert (tags[STORAGE_TAG], tags[DRIVER_TAG]) == ("here", settings.context.driver)
 
@@ -492,15 +492,15 @@ def test_runs_name_their_storage_and_driver(
 def test_an_xor_trial_needs_no_data(settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = Xor(epochs=20).sweep().trials()[1]
     train_pack(Pack((trial,), ("xor",), 0), None, settings, lambda metrics: None)
-    [recorded] = store.find_runs()[trial.id]
-    result = store.read_result(recorded)
+    [run] = store.find_runs()[trial.id]
+    result = store.read_result(run)
     assert result.steps.tolist() == list(range(4, 81, 4))
     assert result.first_layer.shape == (3, 3)
 
 
 def test_the_trained_model_is_kept(settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     train(settings, monkeypatch)
-    run, result = result_of(store)
+    run, result = read_result(store)
     with store.open_artifact(run, "model.pt") as path:
         weights = torch.load(path, weights_only=True)
     np.testing.assert_array_equal(next(iter(weights.values())).numpy(), result.first_layer)
@@ -509,10 +509,10 @@ def test_the_trained_model_is_kept(settings: WorkerSettings, store: Store, monke
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
 )
-def test_a_trial_without_enough_gpu_memory_is_to_be_tried_with_more(
+def test_a_trial_without_enough_gpu_memory_reports_it_and_can_go_on_with_more(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """As often as it takes, and from its last checkpoint."""
+    """It does so any number of times, and goes on from its last checkpoint."""
     with pytest.raises(KilledError):
         train(settings, monkeypatch, die_at_epoch=2, gpus=0.1)
 
@@ -527,16 +527,18 @@ def test_a_trial_without_enough_gpu_memory_is_to_be_tried_with_more(
         assert "0.1 of a GPU has too little memory for it" in report.error
     monkeypatch.setattr(worker.training, "start", start)
     assert train(settings, monkeypatch, gpus=0.2).error is None
-    result_of(store)
+    read_result(store)
 
 
-def test_other_errors_are_not_of_memory(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_not_about_memory_is_raised(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.training, "start", None)
     with pytest.raises(TypeError):
         train(settings, monkeypatch, gpus=0.1)
 
 
-def test_a_node_without_the_storage_says_so(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_does_not_see_the_storage_is_reported(
+    settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     missing = settings.context.storage / "missing"
     context = dataclasses.replace(settings.context, storage=missing)
     report = train(dataclasses.replace(settings, context=context), monkeypatch)
@@ -550,91 +552,91 @@ def test_a_trials_tensors_leave_room_for_the_rest_of_its_process(gpus: float, fr
     assert worker.compute_memory_fraction(gpus, 16 * 2**30) == pytest.approx(fraction)
 
 
-def stacked(settings: WorkerSettings) -> WorkerSettings:
-    """The same, with MLPs side by side."""
+def with_stacks(settings: WorkerSettings) -> WorkerSettings:
+    """Return the settings with stacks for `mlp_1`."""
     return dataclasses.replace(settings, stacked_architectures=["mlp_1"])
 
 
-def mlps(seeds: Sequence[int] = range(3), **changes: Any) -> list[Trial]:
+def make_mlps(seeds: Sequence[int] = range(3), **changes: Any) -> list[Trial]:
     return [make_trial(epochs=4, seed=seed, **changes) for seed in seeds]
 
 
-def results(store: Store) -> dict[str, Any]:
-    """By trial id; each has one run, finished, with every step once."""
+def read_results(store: Store) -> dict[str, Any]:
+    """Return all results by trial id; check that each has one run, which is finished and has every step once."""
     found = {}
-    for trial_id, [recorded] in store.find_runs().items():
-        assert recorded.finished
-        found[trial_id] = result = store.read_result(recorded)
+    for trial_id, [run] in store.find_runs().items():
+        assert run.finished
+        found[trial_id] = result = store.read_result(run)
         for name in result.curves:
-            history = store.client.get_metric_history(recorded.run_id, name)
+            history = store.client.get_metric_history(run.run_id, name)
             assert [m.step for m in history] == result.steps.tolist()
     return found
 
 
-def same(one: Any, other: Any) -> bool:
-    """To the last bit."""
+def are_equal(one: Any, other: Any) -> bool:
+    """Return whether two results are equal to the last bit."""
     curves = all(one.curves[name].tobytes() == other.curves[name].tobytes() for name in one.curves)
     return curves and one.first_layer.tobytes() == other.first_layer.tobytes()
 
 
-def forget(store: Store) -> None:
+def empty_store(store: Store) -> None:
     """Empty the store."""
     for runs in store.find_runs().values():
-        for recorded in runs:
-            store.delete_run(recorded.run_id)
+        for run in runs:
+            store.delete_run(run.run_id)
 
 
-def test_a_packs_death_and_other_packs_change_no_member(
+def test_a_killed_stack_that_goes_on_in_other_packs_changes_no_result(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in a stack of three; gone on with in packs of two and one, from one checkpoint and from another."""
-    trials = mlps()
-    train_all(stacked(settings), monkeypatch, trials)
-    expected = results(store)
+    """A stack of three is killed, and its trials go on in packs of two and one, from checkpoints of different steps."""
+    trials = make_mlps()
+    train_all(with_stacks(settings), monkeypatch, trials)
+    expected = read_results(store)
     assert len(expected) == 3
-    forget(store)
+    empty_store(store)
     with pytest.raises(KilledError):
-        train_all(stacked(settings), monkeypatch, trials, die_at_epochs=3)
+        train_all(with_stacks(settings), monkeypatch, trials, die_at_epochs=3)
     with pytest.raises(KilledError):
-        train_all(stacked(settings), monkeypatch, trials[1:], die_at_epochs=4)
-    train_all(stacked(settings), monkeypatch, [trials[1], trials[0]])  # which have come unequally far
-    train_all(settings, monkeypatch, trials[2:])  # as it began, not as the sweep says now
-    actual = results(store)
-    assert all(same(actual[trial.id], expected[trial.id]) for trial in trials)
+        train_all(with_stacks(settings), monkeypatch, trials[1:], die_at_epochs=4)
+    train_all(with_stacks(settings), monkeypatch, [trials[1], trials[0]])  # their checkpoints are at different steps
+    train_all(settings, monkeypatch, trials[2:])  # in a stack, as it began, although the settings name no stacks now
+    actual = read_results(store)
+    assert all(are_equal(actual[trial.id], expected[trial.id]) for trial in trials)
     tags = [store.read_tags(store.find_runs()[trial.id][0].run_id)["stacked_trials"] for trial in trials]
     assert tags == ["1", "1", "1"]
     assert not any((settings.context.storage / "trials").iterdir())
 
 
-def test_members_one_after_another_are_as_alone(
+def test_trials_of_a_pack_one_after_another_equal_trials_alone(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trials = mlps()
+    trials = make_mlps()
     for trial in trials:
         train_all(settings, monkeypatch, [trial])
-    expected = results(store)
-    forget(store)
+    expected = read_results(store)
+    empty_store(store)
     with pytest.raises(KilledError):
-        train_all(settings, monkeypatch, trials, die_at_epochs=4 + 2)  # the second in its middle
+        train_all(settings, monkeypatch, trials, die_at_epochs=4 + 2)  # in the middle of the second trial
     train_all(settings, monkeypatch, trials)
-    actual = results(store)
-    assert all(same(actual[trial.id], expected[trial.id]) for trial in trials)
+    actual = read_results(store)
+    assert all(are_equal(actual[trial.id], expected[trial.id]) for trial in trials)
 
 
 def test_a_member_that_diverges_leaves_the_others_alone(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [good] = mlps([0])
-    [bad] = mlps([1], optimizer="sgd", learning_rate=1e6)
+    [good] = make_mlps([0])
+    [bad] = make_mlps([1], optimizer="sgd", learning_rate=1e6)
     good = dataclasses.replace(good, optimizer="sgd")
-    train_all(stacked(settings), monkeypatch, [good])
-    expected = results(store)[good.id]
-    forget(store)
+    train_all(with_stacks(settings), monkeypatch, [good])
+    expected = read_results(store)[good.id]
+    empty_store(store)
     with pytest.raises(KilledError):
-        train_all(stacked(settings), monkeypatch, [bad, good], die_at_epochs=6)
-    train_all(stacked(settings), monkeypatch, [bad, good])
-    actual = results(store)
-    assert same(actual[good.id], expected)
+        train_all(with_stacks(settings), monkeypatch, [bad, good], die_at_epochs=6)
+    train_all(with_stacks(settings), monkeypatch, [bad, good])
+    actual = read_results(store)
+    assert are_equal(actual[good.id], expected)
     assert actual[bad.id].diverged
     assert len(actual[bad.id].steps) < len(actual[good.id].steps)
 
@@ -642,31 +644,31 @@ def test_a_member_that_diverges_leaves_the_others_alone(
 def test_a_member_that_cannot_be_trained_leaves_the_others_alone(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trials = mlps()
+    trials = make_mlps()
     folder = TrialFolder(settings.context.storage, trials[1])
     folder.path.mkdir(parents=True)
     (folder.path / "starts").write_text(f"{settings.context.driver} {MAX_STARTS}")
-    outcomes = train_all(stacked(settings), monkeypatch, trials)
+    outcomes = train_all(with_stacks(settings), monkeypatch, trials)
     assert [outcomes[trial.id].error is not None for trial in trials] == [False, True, False]
-    assert set(results(store)) == {trials[0].id, trials[2].id}
+    assert set(read_results(store)) == {trials[0].id, trials[2].id}
 
 
-def test_a_member_that_ends_its_process_again_and_again_does_not_take_others_with_it(
+def test_a_member_that_always_ends_its_process_does_not_take_the_others_with_it(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trials = mlps()
+    trials = make_mlps()
     start = worker.training.start
 
-    def dying(trial: Trial, *words: Any, **options: Any) -> Any:
+    def start_or_die(trial: Trial, *words: Any, **options: Any) -> Any:
         if trial == trials[1]:
             raise KilledError("this one")
         return start(trial, *words, **options)
 
-    monkeypatch.setattr(worker.training, "start", dying)
+    monkeypatch.setattr(worker.training, "start", start_or_die)
     deaths = 0
     while True:
         try:
-            outcomes = train_all(stacked(settings), monkeypatch, trials)
+            outcomes = train_all(with_stacks(settings), monkeypatch, trials)
             break
         except KilledError:
             deaths += 1
@@ -674,16 +676,18 @@ def test_a_member_that_ends_its_process_again_and_again_does_not_take_others_wit
     assert "ended 3 times at the same point: test_worker.KilledError: this one" in outcomes[trials[1].id].error
     [failed] = store.find_runs()[trials[1].id]
     store.delete_run(failed.run_id)
-    assert set(results(store)) == {trials[0].id, trials[2].id}
+    assert set(read_results(store)) == {trials[0].id, trials[2].id}
 
 
-def test_a_report_says_how_far_a_pack_is(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_count_the_epochs_running_trials_and_outcomes_of_a_pack(
+    settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reports: list[PackReport] = []
     monkeypatch.setattr(worker, "REPORT_INTERVAL_SECONDS", 0)
-    trials = [*mlps([0, 1]), make_trial(architecture="cnn_3", epochs=4)]
-    train_pack(Pack(tuple(trials), ("a trial",) * 3, 0), make_dataset(), stacked(settings), reports.append)
+    trials = [*make_mlps([0, 1]), make_trial(architecture="cnn_3", epochs=4)]
+    train_pack(Pack(tuple(trials), ("a trial",) * 3, 0), make_dataset(), with_stacks(settings), reports.append)
     assert [(r.epochs, r.running, len(r.outcomes)) for r in reports] == [
         *((0, 2, 0), (0, 2, 0), (2, 2, 0), (4, 2, 0), (6, 2, 0)),  # the stack
-        *((8, 1, 2), (8, 1, 2), (9, 1, 2), (10, 1, 2), (11, 1, 2)),  # then the other
+        *((8, 1, 2), (8, 1, 2), (9, 1, 2), (10, 1, 2), (11, 1, 2)),  # then the other trial
         (12, 0, 3),
     ]

@@ -21,7 +21,7 @@ def get_default_storage() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Resources and places for the trials; none of these options changes a result, except for rounding."""
+    """Resources and folders for them. None of these options changes a result, except for rounding."""
 
     data_root: Path = field(default_factory=get_default_data_root)
     """Folder of the data sets; missing files are downloaded into it. SWEEPS_DATA_ROOT sets the default."""
