@@ -88,7 +88,7 @@ def draw_curves(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str) -
     handles = [figures.make_legend_handle(str(value), style) for value, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(8, len(handles)))
     ends = "Means end where the shortest run does." if data.sizes["batch_size"] > 1 else ""
-    figures.add_caption(figure, f"{dataset}, over all other axes. {figures.describe_bands(bands)} {ends}")
+    figures.add_caption(figure, f"{dataset}, means over all other axes. {figures.describe_bands(bands)} {ends}")
     return figure
 
 

@@ -21,7 +21,7 @@ MAX_INPUTS = 10_000_000  # numbers in one image; the networks are built, so they
 
 @dataclass(frozen=True, kw_only=True)
 class Part1:
-    """Inputs and training to count for."""
+    """Input shapes and training settings for the counts."""
 
     inputs: tuple[str, ...] = ("1x32x32", "1x28x28")
     """Shapes of the input, as CHANNELSxHEIGHTxWIDTH."""

@@ -116,7 +116,7 @@ def draw_grid(outputs: NDArray[Any]) -> Figure:
         for axes, tile in zip(row, image, strict=True):
             axes.imshow(tile, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
-    figure.suptitle("Outputs: a row an image, a column a kernel; each tile on its own scale", fontsize=10)
+    figure.suptitle("Outputs: one row per image, one column per kernel; each tile on its own scale", fontsize=10)
     return figure
 
 
@@ -129,7 +129,7 @@ class Part2:
     kernels: Path | None = None
     """.npy file of shape (out_channels, in_channels, height, width). By default, eight edge detectors of 4×4."""
     show: int = 10
-    """Largest number of images in the figure."""
+    """Maximum number of images in the figure."""
     out: Path = Path("figures/part2")
     """Folder for part2.png and part2.npy."""
 

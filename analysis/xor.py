@@ -128,7 +128,7 @@ def draw_losses_by_sigma(rows: Sequence[dict[str, Any]], options: Xor) -> Figure
         axes.set_yscale("log")
         figures.label_axes(axes, "noise σ", "summed loss", f"Loss on the {kind} points")
     n = min(len(select_sample(rows, sigma, "clean_loss")) for sigma in options.sigmas)
-    text = f"Grey: {n} or more seeds. Diamonds: median with {describe_interval(n)}."
+    text = f"Grey: single seeds, {n} or more per σ. Diamonds: median with {describe_interval(n)}."
     figures.add_caption(figure, text + " The log of zero counts as 9,999.")
     return figure
 

@@ -1,4 +1,4 @@
-"""The command line of all scripts: parse it, run it, exit; the only module that imports the driver."""
+"""The command line of all scripts: parse it, run it, exit; the scripts' only way to the driver."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def run_to_exit_status(script: Callable[[], int]) -> int:
     try:
         return script()
     except UserError as error:
-        print("error:", *str(error).splitlines(), file=sys.stderr)  # a path or a library's reason may have several
+        print("error:", *str(error).splitlines(), file=sys.stderr)  # a path or a reason may have several lines
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command continues from here", file=sys.stderr)
         return 130

@@ -17,8 +17,8 @@ from trainables.result import Result
 from trainables.trial import IMAGE_DATASETS, Trial
 
 MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
-JOB_ADDRESS_VARIABLE = "SWEEPS_JOB_ADDRESS"  # set for a job: the --address that it was submitted to
-MLFLOW_PORT = 5000  # on a cluster's head, and of the tunnel to it
+JOB_ADDRESS_VARIABLE = "SWEEPS_JOB_ADDRESS"  # environment variable of a job: the --address that it was submitted to
+MLFLOW_PORT = 5000  # of MLflow on a cluster's head, and of the tunnel to it
 
 ReadResult = Callable[[Trial], Result | None]
 """A function that reads a trial's result from the store, or returns None if the trial is not finished."""
@@ -44,18 +44,18 @@ class SweepOptions(ABC):
 
     Attributes:
         experiment: The name of the sweep, of its MLflow experiment, and of its two scripts.
-        quick_defaults: The defaults that `--quick` changes.
+        quick_defaults: The defaults under `--quick`, where they differ.
     """
 
     experiment: ClassVar[str]
     quick_defaults: ClassVar[Mapping[str, Any]] = {}
 
     seeds: int = 1
-    """Number of seeds: 0 to N-1. You can add more later."""
+    """Number of seeds N; the seeds are 0 to N-1. You can add more later."""
     tracking_uri: str = field(default_factory=get_default_tracking_uri)
     """MLflow's tracking store. MLFLOW_TRACKING_URI sets the default."""
     quick: bool = False
-    """A version that takes a minute or two, on bundled data; you can combine it with other options."""
+    """Run a short version on bundled data, which takes a minute or two. Other options still apply."""
 
     @abstractmethod
     def sweep(self) -> Sweep:
@@ -86,7 +86,7 @@ class SweepOptions(ABC):
 
     def seed_range(self) -> range:
         """Return the seeds 0 to N-1."""
-        check_positive("--seeds", self.seeds, whole=True, most=MAX_TRIALS)
+        check_positive("--seeds", self.seeds, whole=True, maximum=MAX_TRIALS)
         return range(self.seeds)
 
     def format_command(self, folder: str, more: Sequence[str] = ()) -> str:

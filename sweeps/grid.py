@@ -24,7 +24,7 @@ class Grid(ImageSweepOptions):
     }
 
     seeds: int = 3
-    """Number of seeds: 0 to N-1. You can add more later."""
+    """Number of seeds N; the seeds are 0 to N-1. You can add more later."""
     architectures: tuple[str, ...] = MAIN_ARCHITECTURES
     """Any of mlp_1, mlp_2, cnn_3, cnn_4, cnn_5, logistic, conv_pool, conv_pool_valid."""
     activations: tuple[str, ...] = ("relu",)

@@ -18,7 +18,7 @@ class Part3(MainSweepOptions):
     quick_defaults: ClassVar = {"dataset": "digits", "seeds": 3, "epochs": 5}
 
     seeds: int = 10
-    """Number of seeds: 0 to N-1. You can add more later."""
+    """Number of seeds N; the seeds are 0 to N-1. You can add more later."""
     learning_rate: float = 0.01
     """Learning rate of Adam: the report has 0.01, and Adam's own default is 0.001."""
 

@@ -1,4 +1,4 @@
-"""Part 4: ReLU against the logistic sigmoid, and what it does to the first layer's gradient."""
+"""Part 4: ReLU against the logistic sigmoid, and what the sigmoid does to the first layer's gradient."""
 
 from __future__ import annotations
 

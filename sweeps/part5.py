@@ -61,15 +61,15 @@ class Part5(ImageSweepOptions):
     """One or two steps after which the rate is divided by ten, instead of the plateaus that are found."""
 
     def sweep(self) -> Sweep:
-        return self.make({"learning_rate": LEARNING_RATES}, epochs=self.epochs)
+        return self.make_sweep({"learning_rate": LEARNING_RATES}, epochs=self.epochs)
 
-    def scheduled(self, schedule: Schedule) -> Sweep:
+    def make_scheduled_sweep(self, schedule: Schedule) -> Sweep:
         """Return the sweep over seeds that starts with rate 0.1 and switches as `schedule` says."""
         name = " → ".join([str(LEARNING_RATES[0]), *(f"{rate} after step {step}" for step, rate in schedule)])
         axis = {"schedule": {name: {"learning_rate": LEARNING_RATES[0], "milestones": schedule}}}
-        return self.make(axis, epochs=self.schedule_epochs)
+        return self.make_sweep(axis, epochs=self.schedule_epochs)
 
-    def make(self, axis: Mapping[str, Axis], epochs: int) -> Sweep:
+    def make_sweep(self, axis: Mapping[str, Axis], epochs: int) -> Sweep:
         """Return a sweep over the seeds and one other axis."""
         return Sweep(
             name=self.experiment,
@@ -95,14 +95,14 @@ class Part5(ImageSweepOptions):
             if isinstance(step, str):
                 raise StagesEndedEarly(f"No switch to rate {rate}: {step}.")
             schedule = (*schedule, (step, rate))
-            yield self.scheduled(schedule)
+            yield self.make_scheduled_sweep(schedule)
 
     def plateau_step(self, schedule: Schedule, read: ReadResult) -> int | str:
         """Return the step where the mean validation curve over seeds stops rising, after the schedule's last switch.
 
         If there is no such step, return a clause that gives the reason.
         """
-        sweep = self.scheduled(schedule) if schedule else self.sweep()
+        sweep = self.make_scheduled_sweep(schedule) if schedule else self.sweep()
         trials = [trial for trial in sweep.trials() if trial.learning_rate == LEARNING_RATES[0]]
         results = [result for result in map(read, trials) if result is not None]
         if len(results) < len(trials):
@@ -124,7 +124,7 @@ class Part5(ImageSweepOptions):
 
     def check(self) -> None:
         """Raise `BadInputError` where an option is out of range."""
-        check_positive("--schedule-epochs", self.schedule_epochs, whole=True, most=MAX_SETTING)
+        check_positive("--schedule-epochs", self.schedule_epochs, whole=True, maximum=MAX_SETTING)
         check_choice("architecture", self.architecture, MAIN_ARCHITECTURES[1:])
         if len(self.milestones) > len(LEARNING_RATES) - 1:
             raise BadInputError(f"--milestones has {len(self.milestones)} steps; give one or two")

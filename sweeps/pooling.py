@@ -9,6 +9,7 @@ from sweeps.cli import main
 from sweeps.experiment import ImageSweepOptions
 from sweeps.sweep import Sweep
 
+# The models by their names in the report.
 MODELS = {
     "a": {"architecture": "conv_pool", "pooling": "max"},
     "b": {"architecture": "conv_pool", "pooling": "avg"},

@@ -11,7 +11,7 @@ from typing import Any
 from trainables.errors import BadInputError
 from trainables.trial import Trial
 
-MAX_TRIALS = 100_000  # more are a typing error, and listing them would fill the memory before a plan is shown
+MAX_TRIALS = 100_000  # more is surely a typing error, and a list of them would fill the memory before a plan is shown
 NAME_PREFIXES = {"seed": "seed ", "learning_rate": "rate ", "batch_size": "batch ", "noise_sigma": "σ "}
 
 Axis = Sequence[Any] | Mapping[str, Mapping[str, Any]]

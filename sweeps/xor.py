@@ -10,7 +10,7 @@ from sweeps.experiment import SweepOptions
 from sweeps.sweep import Sweep
 from trainables.trial import XOR
 
-REPORT_SEED = 46
+REPORT_SEED = 46  # the only seed that the report has used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Xor(SweepOptions):
     quick_defaults: ClassVar = {"seeds": 5}
 
     seeds: int = 20
-    """Number of seeds besides the report's own, 46: 0 to N-1. You can add more later."""
+    """Number of seeds N besides the report's own, 46; the seeds are 0 to N-1. You can add more later."""
     sigmas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
     """Standard deviations of the noise on the training points."""
     epochs: int = 2000

@@ -73,7 +73,7 @@ def make_sweep(seeds: int = 2) -> Sweep:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make an empty MLflow database, which takes seconds; tests copy it in no time."""
+    """Make an empty MLflow database, once as it takes seconds; tests copy it."""
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     Store(f"sqlite:///{path}")
     return path

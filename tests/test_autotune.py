@@ -30,7 +30,7 @@ def no_backend_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Replace all probes, and return a list that gets those that are made.
+    """Replace the probes, and return a list to which each call of one is added.
 
     Stacks turn out faster for MLPs only. A probe that gets a share of a GPU finds one.
     """

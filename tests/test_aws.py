@@ -25,8 +25,8 @@ pytestmark = [
 class FakeUpdater:
     """Replacement for the thread that sets up a node through SSH."""
 
-    def __init__(self, **asked: Any) -> None:
-        self.asked = asked
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
         self.exitcode = 0
         updaters.append(self)
 
@@ -104,7 +104,7 @@ def test_the_head_may_start_machines_and_write_to_s3(cluster: Cluster) -> None:
     assert {policy["PolicyName"] for policy in policies} == {"AmazonEC2FullAccess", "AmazonS3FullAccess"}
 
 
-def test_the_key_is_made_and_its_private_half_is_private(cluster: Cluster) -> None:
+def test_an_ssh_key_is_made_that_only_its_owner_can_read(cluster: Cluster) -> None:
     [head] = cluster.list_machines()
     assert head["KeyName"] == "neural-sweeps"
     key = cluster.path.parent / ".ssh" / "neural-sweeps.pem"
@@ -112,13 +112,15 @@ def test_the_key_is_made_and_its_private_half_is_private(cluster: Cluster) -> No
     assert key.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_head_gets_token_and_scripts_and_runs_them(cluster: Cluster) -> None:
-    asked = updaters[-1].asked
-    assert {"~/.ray/auth_token", "~/neural-sweeps/cluster", "~/ray_bootstrap_config.yaml"} <= set(asked["file_mounts"])
-    assert asked["auth_config"]["ssh_user"] == "ubuntu"
-    [setup] = asked["setup_commands"]
+def test_the_head_gets_the_token_and_the_scripts_and_runs_the_setup(cluster: Cluster) -> None:
+    arguments = updaters[-1].arguments
+    assert {"~/.ray/auth_token", "~/neural-sweeps/cluster", "~/ray_bootstrap_config.yaml"} <= set(
+        arguments["file_mounts"]
+    )
+    assert arguments["auth_config"]["ssh_user"] == "ubuntu"
+    [setup] = arguments["setup_commands"]
     assert setup.endswith("cluster/setup-node.sh nfs:/srv/neural-sweeps s3://some-bucket/neural-sweeps")
-    assert asked["node_resources"] == {"CPU": 0, "GPU": 0}
+    assert arguments["node_resources"] == {"CPU": 0, "GPU": 0}
 
 
 def test_workers_are_spot_machines_with_no_rights_and_ray_down_keeps_the_head(cluster: Cluster) -> None:

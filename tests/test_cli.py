@@ -147,7 +147,7 @@ def test_an_analysis_without_trials_names_the_command_that_trains_them(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_refuses_absent_gpus_that_the_environment_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_refuses_too_many_gpus_with_cuda_visible_devices_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
     assert run_sweep(monkeypatch, "--quick", "--dry-run", "--gpus-per-trial", "64") == 2
 

@@ -42,7 +42,7 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with all that the launcher's files name, which is also the home folder with key and token."""
+    """Make a folder with all that the launcher's files name; it is also the home folder with key and token."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for secret in (".ssh/id_ed25519", ".ray/auth_token"):
         (tmp_path / secret).parent.mkdir()
@@ -56,23 +56,23 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def aws_problems(checkout: Path) -> Callable[[Callable[[Config], object]], list[str]]:
-    """A function that changes the AWS file and returns the problems that the check then finds."""
+    """Return a function that changes the AWS file and returns the problems that the check then finds."""
 
-    def changed(change: Callable[[Config], object]) -> list[str]:
+    def find_problems_after(change: Callable[[Config], object]) -> list[str]:
         config = yaml.safe_load(fill_placeholders(AWS))
         change(config)
         path = checkout / AWS
         path.write_text(yaml.safe_dump(config))
         return find_problems(path)
 
-    return changed
+    return find_problems_after
 
 
-def test_the_launcher_takes_the_file(config: Config) -> None:
+def test_the_launcher_accepts_the_file(config: Config) -> None:
     validate_config(prepare_config(config))
 
 
-def test_what_is_copied_to_the_nodes_exists(config: Config) -> None:
+def test_all_files_copied_to_the_nodes_exist(config: Config) -> None:
     local = [path for path in config["file_mounts"].values() if not path.startswith("~")]
     assert local
     assert all((ROOT / path).exists() for path in local)
@@ -82,7 +82,7 @@ def test_the_code_that_experiments_import_is_copied(config: Config) -> None:
     assert {"analysis", "sweeps", "trainables", "cluster"} <= set(config["file_mounts"].values())
 
 
-def test_every_node_asks_for_the_token(config: Config) -> None:
+def test_every_node_requires_the_token(config: Config) -> None:
     assert "~/.ray/auth_token" in config["file_mounts"]
     assert "export RAY_AUTH_MODE=token" in (ROOT / "cluster" / "setup-node.sh").read_text()
 
@@ -107,13 +107,13 @@ def test_gpus_of_a_worker_are_stated() -> None:
 
 
 @pytest.mark.parametrize("name", [AWS, ONPREM])
-def test_a_file_with_all_that_must_be_set_is_ready(name: str, checkout: Path) -> None:
+def test_a_file_whose_placeholders_are_replaced_is_ready(name: str, checkout: Path) -> None:
     (checkout / name).write_text(fill_placeholders(name))
     assert find_problems(checkout / name) == []
 
 
 @pytest.mark.parametrize("name", [AWS, ONPREM])
-def test_each_placeholder_is_named(name: str) -> None:
+def test_each_remaining_placeholder_is_named(name: str) -> None:
     found = find_problems(ROOT / name)
     left = set(re.findall(r"<[\w ]+>", yaml.safe_dump(yaml.safe_load((ROOT / name).read_text()))))
     assert left
@@ -121,7 +121,7 @@ def test_each_placeholder_is_named(name: str) -> None:
     assert {line.partition(" is still to be set")[0] for line in found} == left
 
 
-def test_the_script_says_what_is_missing_and_stops_the_person() -> None:
+def test_the_script_names_what_is_missing_and_fails() -> None:
     command = [sys.executable, "cluster/check.py", AWS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -129,7 +129,7 @@ def test_the_script_says_what_is_missing_and_stops_the_person() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_keys_tokens_and_code_must_be_there(checkout: Path) -> None:
+def test_missing_keys_tokens_and_code_are_named(checkout: Path) -> None:
     (checkout / ONPREM).write_text(fill_placeholders(ONPREM))
     (checkout / ".ssh/id_ed25519").unlink()
     (checkout / ".ray/auth_token").unlink()
@@ -141,7 +141,7 @@ def test_keys_tokens_and_code_must_be_there(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ("", "no section provider"),
         ("provider: {type: aws", "not YAML"),
@@ -149,10 +149,10 @@ def test_keys_tokens_and_code_must_be_there(checkout: Path) -> None:
         ("{cluster_name: c, provider: {type: local, head_ip: 10.0.0.1}}", "head_ip and worker_ips"),
     ],
 )
-def test_what_is_no_cluster_is_refused(content: str, said: str, tmp_path: Path) -> None:
+def test_a_file_that_describes_no_cluster_is_refused(content: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "file.yaml").write_text(content)
     [problem] = find_problems(tmp_path / "file.yaml")
-    assert said in problem
+    assert expected in problem
 
 
 def get_head_settings(config: Config) -> Config:
@@ -168,7 +168,7 @@ def get_worker_settings(config: Config) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (lambda config: config["provider"].pop("region"), "provider.region"),
         (lambda config: config["provider"].update(region="eu-centrall-1"), "eu-centrall-1"),
@@ -196,15 +196,15 @@ def get_worker_settings(config: Config) -> Config:
         ),
     ],
 )
-def test_what_the_schema_lets_pass_is_said(
-    change: Callable[[Config], object], said: str, aws_problems: Callable[[Callable[[Config], object]], list[str]]
+def test_mistakes_that_the_schema_lets_pass_are_found(
+    change: Callable[[Config], object], expected: str, aws_problems: Callable[[Callable[[Config], object]], list[str]]
 ) -> None:
     [problem] = aws_problems(change)
-    assert said in problem
+    assert expected in problem
     assert "\n" not in problem
 
 
-def test_a_key_of_ones_own_needs_its_name_on_every_machine(
+def test_a_given_ssh_key_needs_its_name_on_every_machine(
     aws_problems: Callable[[Callable[[Config], object]], list[str]],
 ) -> None:
     found = aws_problems(lambda config: config["auth"].update(ssh_private_key="~/.ssh/id_ed25519"))

@@ -53,7 +53,7 @@ def analyse(database: Path) -> str | None:
 
 
 def load_and_check(store: Store) -> str | None:
-    """Load the sweep, and return the error message if that fails; check that the results are as recorded if not."""
+    """Load the sweep, and check that its results are as recorded; return the error message if loading fails."""
     try:
         results = load_results(SWEEP, store, fill="python sweeps/part3.py")
     except BadInputError as error:

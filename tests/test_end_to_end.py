@@ -47,7 +47,7 @@ def wait_for(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def check_store(folder: Path, trials: int) -> Store:
-    """Check that each trial has one finished run with every step once in every curve, and left no folder."""
+    """Check that each trial has one finished run with every step once in every curve, and that no folder is left."""
     store = Store(f"sqlite:///{folder}/mlflow.db")
     runs = store.find_runs()
     assert len(runs) == trials

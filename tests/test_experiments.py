@@ -131,7 +131,7 @@ def test_plateaus_become_milestones() -> None:
 
 
 def test_given_milestones_need_no_plateau() -> None:
-    options = Part5(list_milestones=(9900, 15300))
+    options = Part5(milestones=(9900, 15300))
     assert list_milestones(options, make_reader(lambda steps: steps)) == [
         (),
         ((9900, 0.01),),
@@ -173,10 +173,9 @@ def test_no_switch_is_chosen_where_a_seed_diverged(switches: int, name: str) -> 
 
 
 def test_a_diverged_seed_does_not_matter_where_milestones_are_given() -> None:
-    assert len(list_milestones(Part5(seeds=3, list_milestones=(540, 590)), make_diverging_reader(0.1, 0))) == 3
-    assert (
-        len(list_milestones(Part5(seeds=3, list_milestones=(540,)), make_diverging_reader(0.1, 0))) == 3
-    )  # only the second switch is looked for
+    read = make_diverging_reader(0.1, 0)
+    assert len(list_milestones(Part5(seeds=3, milestones=(540, 590)), read)) == 3
+    assert len(list_milestones(Part5(seeds=3, milestones=(540,)), read)) == 3  # only the second switch is looked for
 
 
 def test_divergence_at_another_rate_changes_no_switch() -> None:
@@ -196,9 +195,9 @@ def test_the_stages_end_before_one_that_depends_on_unfinished_trials() -> None:
     ("options", "sentence"),
     [
         (Part5(architecture="mlp_1"), "choose from mlp_2, cnn_3, cnn_4, cnn_5"),
-        (Part5(list_milestones=(1, 2, 3)), "give one or two"),
-        (Part5(list_milestones=(20, 10)), "must be positive and rising"),
-        (Part5(list_milestones=(0,)), "must be positive and rising"),
+        (Part5(milestones=(1, 2, 3)), "give one or two"),
+        (Part5(milestones=(20, 10)), "must be positive and rising"),
+        (Part5(milestones=(0,)), "must be positive and rising"),
         (Part5(schedule_epochs=0), "--schedule-epochs is 0"),
     ],
 )

@@ -102,7 +102,7 @@ STRAY = ["--sedes", "--", "-", "", "-h", "--help", "--command.seeds", "--quick=1
 
 
 def values(name: str, kind: str) -> st.SearchStrategy[str]:
-    """Draw values for an option of this name and type: mostly such as could be meant for it, sometimes any text."""
+    """Draw values for an option of this name and type: mostly plausible ones, sometimes any text."""
     if name == "gpus_per_trial":
         meant = st.sampled_from(SHARES)
     elif name == "pack":
@@ -258,7 +258,7 @@ def test_the_number_of_combinations_is_checked_before_they_are_listed() -> None:
 @pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), 0, -1, 0.5])
 def test_the_error_for_a_number_out_of_range_is_short(value: float) -> None:
     with pytest.raises(BadInputError, match="it must be") as refusal:
-        check_positive("it", value, whole=True, most=10)
+        check_positive("it", value, whole=True, maximum=10)
     assert len(str(refusal.value)) < 200
 
 
@@ -313,11 +313,11 @@ def choose_places(size: int, count: int) -> list[int]:
     return sorted(edges | set(random.Random(size).sample(between, min(count, len(between)))))
 
 
-def are_equal(one: datasets.Dataset, other_class: datasets.Dataset) -> bool:
+def are_equal(one: datasets.Dataset, other: datasets.Dataset) -> bool:
     """Return whether two data sets are equal to the last bit."""
     arrays = [f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels")]
-    return one.checksum == other_class.checksum and all(
-        getattr(one, name).tobytes() == getattr(other_class, name).tobytes() for name in arrays
+    return one.checksum == other.checksum and all(
+        getattr(one, name).tobytes() == getattr(other, name).tobytes() for name in arrays
     )
 
 
@@ -326,8 +326,7 @@ def find_refusal(
 ) -> str | None:
     """Load data, and return the sentence that refuses them, or None if they equal the original.
 
-    No file of the folder may change, and no file may be added but locks and those with a part of `may_leave` in their
-    names.
+    No file of the folder may change. Only locks, and files with a part of `may_leave` in their names, may be added.
     """
     before = hash_files(folder)
     try:

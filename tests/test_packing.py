@@ -50,7 +50,7 @@ def test_trials_that_stack_are_spread_over_all_processes() -> None:
     assert list_sizes(pack(make_trials(("mlp_1",), 100), at_once=1)) == [14, 14, 14, 15, 14, 14, 15]
 
 
-def test_only_learning_rates_may_differ_within_a_stack() -> None:
+def test_learning_rates_may_differ_within_a_pack_and_batch_sizes_may_not() -> None:
     rates = [make_trial(learning_rate=rate) for rate in (0.1, 0.01)]
     assert list_sizes(pack(rates, at_once=1)) == [2]
     assert list_sizes(pack([make_trial(batch_size=size) for size in (10, 20)], at_once=1)) == [1, 1]

@@ -41,7 +41,7 @@ FILL = "python sweeps/part3.py"
 
 
 def make_result(trial: Trial) -> Result:
-    """Make a result whose mean over seeds 0 … S−1 is known: seed s adds s to every point of the curves."""
+    """Make a result with known means over seeds 0 … S−1: seed s adds s to every point of the curves."""
     rising = np.arange(RECORDS, dtype=np.float32)
     shape = (32, 784) if trial.architecture.startswith("mlp") else (16, 1, 3, 3)
     return Result(

@@ -59,7 +59,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "foreign", "a pickle", "a folder"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(how: str, folder: TrialFolder) -> None:
+def test_after_a_damaged_checkpoint_the_one_before_is_read(how: str, folder: TrialFolder) -> None:
     folder.remember_run("abc")
     folder.write_checkpoint(1, {"step": 1})
     folder.write_checkpoint(2, {"step": 2})

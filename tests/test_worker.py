@@ -67,7 +67,7 @@ def train(
     gpus: float = 0,
     **changes: Any,
 ) -> Outcome:
-    """Run the trainable in this process, checkpointing at every step; it may die when it reports an epoch.
+    """Run a pack of one trial, with a checkpoint at every step; the process may die when it reports an epoch.
 
     Returns:
         The outcome in the last report.
@@ -83,7 +83,7 @@ def train_all(
     die_at_epochs: int | None = None,
     gpus: float = 0,
 ) -> dict[str, Outcome]:
-    """Run the trainable for a pack of trials; it may die when it reports a number of epochs, summed over the trials.
+    """Run a pack; the process may die when it reports a number of epochs, summed over the trials.
 
     Returns:
         The outcomes in the last report.
@@ -586,7 +586,7 @@ def empty_store(store: Store) -> None:
             store.delete_run(run.run_id)
 
 
-def test_a_killed_stack_that_goes_on_in_other_packs_changes_no_result(
+def test_trials_of_a_killed_stack_that_go_on_in_other_packs_end_the_same(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stack of three is killed, and its trials go on in packs of two and one, from checkpoints of different steps."""

@@ -1,4 +1,4 @@
-"""Errors that end a command with one sentence for the person at the terminal, and checks that raise them."""
+"""Errors that end a command with one sentence for the user, and checks that raise them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_QUOTED_CHARACTERS = 100
 
 
 class UserError(Exception):
-    """An error whose text tells the person at the terminal what is wrong and what to do about it."""
+    """An error whose text tells the user what is wrong and what to do about it."""
 
 
 class BadInputError(UserError, ValueError):
@@ -17,7 +17,7 @@ class BadInputError(UserError, ValueError):
 
 
 class StorageError(UserError):
-    """A folder or file of the storage that cannot be written, say because the disk is full."""
+    """A folder or file of the storage that cannot be written, for example because the disk is full."""
 
 
 class TrackingError(UserError):
@@ -36,9 +36,9 @@ def check_choice(what: str, value: str | None, allowed: Collection[str | None]) 
         raise BadInputError(f"unknown {what} {quote(value)}; choose from {', '.join(str(name) for name in allowed)}")
 
 
-def check_positive(what: str, value: float, *, whole: bool, most: float = math.inf) -> None:
-    """Raise `BadInputError` unless `value` is a finite positive number up to `most`, and whole if `whole` is set."""
+def check_positive(what: str, value: float, *, whole: bool, maximum: float = math.inf) -> None:
+    """Raise `BadInputError` unless `value` is a finite positive number up to `maximum`, and whole if `whole` is set."""
     if not 0 < value < math.inf or (whole and value != int(value)):  # NaN compares as false
         raise BadInputError(f"{what} is {quote(value)}; it must be a positive {'whole ' if whole else ''}number")
-    if value > most:
-        raise BadInputError(f"{what} is {quote(value)}; it must be {most:,} at most")
+    if value > maximum:
+        raise BadInputError(f"{what} is {quote(value)}; it must be {maximum:,} at most")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that every node must see."""
+"""Atomic file writes, and checks that files and folders are visible on every node."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report_write_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> None:
-    """Write a file that appears under its name with all of `content`, in place of an older one, or not at all.
+    """Write a file atomically: readers see the old file or all of `content`, never a part.
 
     Args:
         path: The file, in a folder that exists. Its writer must be the only one.
@@ -50,7 +50,7 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> No
             if durable:
                 sync_folder(path.parent)
         except OSError:
-            with suppress(OSError):  # what was written takes up room that is needed
+            with suppress(OSError):  # to free the room that the partial file takes
                 partial.unlink()
             raise
 
@@ -74,7 +74,7 @@ def check_folder_is_visible(storage: Path) -> None:
 
 
 def wait_for_file(path: str) -> bool:
-    """Return whether a file exists, or comes into existence within `VISIBILITY_WAIT_SECONDS`."""
+    """Wait up to `VISIBILITY_WAIT_SECONDS` for a file, and return whether it exists."""
     for _ in range(VISIBILITY_WAIT_SECONDS):
         if Path(path).exists():
             return True

@@ -254,7 +254,7 @@ def load_torchvision(source: Any, name: str, data_root: Path, unusable: Callable
             with FileLock(data_root / ".lock"):
                 socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets no time limit
                 return load_parts(download=True)
-    except Exception as error:  # urllib, http, tarfile, zlib, pickle, NumPy, torchvision raise their own
+    except Exception as error:  # urllib, http, tarfile, zlib, pickle, NumPy, torchvision each raise their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInputError(
             f"no usable {name} files: looked in {', '.join(unusable())}, then tried to download them to {data_root} "

@@ -35,12 +35,12 @@ QUANTITIES = (
     "train_loss",  # mean loss of the step's batch
     "train_accuracy",  # accuracy on the step's batch, %
     "val_accuracy",  # accuracy on the whole validation set, %
-    "gradient_norm",  # Euclidean norm of the gradient of the batch's loss by the first layer's weights
+    "gradient_norm",  # Euclidean norm of the gradient of the batch's loss with respect to the first layer's weights
     "train_set_accuracy",  # accuracy on the whole training set, %
     "test_set_accuracy",  # accuracy on the whole test set, %
 )
 
-# The largest number of epochs, batch size, learning rate and noise: far beyond what anybody wants, and far below what
+# The upper limit of epochs, batch size, learning rate and noise: far beyond what anybody wants, and far below what
 # would overflow a float32 or fill the memory.
 MAX_SETTING = 1_000_000
 
@@ -64,7 +64,7 @@ class Trial:
         task: The classes to tell apart. None: those of the data set. "even_odd": the label modulo 2.
         noise_sigma: Standard deviation of the noise on the training points of "xor".
         milestones: `(step, learning rate)` pairs in order: the rate applies from the step after `step` on.
-        record_every_steps: Optimiser steps between two records, counted across epochs; None: a record an epoch.
+        record_every_steps: Optimiser steps between two records, counted across epochs; None: one record per epoch.
         quantities: The quantities to record, from `QUANTITIES`.
 
     Raises:
@@ -109,16 +109,16 @@ class Trial:
             else:
                 object.__setattr__(self, field, None)
         for field in ("batch_size", "epochs"):
-            check_positive(field.replace("_", " "), getattr(self, field), whole=True, most=MAX_SETTING)
+            check_positive(field.replace("_", " "), getattr(self, field), whole=True, maximum=MAX_SETTING)
         if self.record_every_steps is not None:
-            check_positive("record every steps", self.record_every_steps, whole=True)
+            check_positive("the number of steps between records", self.record_every_steps, whole=True)
         if not 0 <= self.seed <= MAX_SEED or self.seed != int(self.seed):
             raise BadInputError(f"seed is {self.seed}; it must be a whole number from 0 to {MAX_SEED:,}")
         steps = [0, *(step for step, _ in self.milestones)]
         if any(later <= earlier for earlier, later in pairwise(steps)):
             raise BadInputError(f"milestones are at steps {steps[1:]}; they must be positive and rising")
         for rate in (self.learning_rate, *(rate for _, rate in self.milestones)):
-            check_positive("learning rate", rate, whole=False, most=MAX_SETTING)
+            check_positive("learning rate", rate, whole=False, maximum=MAX_SETTING)
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
         object.__setattr__(self, "milestones", tuple((int(step), float(rate)) for step, rate in self.milestones))
         object.__setattr__(self, "quantities", tuple(q for q in QUANTITIES if q in self.quantities))

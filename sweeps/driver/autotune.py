@@ -38,7 +38,8 @@ class Tuning:
     Attributes:
         stacked: Architectures whose trials train faster in stacks.
         memory: Architecture → the fraction of a GPU's memory that a pack takes, where that was to be measured.
-        backend: The fastest backend of convolutions on the CPU; None if none was needed, or if comparing them failed.
+        backend: The backend of convolutions on the CPU: the user's choice, or else the fastest; None if none was
+            needed, or if comparing them failed.
     """
 
     stacked: Collection[str] = ()
@@ -60,7 +61,7 @@ def autotune(
     Args:
         trials: The trials to train.
         gpus: Architecture → GPUs of a pack.
-        unknown: Architectures whose share of a GPU is to follow from the memory that they take, measured anew.
+        unknown: Architectures whose share of a GPU is to be measured (`auto`), every time anew.
         most: The most trials in a pack.
         data: The data set.
         cpus: The CPUs, and so the threads, of a pack.
@@ -70,7 +71,7 @@ def autotune(
     cache = read_cache(path)
     known = cache.setdefault(f"{get_processor_name()}, {cpus} threads, torch {version('torch')}", {})
     before = dict(known)
-    backend = os.environ.get(ONEDNN_VARIABLE) or known.get(BACKEND_KEY)  # a person's choice comes first
+    backend = os.environ.get(ONEDNN_VARIABLE) or known.get(BACKEND_KEY)  # the user's choice comes first
     if backend is None and any(not gpus[name] and has_convolution(name) for name in gpus):
         backend = find_fastest_backend_of_worker(cpus)
         known.update({BACKEND_KEY: backend} if backend else {})
@@ -93,14 +94,14 @@ def autotune(
 
 
 def describe_stack(trial: Trial, device: str) -> str:
-    """Return a key for the speed-up of a stack: what it depends on, in words and as the id of a trial."""
+    """Return the key of a stack's speedup: a description, and the id of a trial that stands for the stack."""
     same = replace(remove_stack_differences(trial), epochs=1, record_every_steps=None, quantities=("train_loss",))
     stack = f"{trial.architecture} on {trial.dataset} in batches of {trial.batch_size} ({same.id})"
     return f"{SPEEDUP_KEY}: {stack}, {device}"
 
 
 def read_cache(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the earlier findings, machine → key → value; none if the file is damaged."""
+    """Return the earlier findings, machine → key → value; none if the file is missing or damaged."""
     try:
         return {str(machine): dict(known) for machine, known in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):

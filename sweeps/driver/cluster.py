@@ -26,7 +26,7 @@ from trainables.persistence.connection import get_sqlite_file
 
 T = TypeVar("T")
 U = TypeVar("U")
-DYING_SECONDS = 10  # how long the processes of a killed driver may take to die
+EXIT_WAIT_SECONDS = 10  # how long the processes of a killed driver may take to end
 LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, in spite of its name
 TRAINABLES_PACKAGE = Path(__file__).resolve().parents[2] / "trainables"  # the only package that workers import
 
@@ -37,7 +37,7 @@ def start_processes_in_own_group() -> Iterator[None]:
 
     A signal to the group (`timeout python sweeps/…`, a closed terminal) is meant for the driver, which then stops Ray's
     processes in order. It could not if the same signal had ended them. Ray has no public setting for this, so the class
-    that starts its processes is replaced for the moment: `ray._private.services.ConsolePopen`, seen in Ray 2.60.0.
+    that starts its processes is replaced temporarily: `ray._private.services.ConsolePopen`, seen in Ray 2.60.0.
     """
     popen = partial(services.ConsolePopen, process_group=0)
     with mock.patch.object(services, "ConsolePopen", popen):
@@ -128,12 +128,12 @@ def get_or_default(answer: ray.ObjectRef[T], otherwise: U) -> T | U:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make the folder for Ray's files anew, while the processes of a killed driver may still write into the old one.
+    """Recreate the folder for Ray's files, retrying while processes of a killed driver still write into the old one.
 
     Raises:
         BadInputError: The folder cannot be made.
     """
-    for _ in range(DYING_SECONDS):
+    for _ in range(EXIT_WAIT_SECONDS):
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(mode=0o700, parents=True)

@@ -1,4 +1,4 @@
-"""A sweep as a job of a Ray cluster that is reached from outside; the job goes on when this computer leaves.
+"""A sweep as a job of a Ray cluster that is reached from outside; the job continues when this computer disconnects.
 
 The job runs this checkout's code with the options of this command line. The cluster's environment gives the defaults of
 all other options, such as the store and the folders.
@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+# Ray reads this when it is imported. Without it, Ray does not send the token of ~/.ray/auth_token.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -29,26 +32,22 @@ from sweeps.driver.provenance import collect_provenance
 from sweeps.experiment import JOB_ADDRESS_VARIABLE, SweepOptions
 from trainables.errors import BadInputError, UserError
 
-# Ray reads this when it is imported. Without it, Ray does not send the token of ~/.ray/auth_token.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
 CODE_FOLDER = Path(__file__).resolve().parents[2]
 PACKAGES = ("sweeps", "trainables")  # all that a job needs
 POLL_SECONDS = 2.0
-ANSWER_SECONDS = 30.0  # the longest wait for one answer, as a tunnel may hang
-PATIENCE_SECONDS = 60.0  # the time for a broken tunnel to come back
-STOP_SECONDS = 180  # the time for a stopped sweep to save and to wait for its store; Ray's default is 3
-SWEEP_STATUSES = (0, 1, 2, 130)
-# Errors of Ray's client. Those of requests are OSErrors, and a server that is not Ray's may answer anything.
+REQUEST_TIMEOUT_SECONDS = 30.0  # a tunnel may hang
+RECONNECT_SECONDS = 60.0  # the time for a broken tunnel to come back
+STOP_TIMEOUT_SECONDS = 180  # the time for a stopped sweep to save and to wait for its store; Ray's default is 3
+SWEEP_STATUSES = (0, 1, 2, 130)  # the exit statuses of a sweep
+# Errors of Ray's client. Those of the library `requests` are OSErrors; a server that is not Ray's may answer anything.
 CLIENT_ERRORS = (AuthenticationError, OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 class Client(JobSubmissionClient):
-    """Ray's client, which waits for an answer no longer than `ANSWER_SECONDS`."""
+    """Ray's client, which waits for an answer no longer than `REQUEST_TIMEOUT_SECONDS`."""
 
     def _do_request(self, *words: Any, **settings: Any) -> requests.Response:
-        return super()._do_request(*words, timeout=ANSWER_SECONDS, **settings)
+        return super()._do_request(*words, timeout=REQUEST_TIMEOUT_SECONDS, **settings)
 
 
 def run_as_job(options: SweepOptions, address: str, command: Sequence[str]) -> int:
@@ -82,7 +81,7 @@ def run_as_job(options: SweepOptions, address: str, command: Sequence[str]) -> i
 
 
 def select_forwarded_options(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line without `--address`, sorted by option, so that equal commands are equal."""
+    """Return the words of a command line without `--address`, sorted by option, so that equal ones compare equal."""
     options: list[list[str]] = []
     for word in words:
         if word.startswith("--"):
@@ -95,7 +94,7 @@ def select_forwarded_options(words: Sequence[str]) -> list[str]:
 
 
 def make_job_name(experiment: str, words: Sequence[str]) -> str:
-    """Return the start of the ids of a command's jobs."""
+    """Return the prefix of the ids of a command's jobs."""
     return f"{experiment}-{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:8]}"
 
 
@@ -179,8 +178,8 @@ def submit(client: Client, job: str, script: str, words: Sequence[str], address:
     variables = {
         "SWEEPS_COMMIT": commit,
         JOB_ADDRESS_VARIABLE: address,
-        "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray blocks SIGINT in a job that another signal stops
-        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",  # with any other signal, Ray blocks SIGINT in the job
+        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_SECONDS),
     }
     with tempfile.TemporaryDirectory(prefix="neural-sweeps-") as folder:
         for package in PACKAGES:
@@ -207,7 +206,7 @@ def follow(client: Client, job: str) -> int:
             details = client.get_job_info(job)
             log = client.get_job_logs(job)
         except CLIENT_ERRORS as error:
-            if time.monotonic() > answered + PATIENCE_SECONDS:
+            if time.monotonic() > answered + RECONNECT_SECONDS:
                 print(f"the cluster says no more of job {job} ({get_last_line(error)})", file=sys.stderr)
                 print("it may go on without us; the same command finds it again", file=sys.stderr)
                 return 1

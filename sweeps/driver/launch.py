@@ -1,4 +1,4 @@
-"""Launching packs with Ray Tune, and reading what came of their trials."""
+"""Launching packs with Ray Tune, and reading the outcomes of their trials."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport, Worker
 from trainables.worker.trainable import train_pack_in_tune
 
 # A trial whose process dies is started again from its last checkpoint, as long as it gets further each time
-# (`MAX_STARTS` in `trainables/worker/active_trial.py`). This bound, times the trials of a pack, ends processes that die
-# before they can count their starts.
+# (`MAX_STARTS` in `trainables/worker/active_trial.py`). Multiplied by a pack's trials, this bound ends
+# processes that die before they can count their starts.
 MAX_STARTS_PER_TRIAL = 50
 TUNE_FOLDER = "tune"
 

@@ -48,7 +48,7 @@ def is_alive(store: Store, driver: str) -> bool:
 
 @contextmanager
 def hold_lease(store: Store, sweep: str, parent_run_id: str, storage: str, say: Callable[[str], None]) -> Iterator[str]:
-    """Hold the sweep's lease for as long as the context lasts, which gets the driver as `<parent run>/<name>`.
+    """Hold the sweep's lease while the context lasts; it yields the driver as `<parent run>/<name>`.
 
     Args:
         store: The store of the sweep's runs.
@@ -90,7 +90,7 @@ def hold_lease(store: Store, sweep: str, parent_run_id: str, storage: str, say: 
 def send_heartbeats(store: Store, driver: str, ended: threading.Event, say: Callable[[str], None]) -> None:
     """Send heartbeats until `ended` is set, and stop the driver if its lease is lost.
 
-    A store that is away misses some heartbeats.
+    While the store is unreachable, heartbeats are skipped.
     """
     parent_run_id, _, _ = driver.partition("/")
     count = 0

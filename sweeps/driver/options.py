@@ -21,7 +21,7 @@ def get_default_storage() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Resources and folders for them. None of these options changes a result, except for rounding."""
+    """Resources and folders for the trials. None of these options changes a result, except for rounding."""
 
     data_root: Path = field(default_factory=get_default_data_root)
     """Folder of the data sets; missing files are downloaded into it. SWEEPS_DATA_ROOT sets the default."""
@@ -29,12 +29,12 @@ class RunOptions:
     """Folder for the checkpoints of unfinished trials. On a cluster, every node must see it.
     SWEEPS_STORAGE sets the default."""
     cpus_per_trial: int = 1
-    """CPUs for a trial, which also trains with this number of threads."""
+    """CPUs, and so threads, of each process that trains."""
     gpus_per_trial: tuple[str, ...] = ()
-    """GPUs for a trial: a fraction, a whole number, 0, or auto (from the memory that training takes).
+    """GPUs of each process that trains: a fraction, a number, 0, or auto (from the memory that training takes).
     For one architecture: mlp_1=0.1. Default: 0.25 where a node has a GPU, else 0."""
     pack: str = "auto"
-    """The most trials that share a process; 1: each has its own. auto: as many as make the sweep fast.
+    """The most trials that share a process. 1: a process for each trial. auto: chosen for speed.
     A trial computes the same in any pack, except for rounding."""
     compile_steps: bool = False
     """Compile the training steps of stacks, for GPUs. Each kind of stack takes up to a minute at first."""
@@ -42,13 +42,13 @@ class RunOptions:
     """The most processes that train at once. Default: as many as the resources allow."""
     checkpoint_seconds: float = 60.0
     """The most training time that a trial loses if its process dies.
-    At the end of an epoch a checkpoint is due after a twelfth of it."""
+    At the end of an epoch a checkpoint is due after a twelfth of this time."""
     dry_run: bool = False
     """Print what would run, and stop."""
     address: str | None = None
     """Run this command as a job of the Ray cluster with this dashboard, and print the job's log.
     Through a tunnel: http://127.0.0.1:8265. Options that are not given have the cluster's defaults.
-    The job goes on if you stop this command; the same command finds it again."""
+    The job continues if you stop this command; the same command finds it again."""
 
     @property
     def private_folder(self) -> Path:

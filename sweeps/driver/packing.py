@@ -1,6 +1,6 @@
 """Packs: which trials share a process. Pure, and free of Ray and torch.
 
-Ray Tune takes a pack for a single trial. Trials that train side by side in a stack share a pack, as many as keep all
+To Ray Tune, a pack is a single trial. Trials that train side by side in a stack share a pack, as many as keep all
 processes busy. So do trials that are so short that starting a process for each would take a good part of the time.
 """
 
@@ -17,10 +17,10 @@ from trainables.errors import BadInputError, quote
 from trainables.trial import Trial
 from trainables.worker.pack import Pack
 
-MAX_STACKED_TRIALS = 16  # more gained nothing on the CPU
-SEQUENTIAL_PACK_SECONDS = 20.0  # training time of a pack whose trials train one after another
+MAX_STACKED_TRIALS = 16  # larger stacks gained nothing on the CPU
+SEQUENTIAL_PACK_SECONDS = 20.0  # the training time that a pack aims at whose trials train one after another
 MIN_PACKS_PER_PROCESS = 4  # so that all processes end at about the same time
-# Rough figures, on the slow side: they size packs, and a pack of another size trains as well.
+# Rough figures, on the slow side: an error makes packs a little too large or too small, and nothing else.
 FLOPS_PER_SECOND = 2e10
 STEP_OVERHEAD_SECONDS = 5e-4
 XOR_TRIAL_SECONDS = 1.0

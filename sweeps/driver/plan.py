@@ -38,7 +38,7 @@ class Plan:
 
 
 def check_records(trials: Sequence[Trial], train_images: int) -> None:
-    """Raise `BadInputError` for a trial that ends before its first record, or before its schedule does."""
+    """Raise `BadInputError` for a trial with no record, with too many, or with a milestone after its end."""
     for trial in trials:
         steps = trial.epochs * trial.steps_per_epoch(train_images)
         if trial.milestones and trial.milestones[-1][0] >= steps:

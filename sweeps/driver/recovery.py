@@ -1,4 +1,4 @@
-"""Recovery of what earlier drivers have left: runs that stand as running, results that wait, and folders."""
+"""Recovery of what earlier drivers have left: runs still marked RUNNING, results that wait, and folders."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.worker.pack import Outcome
 
-# At the end of a sweep a store that is away is waited for so long. Results that it has not taken by then stay in the
+# How long a sweep waits, at its end, for an unreachable store. Results that are not delivered by then stay in the
 # storage folder until the next command.
 STORE_PATIENCE_SECONDS = 120.0
-STORAGE_LOCK = "sweep.lock"  # in the storage folder, held by the driver that trains with it
+STORAGE_LOCK = "sweep.lock"  # a file in the storage folder, locked by the driver that trains with it
 
 
 def remove_leftovers(plan: Plan, storage: Path, ray_folder: Path | None) -> None:
@@ -48,7 +48,7 @@ def remove_leftovers(plan: Plan, storage: Path, ray_folder: Path | None) -> None
 
 
 def close_dead_runs(plan: Plan, store: Store, storage_name: str) -> None:
-    """Close the runs that dead drivers left as RUNNING: all of this storage, and those of the missing trials.
+    """Close the runs that dead drivers left as RUNNING: all of this storage, and in others those of missing trials.
 
     Args:
         plan: The sweep's trials, and all runs of the store.
@@ -81,7 +81,7 @@ def deliver_waiting_results(plan: Plan, context: SweepContext, patience_seconds:
     Once the store has failed for `patience_seconds`, it is not tried again for further results.
 
     Returns:
-        Trial id → the reason why the store does not take the result.
+        Trial id → the reason why the result was not delivered.
     """
     refused: dict[str, str] = {}
     labels = plan.sweep.labels()
@@ -116,9 +116,9 @@ def deliver_result(folder: TrialFolder, name: str, context: SweepContext, deadli
 
 
 def close_own_runs(plan: Plan, store: Store, outcomes: Mapping[str, Outcome], driver: str) -> None:
-    """Close all of this driver's runs that stand as RUNNING, once nothing trains any more.
+    """Close all of this driver's runs that are still marked RUNNING, once nothing trains any more.
 
-    A run beside a finished one is deleted: the store's answer was lost when it was made, so another was made.
+    A run beside a finished one is deleted: the answer to its creation was lost, so a second one was created.
     """
     for trial in plan.trials:
         for run in plan.runs.get(trial.id, []):

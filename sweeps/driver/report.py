@@ -73,13 +73,13 @@ def print_backend(packs: Sequence[Pack], stacked: Collection[str], backend: str 
 def print_outcomes(
     before: Plan, after: Plan, outcomes: Mapping[str, Outcome], refused: Mapping[str, str], seconds: float
 ) -> None:
-    """Print how many trials were trained, and what a person should know of single ones.
+    """Print how many trials were trained, and the notes on single ones.
 
     Args:
         before: The plan before training.
         after: The plan after training.
         outcomes: Trial id → outcome of the trials that were tried.
-        refused: Trial id → the reason why the store does not take the result.
+        refused: Trial id → the reason why the result was not delivered.
         seconds: The time that all this took.
     """
     labels = before.sweep.labels()

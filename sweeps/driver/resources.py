@@ -19,7 +19,7 @@ from trainables.trial import XOR
 # Four small models on a GPU: a guess, not a measurement, that leaves each a quarter of the memory.
 DEFAULT_GPU_SHARE = 0.25
 MIN_GPU_SHARE = 0.01  # a hundred trials on one GPU
-MEMORY_MARGIN = 1.2  # the memory that a trial is given, over the memory that a probe has used
+MEMORY_MARGIN = 1.2  # the memory that a process is given, divided by what the probe used
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The CPUs and GPUs of each trial, and the number of trials that run at once.
+    """The CPUs and GPUs of each process, and the number of processes that train at once.
 
     Attributes:
-        cpus: The CPUs of a trial.
-        gpus: The GPUs of a trial, by architecture.
-        at_once: The most trials that run at once, if all are of the architecture that needs the least.
+        cpus: The CPUs of a process.
+        gpus: The GPUs of a process, by the architecture of its trials.
+        at_once: The most processes at once, if all are of the architecture that needs the least.
     """
 
     cpus: int
@@ -113,7 +113,7 @@ def parse_gpu_share(text: str) -> float:
 def request_gpus(
     requests: Mapping[str, float | None], architectures: Iterable[str], cpus: int, nodes: Sequence[Node]
 ) -> dict[str, float]:
-    """Return the GPUs that a trial of each architecture asks for; where memory decides, the default share.
+    """Return the GPUs that a process asks for, by architecture; for `auto`, the default share until it is measured.
 
     Raises:
         BadInputError: A trial asks for more than any node has.
@@ -140,7 +140,7 @@ def choose_gpu_shares(
     nodes: Sequence[Node],
     measured: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Return the GPUs of a trial by architecture: as requested, else as measured, else `DEFAULT_GPU_SHARE`.
+    """Return the GPUs of a process by architecture: as requested, else as measured, else `DEFAULT_GPU_SHARE`.
 
     The network of XOR trains in NumPy and gets none.
 
@@ -159,26 +159,26 @@ def choose_gpu_shares(
 
 
 def size_gpu_share(memory_fraction: float) -> float:
-    """Return the share of a GPU for a trial that used a fraction of its memory: as many as fit, with a margin."""
+    """Return the largest share of a GPU with which as many processes fit as its memory allows, with a margin."""
     at_once = max(1, int(1 / max(MIN_GPU_SHARE, memory_fraction * MEMORY_MARGIN)))
     return math.floor(10_000 / at_once) / 10_000  # Ray counts in ten-thousandths: 1/7 must not become 0.1429
 
 
 def allocate(cpus: int, gpus: Mapping[str, float], nodes: Sequence[Node], max_concurrent: int | None) -> Allocation:
-    """Return what each trial gets of the nodes, and how many run at once.
+    """Return what each process gets of the nodes, and how many train at once.
 
     Args:
-        cpus: CPUs of a trial.
-        gpus: GPUs of a trial, by architecture; each fits on a node, as `request_gpus` has checked.
+        cpus: CPUs of a process.
+        gpus: GPUs of a process, by architecture; each fits on a node, as `request_gpus` has checked.
         nodes: All nodes.
-        max_concurrent: The most trials at once; None: as many as fit.
+        max_concurrent: The most processes at once; None: as many as fit.
     """
     at_once = max(sum(count_fitting(node, cpus, each) for node in nodes) for each in gpus.values())
     return Allocation(cpus, gpus, min(at_once, max_concurrent or at_once))
 
 
 def count_fitting(node: Node, cpus: int, gpus: float) -> int:
-    """Return how many trials fit on a node. A fraction of a GPU is never split over two."""
+    """Return how many processes fit on a node. A fraction of a GPU is never split over two."""
     by_cpu = int(node.cpus // cpus)
     if gpus == 0:
         return by_cpu

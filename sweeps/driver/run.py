@@ -28,7 +28,8 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
     """Run the trials of an experiment that are not finished, stage by stage.
 
     Returns:
-        The exit status: 0 if all trials are finished, 1 if some failed, 130 if the sweep was stopped.
+        The exit status: 0 if all trials are finished, 1 if some failed or wait for the store, 130 if the sweep was
+        stopped.
 
     Raises:
         UserError: The input is bad, or the store or the storage folder cannot be used.
@@ -100,7 +101,7 @@ def print_dry_run(trials: Sequence[Trial], run_options: RunOptions, address: str
         if address:
             from sweeps.driver import cluster  # with Ray, which takes seconds to import
 
-            # Ray's files must not go where those of another driver may be, which trains with the same storage.
+            # Another driver with the same storage may have its files in the usual folder.
             temporary = tempfile.TemporaryDirectory(prefix="neural-sweeps-", ignore_cleanup_errors=True)
             folder = Path(stack.enter_context(temporary))
             stack.callback(cluster.disconnect, folder)

@@ -47,7 +47,7 @@ from trainables.worker.pack import Outcome, WorkerSettings
 
 
 class Session:
-    """A driver at work. Ray and the data set are there from the first trial that needs them until `stack` closes.
+    """The state that a driver keeps between stages; Ray and the data set stay until `stack` closes.
 
     Attributes:
         storage: The storage folder, absolute.
@@ -93,7 +93,9 @@ class Session:
                 return latest
 
             try:
-                outcomes = self.submit(plan, context, [trial for trial in plan.missing if trial.id not in refused])
+                outcomes = self.train_with_ray(
+                    plan, context, [trial for trial in plan.missing if trial.id not in refused]
+                )
                 refused |= deliver_waiting_results(plan, context, STORE_PATIENCE_SECONDS)
             except BaseException:
                 with suppress(TrackingError):
@@ -141,7 +143,7 @@ class Session:
         """Return the plan with what the store has now."""
         return Plan(plan.sweep, plan.trials, self.store.find_runs())
 
-    def submit(self, plan: Plan, context: SweepContext, trials: Sequence[Trial]) -> Mapping[str, Outcome]:
+    def train_with_ray(self, plan: Plan, context: SweepContext, trials: Sequence[Trial]) -> Mapping[str, Outcome]:
         """Train trials of the plan with Ray, and return their outcomes by id."""
         if not trials:
             return {}
@@ -149,7 +151,7 @@ class Session:
         if self.data is not None:
             check_records(trials, len(self.data.train_labels))
             context = replace(context, tags={**context.tags, "data_checksum": self.data.checksum})
-        tuning, allocation = self.allocate(trials, self.nodes)
+        tuning, allocation = self.tune_and_allocate(trials, self.nodes)
         settings = WorkerSettings(
             context=context,
             threads=allocation.cpus,
@@ -190,7 +192,7 @@ class Session:
             cluster.check_storage_is_shared(self.storage)
         return nodes
 
-    def allocate(self, trials: Sequence[Trial], nodes: Sequence[Node]) -> tuple[autotune.Tuning, Allocation]:
+    def tune_and_allocate(self, trials: Sequence[Trial], nodes: Sequence[Node]) -> tuple[autotune.Tuning, Allocation]:
         """Autotune the trials, and return what was found and what each trial gets of the nodes.
 
         Raises:
@@ -213,16 +215,16 @@ class Session:
     def tune(
         self, trials: Sequence[Trial], gpus: Mapping[str, float], requests: Mapping[str, float | None]
     ) -> autotune.Tuning:
-        """Return what a few steps of training show, or nothing for XOR."""
+        """Autotune the trials; return an empty `Tuning` for XOR."""
         if self.data is None:
             return autotune.Tuning()
         unknown = [name for name, share in gpus.items() if share and requests.get(name, requests.get("", 0.0)) is None]
         if unknown:
-            say("Measuring how much GPU memory training takes, once there is a GPU for it")
+            say("Measuring how much GPU memory training takes, as soon as a GPU is free")
         most = parse_pack_size(self.options.pack) or MAX_STACKED_TRIALS
         tuning = autotune.autotune(trials, gpus, unknown, most, self.data, self.options.cpus_per_trial, self.storage)
         if unknown and not tuning.memory:
-            say(f"PyTorch finds no usable GPU to measure on: {DEFAULT_GPU_SHARE} of a GPU a trial")
+            say(f"PyTorch finds no usable GPU to measure on: each process gets {DEFAULT_GPU_SHARE} of a GPU")
         return tuning
 
 
@@ -245,7 +247,7 @@ def train_with_enough_memory(
     outcomes = train(trials, gpus)
     while True:
         short = [t for t in trials if t.id in outcomes and outcomes[t.id].out_of_memory and gpus[t.id] < 1]
-        if not short or len(outcomes) < len(trials):  # some were stopped, so the person wants to stop
+        if not short or len(outcomes) < len(trials):  # the user has stopped some
             return outcomes
         say(f"Out of GPU memory: {len(short)} of {len(trials)} trials; they train again with twice the share")
         more = {trial.id: min(1.0, 2 * gpus[trial.id]) for trial in short}

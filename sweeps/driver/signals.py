@@ -8,9 +8,9 @@ import signal
 def stop_on_signals() -> None:
     """Make SIGTERM and SIGHUP do what Ctrl-C does, as Ray Tune stops cleanly on SIGINT only.
 
-    SIGHUP stays ignored where it is, as under `nohup`.
+    If SIGHUP is ignored, as under `nohup`, it stays ignored.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell script starts a command that ends with &
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell script starts background commands so
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

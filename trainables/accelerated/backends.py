@@ -9,7 +9,8 @@ An environment takes effect only if it is set before torch is imported. This mod
 
 from __future__ import annotations
 
-NATIVE = "own"  # the convolutions of `convolutions.cpp`, compiled on the machine that trains
+# The convolutions of `convolutions.cpp`, compiled on the machine that trains. The first version stored this name.
+NATIVE = "own"
 PYTORCH = "PyTorch"  # PyTorch's convolutions, without a limit
 ONEDNN_VARIABLE = "ONEDNN_MAX_CPU_ISA"  # limits the instruction set of oneDNN, which computes PyTorch's convolutions
 

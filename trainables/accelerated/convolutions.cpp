@@ -17,11 +17,12 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, OUTPUTS = 8; // a tile's sums take 24 of 32 registers
+// A tile computes OUTPUTS output channels at a time.
+constexpr int LANES = 16, OUTPUTS = 8; // its sums take 24 of 32 registers
 #else
 constexpr int LANES = 8, OUTPUTS = 4; // a tile's sums take 12 of 16 registers
 #endif
-constexpr int VECTORS = 3; // side by side in a tile; also the neighbouring weights whose gradients are summed together
+constexpr int VECTORS = 3; // side by side in a tile; also the number of neighbouring weights whose gradients are summed together
 constexpr int BLOCK = LANES * VECTORS; // images that pass a network together: one pixel of all of them is one tile
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
@@ -34,7 +35,7 @@ template <class V> V load(const float *from) {
 
 template <class V> void store(float *to, V value) { std::memcpy(to, &value, sizeof value); }
 
-// Uninitialised floats that start at the start of a cache line, as a load that crosses cache lines takes twice as long.
+// Uninitialised floats that begin at a cache line, as a load that crosses cache lines takes twice as long.
 struct Floats {
     std::unique_ptr<float[]> all;
     float *start;
@@ -77,7 +78,7 @@ struct Layer {
     }
 };
 
-// Copies numbers. If they are a gradient for the outputs of a ReLU, `outputs`, it copies zero where an output is zero.
+// Copies numbers. If they are a gradient with respect to `outputs`, those of a ReLU, it is zero where these are.
 void copy(const float *from, const float *outputs, long count, float *to) {
     if (!outputs) std::copy_n(from, count, to);
     else
@@ -256,7 +257,7 @@ void layer_gradients(const Layer *described, const float *in, const float *outpu
     const int kernel = layer.kernel, height = layer.height;
     const long length = layer.out_row(), whole = (length + LANES - 1) / LANES * LANES;
     // The last vector of a row reads beyond the row, and multiplies those numbers by zero. After the last row there may
-    // be no memory to read: either all rows are copied, with zeros after them, or the last one alone is.
+    // be no memory to read: so either all rows are copied, or the last one alone, with zeros after them.
     const bool copied = layer.padding || layer.row() < LANES;
     const long last = copied ? -1 : long(layer.channels) * height - 1;
     const Floats wider = copied ? padded(layer, in, nullptr, LANES) : Zeros(layer.row() + LANES);

@@ -52,7 +52,7 @@ def choose_forward(architecture: str, backend: str | None, device: torch.device)
 def forward_native(model: nn.Sequential, images: Tensor) -> Tensor:
     """Run a forward pass with native convolutions, equal to `forward_torch` up to rounding.
 
-    Outside training, one call computes all layers, if it knows all of them.
+    Outside training, one call computes all layers, if it supports all of them.
     """
     if torch.is_grad_enabled():
         return forward_by_layer(model, images)
@@ -108,7 +108,7 @@ class Convolution(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        """Compute the gradients for images, weight and bias from that for the outputs."""
+        """Compute the gradients for images, weight and bias from the gradient with respect to the outputs."""
         images, weight, outputs = ctx.saved_tensors
         gradient = put_images_innermost(gradient)
         images_gradient = None
@@ -124,13 +124,14 @@ class Convolution(Function):
 
 
 def convolve(
-    images: Tensor, outputs: Tensor | None, weight: Tensor, bias: Tensor | None, padding: int, relu: bool
+    images: Tensor, relu_outputs: Tensor | None, weight: Tensor, bias: Tensor | None, padding: int, relu: bool
 ) -> Tensor:
-    """Compute a convolution of images `(channels, n, height, width)`, in channels-last format as the result is.
+    """Convolve images `(channels, n, height, width)`; images and result are in channels-last format.
 
     Args:
-        outputs: If `images` is the gradient for a ReLU's outputs, these outputs: the gradient counts as zero where they
-            are zero. None otherwise.
+        images: The images, or a gradient with respect to a convolution's outputs.
+        relu_outputs: The outputs of the ReLU that the gradient belongs to: where they are 0, so is the gradient. None
+            otherwise.
         weight: `(outputs, channels, k, k)`.
         bias: `(outputs,)`, or None for zeros.
         relu: Apply a ReLU to the result.
@@ -145,7 +146,7 @@ def convolve(
     convolved = torch.empty(size, memory_format=torch.channels_last)
     layer = LayerStruct(channels, height, width, n, *weight.shape[::3], padding)
     load_library().layer_outputs(
-        ctypes.byref(layer), *map(get_pointer, (images, outputs, weight, bias)), int(relu), get_pointer(convolved)
+        ctypes.byref(layer), *map(get_pointer, (images, relu_outputs, weight, bias)), int(relu), get_pointer(convolved)
     )
     return convolved
 
@@ -236,7 +237,7 @@ class CompilerError(Exception):
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """Return the compiled library, from the user's cache if it has been compiled there for such a machine before.
+    """Return the compiled library, from the user's cache if one for this kind of machine is there.
 
     Raises:
         CompilerError: There is no compiler, or it fails.
@@ -263,7 +264,7 @@ def load_library() -> ctypes.CDLL:
 
 
 def compile_library(compiler: Sequence[str], path: Path) -> None:
-    """Compile into `path`, which appears whole; if another process has made the file meanwhile, that one stays.
+    """Compile the library into `path` atomically; keep a file that another process has just put there.
 
     A library must not be replaced while a process has it loaded: on NFS, that process would lose it.
     """
@@ -277,7 +278,7 @@ def compile_library(compiler: Sequence[str], path: Path) -> None:
 
 
 def get_cache_folder() -> Path:
-    """Return this project's cache folder, as the XDG Base Directory Specification has it."""
+    """Return this project's cache folder, as the XDG Base Directory Specification defines it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "neural-sweeps"
 
 

@@ -25,13 +25,13 @@ from trainables.trial import Trial
 if TYPE_CHECKING:
     import torch
 
-# Steps are timed in turns. The fastest turn counts: in the others the machine may have done something else as well.
-STEPS_PER_TURN = 3
-MIN_TURNS = 3
-MAX_TURNS = 100
-MIN_PROBE_SECONDS = 0.2  # after which no further turn begins, if there have been `MIN_TURNS`
-CPU_PROBE_TRIALS = 4  # in a stack that is probed on the CPU, where a few tell enough
-WORTHWHILE_TIME_RATIO = 0.95  # of PyTorch's time: a backend that takes more is not worth it, or faster by chance
+# Steps are timed in rounds. The fastest round counts: in the others the machine may have done something else as well.
+STEPS_PER_ROUND = 3
+MIN_ROUNDS = 3
+MAX_ROUNDS = 100
+MIN_PROBE_SECONDS = 0.2  # no new round begins after this time, once there were `MIN_ROUNDS`
+CPU_PROBE_TRIALS = 4  # trials of a stack that is probed on the CPU; more would tell nothing new
+WORTHWHILE_TIME_RATIO = 0.95  # a backend must take less of PyTorch's time, as smaller gains may be chance
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, backend: s
         trials: Trials that can be stacked; on the CPU, only `CPU_PROBE_TRIALS` of them are used.
         backend: The convolution backend of the trial that trains alone: see `backends`.
 
-    Returns:
+    Rerounds:
         The result; a speedup of 0 and all of the memory if the GPU has too little.
     """
     os.environ.update(get_environment(backend))  # torch reads it when it is imported, for the first time here
@@ -70,17 +70,17 @@ def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, backend: s
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         trials = trials[:CPU_PROBE_TRIALS]
-    steps = 1 + MAX_TURNS * STEPS_PER_TURN
+    steps = 1 + MAX_ROUNDS * STEPS_PER_ROUND
     unrecorded = [replace(trial, epochs=steps, milestones=(), record_every_steps=steps * 10**6) for trial in trials]
     try:
         tensors = training.to_tensors(data, device, trials[0].task)
         states = [training.start(trial, tensors) for trial in unrecorded]
         together = time_steps(stack.train_stack(unrecorded, tensors, states), device)
         state = training.start(unrecorded[0], tensors)
-        with suppress(CompilerError):  # on another kind of machine than the one that chose the backend
+        with suppress(CompilerError):  # this machine may differ from the one that chose the backend
             state.forward = choose_forward(trials[0].architecture, backend, device)
         alone = time_steps(training.train(unrecorded[0], tensors, state), device)
-        if device.type == "cuda":  # the test takes memory as well
+        if device.type == "cuda":  # evaluation on test images takes memory as well
             images = tensors.test_images[: 2 * training.EVALUATION_BATCH]
             training.compute_accuracy(state.model, images, tensors.test_labels[: len(images)])
     except torch.OutOfMemoryError:  # the trials themselves will report it
@@ -94,14 +94,14 @@ def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, backend: s
 def find_fastest_backend(threads: int) -> str:
     """Find the fastest convolution backend on this machine by timing each one in a process of its own.
 
-    Returns:
+    Rerounds:
         `NATIVE`, `PYTORCH`, or "AVX2", to which PyTorch's convolutions are then to be limited. With AVX-512, oneDNN
         computes channels in blocks of 16, so that layers of 8 channels waste half of the work, and some processors
         execute such an instruction in two halves anyway.
     """
 
     def time_backend(backend: str) -> float:
-        # The package is that of this file, which may be where Ray has put it; -P ignores one in the current folder.
+        # Run this file's own package, which Ray may have copied; -P keeps the current folder off Python's path.
         command = [sys.executable, "-P", "-m", "trainables.accelerated.probe", str(threads), backend]
         environment = {**inherited, **get_environment(backend), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
@@ -117,8 +117,8 @@ def find_fastest_backend(threads: int) -> str:
 def time_convolutions(threads: int, backend: str) -> float:
     """Return the seconds per training step, validation included, summed over the CNNs of the reports' main part.
 
-    Returns:
-        The seconds of one step of `cnn_3`, `cnn_4` and `cnn_5`, in the fastest turn; infinity if the backend is
+    Rerounds:
+        The seconds of one step of `cnn_3`, `cnn_4` and `cnn_5`, in the fastest round; infinity if the backend is
         `NATIVE` and cannot be compiled here.
     """
     import torch
@@ -148,10 +148,10 @@ def time_convolutions(threads: int, backend: str) -> float:
 
 
 def time_steps(steps: Iterator[None], device: torch.device) -> float:
-    """Return the seconds per step in the fastest turn; the very first step, which sets things up, does not count."""
+    """Return the seconds per step in the fastest round; the very first step, which sets things up, does not count."""
     import torch
 
-    def time_turn(length: int) -> float:
+    def time_round(length: int) -> float:
         started = time.perf_counter()
         for _ in islice(steps, length):
             pass
@@ -159,12 +159,12 @@ def time_steps(steps: Iterator[None], device: torch.device) -> float:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / length
 
-    time_turn(1)
+    time_round(1)
     deadline = time.monotonic() + MIN_PROBE_SECONDS
-    turns = [time_turn(STEPS_PER_TURN) for _ in range(MIN_TURNS)]
-    while len(turns) < MAX_TURNS and time.monotonic() < deadline:
-        turns.append(time_turn(STEPS_PER_TURN))
-    return min(turns)
+    rounds = [time_round(STEPS_PER_ROUND) for _ in range(MIN_ROUNDS)]
+    while len(rounds) < MAX_ROUNDS and time.monotonic() < deadline:
+        rounds.append(time_round(STEPS_PER_ROUND))
+    return min(rounds)
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ class Stack:
         full = batch.shape[1] == self.members[0][0].batch_size
         losses, logits = (self.losses if full else self.uncompiled_losses)(self.parameters, images, labels)
         gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
-        torch._foreach_copy_(self.gradients, gradients)  # one launch on a GPU instead of one for each
+        torch._foreach_copy_(self.gradients, gradients)  # one kernel launch instead of one per gradient
         self.optimizer.step()
         return StepOutput(losses, logits, labels, self.data, self.compute_accuracies, self.compute_gradient_norms)
 

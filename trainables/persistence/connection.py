@@ -1,6 +1,6 @@
 """The way to a tracking store: its URI, its errors, retries, and the names of the tags that runs carry.
 
-Quick to import: a command that trains nothing needs none of MLflow.
+Quick to import, as it needs none of MLflow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from trainables.errors import BadInputError, TrackingError, UserError
 
 TRIAL_ID_TAG = "trial_id"
-SWEEP_TAG = "sweep"  # on a parent run: the sweep and the data set
+SWEEP_TAG = "sweep"  # on a parent run: names the sweep and the data set
 STORAGE_TAG = "storage"  # host and folder that a trial resumes from
 DRIVER_TAG = "driver"  # the process that runs the sweep, as `<parent run>/<name>`; on a parent run: who holds the lease
 HEARTBEAT_TAG = "driver_beat"  # on a parent run: a number that its driver increases for as long as it lives
@@ -60,7 +60,7 @@ def get_missing_file(uri: str) -> Path | None:
 
 
 def hide_password(uri: str) -> str:
-    """Return the URI as it may be shown."""
+    """Return the URI without its password."""
     return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:…@", uri)
 
 
@@ -103,7 +103,7 @@ def raises_tracking_errors(method: Callable[Concatenate[C, P], R]) -> Callable[C
 
 
 def retry_for(action: Callable[[], R], seconds: float) -> R:
-    """Call `action` until the store can be used, for up to so many seconds, and return its result.
+    """Call `action` until the store can be used, for up to `seconds` seconds, and return its result.
 
     Raises:
         TrackingError: The store could not be used for all that time.

@@ -1,7 +1,7 @@
-"""Delivery of a trial's points and result to the store, without making training wait for a store that is away.
+"""Delivery of a trial's points and result to the store, without making training wait for a store that is unreachable.
 
-While the store is away, full or closed, points stay in the checkpoint and a result stays in its file; both are sent
-once the store takes them. The trial's folder names the run that they go to before the first point is sent.
+While the store is unreachable or full, points stay in the checkpoint and a result stays in its file; both are sent
+once the store takes them. The id of the trial's run is in the trial's folder before the first point is sent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RETRY_WAIT_FACTOR = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class SweepContext:
-    """The places where a sweep's trials keep their state, and whose trials they are.
+    """The store and the folder of a sweep's trials, their driver, and the tags that they share.
 
     Attributes:
         tracking_uri: The store of the runs.
@@ -55,10 +55,10 @@ class SweepContext:
 
 
 class Delivery:
-    """One trial's connection to the store, which may be away.
+    """One trial's connection to the store, which may be unreachable.
 
     Attributes:
-        run: The trial's run, once the store has given it.
+        run: The trial's run; None until the store has returned it.
         failure: The reason why the store could not be used at the last attempt; None if it could.
     """
 
@@ -116,7 +116,7 @@ class Delivery:
             result = decode_result(content)
             result.save(artifacts / RESULT_ARTIFACT)
             if content["model"] is not None:
-                buffer = io.BytesIO()  # where it writes to a file, `torch.save` hides the reason of a failure
+                buffer = io.BytesIO()  # `torch.save` hides why a write failed if it writes to the file itself
                 torch.save(content["model"], buffer)
                 (artifacts / MODEL_ARTIFACT).write_bytes(buffer.getvalue())
         self._not_before = 0.0

@@ -3,8 +3,8 @@
 Every trial is one run, tagged with its trial id, below its sweep's parent run in the experiment that is named after the
 sweep. A run is FINISHED only when its points, its artifacts and its test accuracy are all in the store.
 
-Whatever goes wrong between here and the store is a `TrackingError`. Nothing here waits for a store that is away: the
-caller knows what can wait.
+Whatever goes wrong between here and the store is a `TrackingError`. Nothing here waits for a store that is unreachable:
+the caller knows what can wait.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ from trainables.persistence.trial_run import RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
 from trainables.trial import Trial
 
-logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema migrations of a new sqlite file
+logging.getLogger("alembic").setLevel(
+    logging.WARNING
+)  # hides messages about the schema migrations of a new sqlite file
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # whatever goes wrong becomes a `TrackingError`, shown once
 
 
@@ -73,7 +75,7 @@ class Store:
             if not self.uri.startswith("http"):
                 from mlflow.store.db import utils
 
-                utils.MAX_RETRY_COUNT = 3  # MLflow would try to open a database that is away for minutes
+                utils.MAX_RETRY_COUNT = 3  # otherwise MLflow tries for minutes to open an unreachable database
             self.client = MlflowClient(self.uri)
             self.experiments = self._experiments()
 
@@ -132,7 +134,7 @@ class Store:
 
     @raises_tracking_errors
     def ensure_parent(self, sweep: str, dataset: str) -> tuple[str, str]:
-        """Return the ids of the sweep's experiment and parent run, made if they do not exist.
+        """Return the ids of the sweep's experiment and parent run, creating them if needed.
 
         The parent run is a folder for its children. It holds no state of its own and is finished from the start, so
         that the death of a driver cannot leave it running.
@@ -200,7 +202,7 @@ class Store:
         *,
         run_id: str | None,
     ) -> TrialRun:
-        """Return the run that a trial writes to: a finished one, `run_id`, or another, made if there is none to use.
+        """Return the trial's run: a finished one, else `run_id`, else another usable one or a new one.
 
         Args:
             trial: The trial, whose settings become the run's parameters.
@@ -211,7 +213,7 @@ class Store:
             run_id: The run that the trial's checkpoints have sent points to, if any.
 
         Raises:
-            BadInputError: The trial has a run that another sweep's driver keeps as running.
+            BadInputError: The trial has a run that another driver has marked RUNNING.
         """
         runs = list(self._search(f"tags.{TRIAL_ID_TAG} = '{trial.id}'"))
         chosen = choose_run(runs, run_id, tags.get(DRIVER_TAG))
@@ -236,7 +238,7 @@ class Store:
         """Move a trial's unusable runs to MLflow's deleted runs.
 
         A run with points was left by an attempt whose checkpoints are not here. The trial starts from scratch then, and
-        may end in other last bits, say with another number of threads: its points must not mix with those of before.
+        may differ in the last bits, for example with another number of threads: old and new points must not mix.
         """
         for run in runs:
             if run.info.status == "RUNNING" and run.data.tags.get(DRIVER_TAG) != driver:
@@ -267,7 +269,9 @@ class Store:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 yield Path(self.client.download_artifacts(run.run_id, name, folder))
-            except Exception as error:  # MLflow, the file system, NumPy, zlib and torch each raise their own
+            except (
+                Exception
+            ) as error:  # MLflow, the file system, NumPy, zlib and torch each raise exceptions of their own
                 raise BadInputError(
                     f"the artifact {name} of '{run.name}' (run {run.run_id}) cannot be read ({error}); "
                     "delete that run in the MLflow UI and run the sweep again"
@@ -284,7 +288,7 @@ class Store:
 
 
 def choose_run(runs: Sequence[Run], run_id: str | None, driver: str | None) -> Run | None:
-    """Return the run of a trial to go on with: a finished one, else `run_id`, else one without points."""
+    """Return the run of a trial to go on with: a finished one, else `run_id`, else a free one without points."""
     finished = (run for run in runs if run.info.status == "FINISHED")
     own = (run for run in runs if run.info.run_id == run_id)
     empty = (run for run in runs if not run.data.metrics)

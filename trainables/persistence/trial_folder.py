@@ -2,11 +2,13 @@
 
     <storage>/trials/<trial id>/
         lock                  held by the process that trains the trial
-        <step>.checkpoint     all that decides the trial's future; the two newest are kept
+        <step>.checkpoint     everything needed to continue the trial; the two newest are kept
         result.checkpoint     the result of a trained trial, until the store has it
         run_id                the id of the run that the points of these checkpoints were sent to
         starts                the number of starts since the last checkpoint, with the driver that counted them
-        notes.txt, error.txt  what a person should know of the trial
+        notes.txt, error.txt  what the user should know of the trial
+        artifacts/            the files of a result while they are sent
+        *.unusable            a damaged checkpoint, set aside
 
 A checkpoint is a SHA-256 digest followed by what `torch.save` writes, as `torch.load` alone would not notice a flipped
 bit. Files appear under their names whole or not at all.
@@ -32,7 +34,7 @@ from trainables.trial import Trial
 CHECKPOINTS_KEPT = 2  # the newest, and the one before in case the newest turns out to be damaged
 DIGEST_BYTES = 32
 RESULT_FILE = "result.checkpoint"
-# The lock of a process whose node is gone may stand on a shared file system until the server gives it up (NFS: 90 s).
+# The lock of a process whose node is gone may persist on a shared file system until the server releases it (NFS: 90 s).
 LOCK_WAIT_SECONDS = 120.0
 
 
@@ -86,7 +88,7 @@ class TrialFolder:
         """Return the content of the newest usable checkpoint, or None if there is none.
 
         If a newer one is damaged, the store may have points that it covered, while training again from an older one may
-        end in other last bits. The folder then forgets its run, so that a new run takes its place.
+        differ in the last bits. The id of the run is then deleted, so that a new run takes its place.
         """
         for path in self._checkpoints():
             content = self._read(path)
@@ -158,7 +160,7 @@ class TrialFolder:
             (self.path / "starts").unlink(missing_ok=True)
 
     def add_note(self, text: str) -> None:
-        """Add a sentence for the person who runs the sweep, if there is room for it on the disk."""
+        """Add a sentence for the user, if there is room for it on the disk."""
         with suppress(OSError), (self.path / "notes.txt").open("a") as file:
             file.write(text + "\n")
 
@@ -189,7 +191,7 @@ class TrialFolder:
             return ""
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a checkpoint that survives a power cut."""
+        """Write a checkpoint or a result so that it survives a power cut."""
         import torch
 
         buffer = io.BytesIO()
@@ -198,7 +200,7 @@ class TrialFolder:
         write_atomically(self.path / name, hashlib.sha256(payload).digest() + payload, durable=True)
 
     def _read(self, path: Path) -> dict[str, Any] | None:
-        """Return a checkpoint's content, or None; a file that cannot be used is renamed, with a note for the person."""
+        """Return a checkpoint's content, or None; a file that cannot be used is renamed, with a note for the user."""
         import torch  # takes seconds, and a rerun that finds nothing to do does not need it
 
         try:

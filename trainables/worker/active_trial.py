@@ -20,15 +20,15 @@ from trainables.worker.pack import WorkerSettings
 
 # A trial that is started more often without a new checkpoint would end in the same way again.
 MAX_STARTS = 3
-# Checkpoints hold lists of the values that a trial has had. Before, they held the text of the tag instead ("1 then 2"),
-# under another key: such checkpoints stay readable.
+# Keys of a checkpoint's histories: the thread counts and the backends that the trial has used. Old checkpoints hold the
+# text of the tag ("1 then 2") instead, under the tag's name; they stay readable.
 THREAD_COUNTS, BACKENDS = "thread_counts", "backends"
-TEXT_KEYS = {THREAD_COUNTS: "threads", BACKENDS: "convolutions"}
+TAG_NAMES = {THREAD_COUNTS: "threads", BACKENDS: "convolutions"}
 SEPARATOR = " then "  # of the values in a tag
 
 
 class ActiveTrial:
-    """A trial whose folder this process has locked.
+    """A trial that this process trains; its folder must be locked before `load`.
 
     Attributes:
         gpus: The GPUs of its pack.
@@ -46,7 +46,7 @@ class ActiveTrial:
         self.saved: dict[str, Any] | None = None
 
     def load(self) -> None:
-        """Read what the trial's folder and the store have of it.
+        """Count a start of the trial, and read what its folder and the store have of it.
 
         Raises:
             BadInputError: The trial has ended its process too often.
@@ -80,7 +80,7 @@ class ActiveTrial:
         return state
 
     def _choose_forward(self, device: torch.device) -> Forward:
-        """Return the forward pass of the backend that the trial began with, or else of the settings' backend."""
+        """Return the forward pass of the backend in use at the checkpoint, or else of the settings' backend."""
         backend = [self.settings.backend, *self._read_history(BACKENDS, str)][-1]
         try:
             return choose_forward(self.trial.architecture, backend, device)
@@ -89,20 +89,20 @@ class ActiveTrial:
             return forward_torch
 
     def _read_history(self, key: str, kind: type) -> list[Any]:
-        """Return the values that the trial has had up to its checkpoint, the last of them in use there."""
+        """Return a history in the checkpoint, the latest value last; empty without a checkpoint."""
         saved = self.saved or {}
         if key in saved:
             return list(saved[key])
-        text: str = saved.get(TEXT_KEYS[key], "")
+        text: str = saved.get(TAG_NAMES[key], "")
         return [kind(word) for word in text.split(SEPARATOR)] if text else []
 
     def _extend_history(self, key: str, value: int | str) -> list[Any]:
-        """Return the values that the trial has had, `value` as the last of them."""
+        """Return a history, with `value` as its last value."""
         history = self._read_history(key, type(value))
         return history if history[-1:] == [value] else [*history, value]
 
     def _describe_rounding(self, state: State) -> dict[str, list[Any]]:
-        """Return what the last bits of the result depend on, with all changes, by the keys of checkpoints."""
+        """Return the histories of thread counts and backends, which decide the last bits of the result, by key."""
         found = {THREAD_COUNTS: self._extend_history(THREAD_COUNTS, self.settings.threads)}
         if state.curves.device.type == "cpu" and has_convolution(self.trial.architecture):
             by_torch = get_environment(self.settings.backend).get(ONEDNN_VARIABLE, PYTORCH)
@@ -117,7 +117,7 @@ class ActiveTrial:
         """Write a checkpoint, then send the points that it covers.
 
         In this order every step is in the store once, whenever the process dies. What could not be written or sent,
-        because the disk is full or the store is away, is written or sent with the next checkpoint.
+        because the disk is full or the store is unreachable, is written or sent with the next checkpoint.
 
         Args:
             state: The state of training.
@@ -150,7 +150,7 @@ class ActiveTrial:
         history = self._describe_rounding(state)
         tags = {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            **{TEXT_KEYS[key]: SEPARATOR.join(map(str, values)) for key, values in history.items()},
+            **{TAG_NAMES[key]: SEPARATOR.join(map(str, values)) for key, values in history.items()},
             "training_seconds": f"{self._sum_seconds(seconds):.3f}",
             **({"stacked_trials": str(stack_size)} if self.stacked else {}),
         }

@@ -1,6 +1,6 @@
 """Everything that the driver and its workers exchange: packs and settings one way, reports the other.
 
-Quick to import: the driver reads this before it knows whether anything is to be trained.
+Quick to import: the driver imports this before it knows whether anything is to be trained.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainables.persistence.delivery import SweepContext
 
 
-REPORT_KEY = "report"  # of the dictionary that Ray Tune takes as a report
+REPORT_KEY = "report"  # in the dictionary that is reported to Ray Tune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class WorkerSettings:
         threads: Threads that a pack's process trains with.
         checkpoint_seconds: The longest time of training between two checkpoints.
         stacked_architectures: Architectures whose trials train in a stack (`accelerated/stack.py`), even alone.
-        backend: The backend of convolutions on the CPU (`accelerated/backends.py`); None: PyTorch, untested.
+        backend: The backend of convolutions on the CPU (`accelerated/backends.py`); None: PyTorch's, without comparison.
         compile_steps: Whether the steps of a stack are compiled, for GPUs.
     """
 
@@ -87,7 +87,7 @@ class Outcome:
     Attributes:
         error: The reason why the trial could not be trained; None if it was.
         out_of_memory: Whether a larger share of a GPU would help.
-        notes: Sentences that the person who runs the sweep should read.
+        notes: Sentences that the user should read.
     """
 
     error: str | None = None

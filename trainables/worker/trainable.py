@@ -1,4 +1,4 @@
-"""The function that Ray Tune calls, in a process that stays for the next pack.
+"""The function that Ray Tune calls, in a process that Ray reuses for the next pack.
 
 Quick to import, as the driver imports it too: Ray and torch read settings from the environment when they are imported.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train_pack_in_tune(config: dict[str, str], *, data: Dataset | None, settings: WorkerSettings) -> None:
-    """Train the trials of the pack in `config["pack"]`, and report to Ray Tune how far they are.
+    """Train the trials of the pack in `config["pack"]`, and report their progress to Ray Tune.
 
     Args:
         config: The configuration that Ray Tune chose.

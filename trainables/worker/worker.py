@@ -26,8 +26,8 @@ from trainables.trial import XOR, Trial
 from trainables.worker.active_trial import MAX_STARTS, ActiveTrial
 from trainables.worker.pack import Outcome, Pack, PackReport, WorkerSettings
 
-# At the end of an epoch a checkpoint is due after this fraction of `checkpoint_seconds`, as the trial has the least to
-# repeat there if its process dies.
+# At the end of an epoch a checkpoint is due after this fraction of `checkpoint_seconds`, so that a
+# crash costs a trial with short epochs less.
 EPOCH_END_FRACTION = 1 / 12
 REPORT_INTERVAL_SECONDS = 0.5
 GPU_CONTEXT_BYTES = 512 * 2**20  # an allowance for the GPU memory that a process takes before it holds a tensor
@@ -53,7 +53,7 @@ class PackProgress:
         if time.monotonic() - self.reported >= REPORT_INTERVAL_SECONDS:
             self.send()
 
-    def end(self, trial: Trial, outcome: Outcome) -> None:
+    def record_outcome(self, trial: Trial, outcome: Outcome) -> None:
         """Note the outcome of a trial that has ended."""
         self.outcomes[trial.id] = outcome
         self.epochs[trial.id] = trial.epochs
@@ -74,7 +74,7 @@ def train_pack(
 ) -> None:
     """Train and deliver those of a pack's trials that are not finished.
 
-    Ray Tune starts a process again that dies, or whose trainable raises. A trial that may have ended its process twice
+    Ray Tune restarts a process that dies or whose trainable raises. A trial that may have ended its process twice
     trains by itself, so that it takes no others with it the third time.
     """
     training.prepare_process(settings.threads)
@@ -100,7 +100,7 @@ def train_pack(
 
 
 def train_and_deliver(active: Sequence[ActiveTrial], get_tensors: GetTensors, progress: PackProgress) -> None:
-    """Train trials to their ends, in a stack those that are at the same step, and deliver their results."""
+    """Train trials to their ends, stacking those at the same step, and deliver their results."""
     with ExitStack() as locks:
         for member in active:
             with report_failures([member], progress):
@@ -118,7 +118,7 @@ def train_and_deliver(active: Sequence[ActiveTrial], get_tensors: GetTensors, pr
                 if not progress.has_ended(member):
                     notes = member.folder.notes  # read before the folder is removed
                     member.deliver()
-                    progress.end(member.trial, Outcome(notes=notes))
+                    progress.record_outcome(member.trial, Outcome(notes=notes))
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def report_failures(active: Sequence[ActiveTrial], progress: PackProgress) -> It
 
     def end(error: str, *, out_of_memory: bool = False) -> None:
         for member in active:
-            progress.end(member.trial, Outcome(error, out_of_memory, member.folder.notes))
+            progress.record_outcome(member.trial, Outcome(error, out_of_memory, member.folder.notes))
 
     try:
         yield
@@ -140,7 +140,7 @@ def report_failures(active: Sequence[ActiveTrial], progress: PackProgress) -> It
         if not (gpus and is_out_of_memory(error)):
             raise
         for member in active:
-            member.folder.reset_starts()  # as the driver starts it again, with a larger share
+            member.folder.reset_starts()  # because the driver starts the trial again, with a larger share
         share = f"{gpus:g} of a GPU" if gpus < 1 else "a whole GPU"
         end(f"{share} has too little memory for it: {error}", out_of_memory=True)
 
@@ -205,7 +205,7 @@ def compute_memory_fraction(gpus: float, total_bytes: int) -> float:
 
 
 def choose_device(gpus: float) -> torch.device:
-    """Return the device that a pack trains on; on a GPU, bound its memory, so that it cannot take its neighbours'."""
+    """Return the device that a pack trains on; on a GPU, limit the process to its share of the memory."""
     if not gpus or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.empty_cache()  # frees what the pack before this one has used
