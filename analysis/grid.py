@@ -51,9 +51,9 @@ def draw(options: Grid, stages: Sequence[SweepResults], output: Output, draw_opt
     """Write the curves, the heat map and the table."""
     draw_options.check()
     [results] = stages
-    output.figure(draw_curves(results.data, draw_options, options.dataset), "curves", results, pdf=True)
-    output.figure(draw_heat_map(results.data, draw_options, options.dataset), "heat_map", results, pdf=True)
-    output.table(make_table(results), "table")
+    output.save_figure(draw_curves(results.data, draw_options, options.dataset), "curves", results, pdf=True)
+    output.save_figure(draw_heat_map(results.data, draw_options, options.dataset), "heat_map", results, pdf=True)
+    output.save_table(make_table(results), "table")
 
 
 def select_runs(data: xr.Dataset, values: Mapping[str, Any]) -> xr.Dataset:

@@ -34,9 +34,9 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
         rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values)})
     figures.add_accuracy_legend(figure)
     figures.add_caption(figure, f"{options.dataset}, logistic regression. {figures.describe_bands(bands)}")
-    output.figure(figure, "mnist", results, pdf=True)
-    output.json({"trials": trials}, "mnist")
-    output.table(rows, "table")
+    output.save_figure(figure, "mnist", results, pdf=True)
+    output.save_json({"trials": trials}, "mnist")
+    output.save_table(rows, "table")
     for task in ("digits", "even_odd"):
         best = find_best_run(results.data.sel(setting=[name for name in settings if name.startswith(task)]))
         if best is None:
@@ -44,7 +44,7 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
             continue
         title = f"{options.dataset}, {best.setting.item()}, seed {int(best.seed)} (best test accuracy)"
         gallery = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
-        output.figure(gallery, f"misclassified_{task}", results)
+        output.save_figure(gallery, f"misclassified_{task}", results)
 
 
 if __name__ == "__main__":

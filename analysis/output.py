@@ -65,21 +65,21 @@ class Output:
     written: list[Path] = field(default_factory=list)
 
     @contextmanager
-    def report_write_errors(self) -> Iterator[None]:
+    def convert_write_errors(self) -> Iterator[None]:
         """Raise `BadInputError`, naming the folder and `--out`, in place of any `OSError` of the block."""
         try:
             yield
         except OSError as error:
             raise BadInputError(f"cannot write to {self.folder} ({error.strerror}); name another --out") from None
 
-    def path(self, name: str) -> Path:
+    def add_file(self, name: str) -> Path:
         """Make the folder, record a file as written, and return its path for the caller to write."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / name
         self.written.append(path)
         return path
 
-    def figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
+    def save_figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
         """Save a figure as `name`.png, with a note below it about the trials of its stages that it leaves out.
 
         Args:
@@ -96,21 +96,21 @@ class Output:
         if lines:
             figure.text(0.005, 0, "\n".join(lines), color="red", fontsize=8, va="top")
         box = "tight" if lines else None  # the page grows downwards to hold the note, so that it covers nothing
-        figure.savefig(self.path(f"{name}.png"), dpi=150, bbox_inches=box)
+        figure.savefig(self.add_file(f"{name}.png"), dpi=150, bbox_inches=box)
         if pdf:
-            figure.savefig(self.path(f"{name}.pdf"), bbox_inches=box)
+            figure.savefig(self.add_file(f"{name}.pdf"), bbox_inches=box)
 
-    def json(self, content: Any, name: str) -> None:
+    def save_json(self, content: Any, name: str) -> None:
         """Save `content` as `name`.json, with null for NaN and infinities, which JSON cannot express."""
-        self.path(f"{name}.json").write_text(json.dumps(replace_non_finite(content), allow_nan=False) + "\n")
+        self.add_file(f"{name}.json").write_text(json.dumps(replace_non_finite(content), allow_nan=False) + "\n")
 
-    def table(self, rows: Sequence[dict[str, Any]], name: str) -> None:
+    def save_table(self, rows: Sequence[dict[str, Any]], name: str) -> None:
         """Save rows that have the same keys as `name`.csv (exact) and `name`.md (numbers with two decimals)."""
-        with self.path(f"{name}.csv").open("w", newline="") as file:
+        with self.add_file(f"{name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        self.path(f"{name}.md").write_text(format_markdown(rows))
+        self.add_file(f"{name}.md").write_text(format_markdown(rows))
 
 
 def list_omissions(stages: Sequence[SweepResults]) -> list[str]:
@@ -208,7 +208,7 @@ def main(
                 stages.append(load_results(sweep, store, fill=sweep_command, allow_missing=draw_options.allow_missing))
         except StagesEndedEarly as end:
             ended_early = str(end)
-        with output.report_write_errors():
+        with output.convert_write_errors():
             draw(options, stages, output, draw_options)
         print("\n".join(str(path) for path in output.written))
         if missing := sum(len(stage.missing) for stage in stages):

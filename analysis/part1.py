@@ -105,8 +105,8 @@ def main(options: Part1) -> int:
         f"{options.epochs * per_epoch:,} in {options.epochs} epochs"
     )
     output = Output(options.out)
-    with output.report_write_errors():
-        output.table(rows, "part1")
+    with output.convert_write_errors():
+        output.save_table(rows, "part1")
     print("\n".join(str(path) for path in output.written))
     return 0
 

@@ -150,9 +150,9 @@ def main(options: Part2) -> int:
     if len(kernels) > MAX_COLUMNS:
         raise BadInputError(f"{len(kernels)} kernels do not fit in a figure; give {MAX_COLUMNS} at most")
     output = Output(options.out)
-    with output.report_write_errors():
-        output.figure(draw_grid(outputs[: options.show]), "part2")
-        np.save(output.path("part2.npy"), outputs, allow_pickle=False)
+    with output.convert_write_errors():
+        output.save_figure(draw_grid(outputs[: options.show]), "part2")
+        np.save(output.add_file("part2.npy"), outputs, allow_pickle=False)
     print("\n".join(str(path) for path in output.written))
     print(f"input {images.shape}, kernel {kernels.shape} → output {outputs.shape}")
     return 0

@@ -34,7 +34,7 @@ def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_op
                     style = figures.STYLES[architecture]
                     figures.draw_band(axes, bands[quantity][-1], style, dashed=activation == "sigmoid")
         if all(found.sizes["seed"] for found in runs.values()):
-            output.json(make_export(architecture, runs), f"part4_{architecture}")
+            output.save_json(make_export(architecture, runs), f"part4_{architecture}")
             rows.append(make_row(architecture, runs))
     panels["gradient_norm"].set_yscale("log")
     for quantity, axes in panels.items():
@@ -45,9 +45,9 @@ def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_op
     lines = [Line2D([], [], color="grey", label="relu"), Line2D([], [], color="grey", ls="--", label="sigmoid")]
     figure.legend(handles=handles + lines, loc="outside upper center", ncols=len(handles) + 2)
     figures.add_caption(figure, f"{options.dataset}. {figures.describe_bands(bands['train_loss'])}")
-    output.figure(figure, "part4", results, pdf=True)
+    output.save_figure(figure, "part4", results, pdf=True)
     if rows:
-        output.table(rows, "table")
+        output.save_table(rows, "table")
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:

@@ -42,12 +42,12 @@ class Part5DrawOptions(DrawOptions):
 def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_options: Part5DrawOptions) -> None:
     """Write the constant rates, the schedule, the export and the comparison with Adam."""
     constant, *scheduled = stages
-    output.figure(draw_constant(options, constant), "part5", constant, pdf=True)
+    output.save_figure(draw_constant(options, constant), "part5", constant, pdf=True)
     runs = {EXPORT_NAMES[rate]: select_finished(constant.data, learning_rate=rate) for rate in LEARNING_RATES}
-    output.json(make_export(options.architecture, runs), f"part5_{options.architecture}")
+    output.save_json(make_export(options.architecture, runs), f"part5_{options.architecture}")
     compared: dict[str, tuple[xr.Dataset, int]] = {}
     if scheduled:
-        output.figure(draw_schedule(options, scheduled), "schedule", *scheduled, pdf=True)
+        output.save_figure(draw_schedule(options, scheduled), "schedule", *scheduled, pdf=True)
         for stage in scheduled:
             [name] = stage.data.schedule.values
             compared[f"SGD {name}"] = (select_finished(stage.data, schedule=name), options.schedule_epochs)
@@ -65,7 +65,7 @@ def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_op
         print(f"No trials of part 3 to compare with; train them with: {fill}")
     if compared:
         rows = [make_row(name, runs, epochs, draw_options.targets) for name, (runs, epochs) in compared.items()]
-        output.table(rows, "table")
+        output.save_table(rows, "table")
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:

@@ -39,20 +39,20 @@ def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_
         rows.append(row)
     figures.add_accuracy_legend(figure)
     figures.add_caption(figure, f"{options.dataset}. {figures.describe_bands(bands)}")
-    output.figure(figure, "pooling", results, pdf=True)
-    output.table(rows, "table")
+    output.save_figure(figure, "pooling", results, pdf=True)
+    output.save_table(rows, "table")
     parameters = [make_parameter_row(model, options.dataset) for model in MODELS]
-    output.table(parameters, "parameters")
+    output.save_table(parameters, "parameters")
     totals = {row["model"]: row["parameters"] for row in parameters}
     with_totals = [{**trial, "parameters": totals[trial["model"]]} for trial in trials]
-    output.json({"trials": with_totals, "parameters": totals}, "pooling")
+    output.save_json({"trials": with_totals, "parameters": totals}, "pooling")
     if (best := find_best_run(results.data)) is None:
         print("All trials diverged: there is no best model whose mistakes could be shown.")
         return
     title = f"{options.dataset}, model {best.model.item()}, batch {int(best.batch_size)}, seed {int(best.seed)}"
     title += " (best test accuracy)"
     gallery = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
-    output.figure(gallery, "misclassified", results)
+    output.save_figure(gallery, "misclassified", results)
 
 
 def make_parameter_row(model: str, dataset: str) -> dict[str, str | int]:

@@ -32,11 +32,11 @@ def draw(options: Xor, stages: Sequence[SweepResults], output: Output, draw_opti
         if trial_id
     ]
     report = [row for row in rows if row["seed"] == REPORT_SEED]
-    output.json({"report": [remove_seed(row) for row in report], "seeds": rows}, "xor")
-    output.figure(draw_surfaces(results, report), "surfaces", results)
-    output.figure(draw_loss_curves(results.data), "loss", results)
-    output.figure(draw_losses_by_sigma(rows, options), "xor", results, pdf=True)
-    output.table(make_table(rows, options), "table")
+    output.save_json({"report": [remove_seed(row) for row in report], "seeds": rows}, "xor")
+    output.save_figure(draw_surfaces(results, report), "surfaces", results)
+    output.save_figure(draw_loss_curves(results.data), "loss", results)
+    output.save_figure(draw_losses_by_sigma(rows, options), "xor", results, pdf=True)
+    output.save_table(make_table(rows, options), "table")
 
 
 def evaluate_trial(seed: int, sigma: float, weights: NDArray[np.float64]) -> dict[str, Any]:

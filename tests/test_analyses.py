@@ -115,7 +115,7 @@ class OutputWithNotes(Output):
     """An output that keeps the text of the red note on each figure, by the figure's name."""
 
     def figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
-        super().figure(figure, name, *stages, pdf=pdf)
+        super().save_figure(figure, name, *stages, pdf=pdf)
         self.notes = {
             **getattr(self, "notes", {}),
             name: " ".join(text.get_text() for text in figure.texts if text.get_color() == "red"),

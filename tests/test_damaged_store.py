@@ -20,7 +20,7 @@ from sweeps.cli import run_to_exit_status
 from sweeps.driver.options import RunOptions
 from sweeps.driver.run import run
 from sweeps.part3 import Part3
-from trainables.errors import BadInputError
+from trainables.errors import UserError
 from trainables.persistence.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")]
@@ -48,7 +48,7 @@ def analyse(database: Path) -> str | None:
     """Open a store and load the sweep; return the error message if one of them fails."""
     try:
         return load_and_check(Store(f"sqlite:///{database}"))
-    except BadInputError as error:
+    except UserError as error:
         return str(error)
 
 
@@ -56,7 +56,7 @@ def load_and_check(store: Store) -> str | None:
     """Load the sweep, and check that its results are as recorded; return the error message if loading fails."""
     try:
         results = load_results(SWEEP, store, fill="python sweeps/part3.py")
-    except BadInputError as error:
+    except UserError as error:
         return str(error)
     for trial in SWEEP.trials():
         actual, expected = results.by_trial[trial.id], make_result(trial)

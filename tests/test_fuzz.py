@@ -42,7 +42,7 @@ from analysis.part5 import Part5DrawOptions
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.driver.options import RunOptions
 from sweeps.driver.resources import Node
-from sweeps.driver.run import request_gpus_for
+from sweeps.driver.run import allocate_as_requested
 from sweeps.experiment import SweepOptions, format_options
 from sweeps.grid import Grid
 from sweeps.mnist import Mnist
@@ -146,7 +146,7 @@ def check_before_training(options_class: type[SweepOptions], other_class: type[A
     assert 0 < len(trials) <= MAX_TRIALS
     assert len(set(sweep.labels().values())) == len(trials)
     if isinstance(other_options, RunOptions):
-        request_gpus_for(trials, other_options, [Node(cpus=2, gpus=1)])
+        allocate_as_requested(trials, other_options, [Node(cpus=2, gpus=1)])
         sys.argv = shlex.split(options.format_command("sweeps", format_options(other_options, RunOptions())))[1:]
         # The command to continue must mean the same.
         assert parse(options_class, other_class, None, verb) == (options, other_options)

@@ -228,7 +228,7 @@ def test_two_commands_at_the_same_instant_share_a_job(dashboard: Dashboard, monk
 def test_a_command_stops_waiting_for_a_cluster_that_falls_silent(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "RECONNECT_SECONDS", 0.1)
     dashboard.answers_left = 4  # two about the version, one each about the jobs and the package
     assert run_sweep(monkeypatch, "--quick", "--address", dashboard.address) == 1
     assert "the same command finds it again" in capsys.readouterr().err

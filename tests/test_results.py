@@ -202,7 +202,7 @@ def test_part3_draws_the_trials_that_are_not_missing(store: Store, tmp_path: Pat
 def draw_note(stage: SweepResults, folder: Path) -> list[str]:
     """Return the lines of the note on a wide figure of a stage."""
     figure = Figure(figsize=(20, 2))
-    Output(folder).figure(figure, "x", stage)
+    Output(folder).save_figure(figure, "x", stage)
     return [line for text in figure.texts for line in text.get_text().splitlines()]
 
 

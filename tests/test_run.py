@@ -89,7 +89,7 @@ def test_a_trial_that_ends_before_its_first_record_or_milestone_is_refused(trial
 
 
 def test_a_sweep_releases_its_storage(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "submit", lambda *_: {})
+    monkeypatch.setattr(Session, "train_with_ray", lambda *_: {})
     options = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
     for _ in range(2):
         assert run(options, RunOptions(storage=tmp_path)) == 130
@@ -99,7 +99,7 @@ def test_a_sweep_releases_its_storage(store: Store, tmp_path: Path, monkeypatch:
 
 def test_a_run_that_a_dead_driver_left_is_closed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This includes the run of a trial outside this sweep, if it trained with this storage."""
-    monkeypatch.setattr(Session, "submit", lambda *_: {})
+    monkeypatch.setattr(Session, "train_with_ray", lambda *_: {})
     experiment_id, parent = store.ensure_parent("part4", "digits")
     name = f"{socket.gethostname()}:{tmp_path}"
     tags = {STORAGE_TAG: name, DRIVER_TAG: f"{parent}/dead"}
@@ -132,7 +132,7 @@ def test_a_result_that_cannot_be_delivered_holds_no_other_back(
     assert list(refused.values()) == ["it trains in another sweep", "away", "away"]
 
 
-def test_the_folder_of_a_finished_trial_is_removed(store: Store, tmp_path: Path) -> None:
+def test_leftovers_are_removed_while_nobody_trains(store: Store, tmp_path: Path) -> None:
     sweep = OPTIONS.sweep()
     [trial] = sweep.trials()
     run_id = store.open_run(trial, "x", *store.ensure_parent("part3", "digits"), {}, run_id=None).run_id
@@ -140,8 +140,18 @@ def test_the_folder_of_a_finished_trial_is_removed(store: Store, tmp_path: Path)
     folder = TrialFolder(tmp_path, trial)
     with folder.lock():
         folder.write_checkpoint(1, {})
-    remove_leftovers(Plan(sweep, (trial,), store.find_runs()), tmp_path, None)
+    ray_folder = tmp_path / "ray"
+    ray_folder.mkdir()
+    plan = Plan(sweep, (trial,), store.find_runs())
+    with FileLock(tmp_path / "sweep.lock"):  # another driver trains
+        remove_leftovers(plan, tmp_path, ray_folder)
+    assert folder.path.exists()
+    assert ray_folder.exists()
+    remove_leftovers(plan, tmp_path, None)
     assert not folder.path.exists()
+    assert ray_folder.exists()
+    remove_leftovers(plan, tmp_path, ray_folder)
+    assert not ray_folder.exists()
 
 
 def test_a_drivers_own_runs_do_not_stay_running(store: Store) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
+
+from sweeps.driver import launch
+from trainables.worker.pack import WorkerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("trainables", "sweeps", "analysis")
@@ -146,3 +153,58 @@ def test_the_map_lists_every_file_once() -> None:
     listed = mapped_files()
     assert len(listed) == len(set(listed))
     assert set(listed) == {name for name in files if not name.endswith("__init__.py")}
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "variable", "value"),
+    [
+        ("sweeps.driver.jobs", "ray", "RAY_AUTH_MODE", "token"),
+        ("sweeps.driver.session", "ray", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1"),
+        ("trainables.persistence.store", "mlflow", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
+    ],
+)
+def test_settings_are_made_before_the_library_that_reads_them(
+    module: str, library: str, variable: str, value: str
+) -> None:
+    code = f"""
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name == {library!r}:
+            print(os.environ.get({variable!r}), flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, Watch())
+import {module}
+"""
+    environment = {name: text for name, text in os.environ.items() if name != variable}
+    environment |= {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == value
+
+
+def test_workers_need_no_other_package_than_trainables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ships this package alone, so what Ray Tune pickles for a worker must not refer to another."""
+    pickled: list[bytes] = []
+    monkeypatch.setattr(launch.tune, "with_parameters", lambda trainable, **_: trainable)
+    monkeypatch.setattr(launch.tune, "with_resources", lambda *words: pickled.append(cloudpickle.dumps(words)))
+    monkeypatch.setattr(launch.tune, "Tuner", lambda *_, **__: None)
+    settings = WorkerSettings(context=None, threads=1, checkpoint_seconds=60)  # type: ignore[arg-type]
+    launch.make_tuner([], None, settings, 1, None)  # type: ignore[arg-type]
+    (tmp_path / "trainables").symlink_to(ROOT / "trainables")
+    code = """
+import pickle, sys
+
+from trainables.trial import Trial
+from trainables.worker.pack import Pack
+
+trainable, resources = pickle.loads(sys.stdin.buffer.read())
+trial = Trial(dataset="digits", architecture="mlp_1", learning_rate=0.1, epochs=1, seed=0)
+resources({"pack": Pack((trial,), ("x",), 0).to_json()})
+print(sorted(name for name in sys.modules if name.partition(".")[0] in ("sweeps", "analysis")))
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, input=pickled[0], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.stdout.decode() == "[]\n", done.stderr.decode()

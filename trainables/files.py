@@ -16,7 +16,7 @@ VISIBILITY_WAIT_SECONDS = 5
 
 
 @contextmanager
-def report_write_errors(path: Path) -> Iterator[None]:
+def convert_write_errors(path: Path) -> Iterator[None]:
     """Raise `StorageError`, naming `path`, in place of any `OSError` of the block."""
     try:
         yield
@@ -39,7 +39,7 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> No
         StorageError: The file could not be written. An older one is still there.
     """
     partial = path.with_name(f"{path.name}.partial")
-    with report_write_errors(path):
+    with convert_write_errors(path):
         try:
             with partial.open("wb") as file:
                 file.write(content)

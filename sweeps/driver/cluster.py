@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweeps.driver.resources import Node, add_planned_nodes
 from sweeps.driver.signals import stop_on_signals
 from trainables.errors import BadInputError
-from trainables.files import report_write_errors, wait_for_file
+from trainables.files import convert_write_errors, wait_for_file
 from trainables.persistence.connection import get_sqlite_file
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ def read_launcher_config() -> dict[str, Any]:
 def check_storage_is_shared(storage: Path) -> None:
     """Raise `BadInputError` where a living node does not see what this machine writes into `storage`."""
     others = [node for node in list_living_nodes() if node["NodeID"] != ray.get_runtime_context().get_node_id()]
-    with report_write_errors(storage), tempfile.NamedTemporaryFile(dir=storage, prefix=".seen-by-all-nodes-") as file:
+    with convert_write_errors(storage), tempfile.NamedTemporaryFile(dir=storage, prefix=".seen-by-all-nodes-") as file:
         answers = [
             ray.remote(wait_for_file)
             .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))

@@ -11,9 +11,9 @@ from ray import tune
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from sweeps.driver.progress import ProgressBar, get_pack
+from sweeps.driver.progress import ProgressBar
 from trainables.datasets import Dataset
-from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport, WorkerSettings
+from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport, WorkerSettings, get_pack
 from trainables.worker.trainable import train_pack_in_tune
 
 # A trial whose process dies is started again from its last checkpoint, as long as it gets further each time

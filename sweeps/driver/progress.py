@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
 from ray.tune import Callback
 from rich.progress import Progress
 
-from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport
+from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport, get_pack
 
 LOG_INTERVAL_SECONDS = 30
-
-
-@lru_cache(maxsize=100_000)
-def parse_pack(text: str) -> Pack:
-    """Return a pack from its JSON, parsed once however often Tune's callbacks ask."""
-    return Pack.from_json(text)
-
-
-def get_pack(config: Mapping[str, str]) -> Pack:
-    """Return the pack in the configuration of one of Tune's trials."""
-    return parse_pack(config["pack"])
 
 
 class ProgressBar(Callback):

@@ -16,8 +16,7 @@ def collect_provenance() -> dict[str, str]:
     libraries = ("neural-sweeps", "torch", "torchvision", "numpy", "ray", "mlflow")
     return {
         # The code of a job is no checkout: the command that submits the job sets the variable.
-        "git_commit": os.environ.get("SWEEPS_COMMIT")
-        or here,
+        "git_commit": os.environ.get("SWEEPS_COMMIT") or here,
         "python_version": sys.version.split()[0],
         **{f"{library}_version": get_version(library) for library in libraries},
     }

@@ -13,7 +13,7 @@ from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan
 from sweeps.driver.recovery import remove_leftovers
 from sweeps.driver.report import console, make_result_table, print_allocation, print_missing, print_plan, say
-from sweeps.driver.resources import Node, allocate, detect_machine, parse_gpu_requests, request_gpus
+from sweeps.driver.resources import Allocation, Node, allocate, detect_machine, parse_gpu_requests, request_gpus
 from sweeps.experiment import StagesEndedEarly, SweepOptions
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
@@ -39,7 +39,7 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
     run_options.check()
     address = os.environ.get("RAY_ADDRESS")
     if not address:  # what this machine does not have is refused at once
-        request_gpus_for(trials, run_options, [detect_machine()])
+        allocate_as_requested(trials, run_options, [detect_machine()])
     if run_options.dry_run and get_missing_file(options.tracking_uri):  # a dry run makes no store
         print_plan(Plan(first, trials, {}))
         print_dry_run(trials, run_options, address, options.tracking_uri)
@@ -83,15 +83,15 @@ def start_session(store: Store, run_options: RunOptions, address: str | None, st
     return Session(store, run_options, address, stack)
 
 
-def request_gpus_for(trials: Sequence[Trial], run_options: RunOptions, nodes: Sequence[Node]) -> dict[str, float]:
-    """Return the GPUs that a trial of each architecture asks for.
+def allocate_as_requested(trials: Sequence[Trial], run_options: RunOptions, nodes: Sequence[Node]) -> Allocation:
+    """Return what each process gets of the nodes, before anything is measured.
 
     Raises:
-        BadInputError: A trial asks for more than any node has.
+        BadInputError: A process asks for more than any node has.
     """
-    architectures = dict.fromkeys(trial.architecture for trial in trials)
-    requests = parse_gpu_requests(run_options.gpus_per_trial)
-    return request_gpus(requests, architectures, run_options.cpus_per_trial, nodes)
+    cpus, requests = run_options.cpus_per_trial, parse_gpu_requests(run_options.gpus_per_trial)
+    gpus = request_gpus(requests, dict.fromkeys(trial.architecture for trial in trials), cpus, nodes)
+    return allocate(cpus, gpus, nodes, run_options.max_concurrent)
 
 
 def print_dry_run(trials: Sequence[Trial], run_options: RunOptions, address: str | None, tracking_uri: str) -> None:
@@ -106,7 +106,6 @@ def print_dry_run(trials: Sequence[Trial], run_options: RunOptions, address: str
             folder = Path(stack.enter_context(temporary))
             stack.callback(cluster.disconnect, folder)
             nodes = cluster.start_or_join(address, tracking_uri, nodes[0], folder)
-        gpus = request_gpus_for(trials, run_options, nodes)
-        print_allocation(allocate(run_options.cpus_per_trial, gpus, nodes, run_options.max_concurrent))
+        print_allocation(allocate_as_requested(trials, run_options, nodes))
     if None in parse_gpu_requests(run_options.gpus_per_trial).values() and any(node.gpus > 0 for node in nodes):
         say("Shares of a GPU that are to be measured may come out smaller or larger.")

@@ -38,7 +38,7 @@ from sweeps.driver.resources import (
 )
 from trainables import datasets
 from trainables.errors import BadInputError, TrackingError
-from trainables.files import report_write_errors
+from trainables.files import convert_write_errors
 from trainables.persistence.connection import retry_for
 from trainables.persistence.delivery import SweepContext
 from trainables.persistence.store import Store
@@ -116,7 +116,7 @@ class Session:
         Raises:
             BadInputError: Another sweep trains with this storage.
         """
-        with report_write_errors(self.storage):
+        with convert_write_errors(self.storage):
             self.storage.mkdir(parents=True, exist_ok=True)
             try:
                 lock = FileLock(self.storage / STORAGE_LOCK, blocking=False).acquire()

@@ -56,7 +56,7 @@ def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, backend: s
         trials: Trials that can be stacked; on the CPU, only `CPU_PROBE_TRIALS` of them are used.
         backend: The convolution backend of the trial that trains alone: see `backends`.
 
-    Rerounds:
+    Returns:
         The result; a speedup of 0 and all of the memory if the GPU has too little.
     """
     os.environ.update(get_environment(backend))  # torch reads it when it is imported, for the first time here
@@ -94,7 +94,7 @@ def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, backend: s
 def find_fastest_backend(threads: int) -> str:
     """Find the fastest convolution backend on this machine by timing each one in a process of its own.
 
-    Rerounds:
+    Returns:
         `NATIVE`, `PYTORCH`, or "AVX2", to which PyTorch's convolutions are then to be limited. With AVX-512, oneDNN
         computes channels in blocks of 16, so that layers of 8 channels waste half of the work, and some processors
         execute such an instruction in two halves anyway.
@@ -117,7 +117,7 @@ def find_fastest_backend(threads: int) -> str:
 def time_convolutions(threads: int, backend: str) -> float:
     """Return the seconds per training step, validation included, summed over the CNNs of the reports' main part.
 
-    Rerounds:
+    Returns:
         The seconds of one step of `cnn_3`, `cnn_4` and `cnn_5`, in the fastest round; infinity if the backend is
         `NATIVE` and cannot be compiled here.
     """

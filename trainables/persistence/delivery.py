@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.errors import TrackingError
-from trainables.files import report_write_errors
+from trainables.files import convert_write_errors
 from trainables.persistence.connection import DRIVER_TAG, STORAGE_TAG
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
@@ -110,7 +110,7 @@ class Delivery:
         if content is None:
             raise ValueError(f"{self.folder.path} holds no result")
         artifacts = self.folder.path / "artifacts"
-        with report_write_errors(artifacts):
+        with convert_write_errors(artifacts):
             shutil.rmtree(artifacts, ignore_errors=True)
             artifacts.mkdir()
             result = decode_result(content)

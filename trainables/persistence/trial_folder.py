@@ -28,7 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from trainables.errors import BadInputError
-from trainables.files import report_write_errors, write_atomically
+from trainables.files import convert_write_errors, write_atomically
 from trainables.trial import Trial
 
 CHECKPOINTS_KEPT = 2  # the newest, and the one before in case the newest turns out to be damaged
@@ -53,7 +53,7 @@ class TrialFolder:
             BadInputError: Another process trains the trial.
             StorageError: The folder cannot be written.
         """
-        with report_write_errors(self.path):
+        with convert_write_errors(self.path):
             lock = FileLock(self.path / "lock", timeout=LOCK_WAIT_SECONDS)
             while not lock.is_locked:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class TrialFolder:
             StorageError: It could not be written. Earlier checkpoints are still there.
         """
         self._write(f"{step:09d}.checkpoint", content)
-        with report_write_errors(self.path):
+        with convert_write_errors(self.path):
             for old in self._checkpoints()[CHECKPOINTS_KEPT:]:
                 old.unlink()
             (self.path / "starts").unlink(missing_ok=True)
@@ -138,7 +138,7 @@ class TrialFolder:
 
     def forget_run(self) -> None:
         """Forget the run that the points went to."""
-        with report_write_errors(self.path):
+        with convert_write_errors(self.path):
             (self.path / "run_id").unlink(missing_ok=True)
 
     def read_starts(self, driver: str) -> int:

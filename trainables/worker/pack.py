@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from trainables.trial import Trial
@@ -31,7 +32,7 @@ class WorkerSettings:
         threads: Threads that a pack's process trains with.
         checkpoint_seconds: The longest time of training between two checkpoints.
         stacked_architectures: Architectures whose trials train in a stack (`accelerated/stack.py`), even alone.
-        backend: The backend of convolutions on the CPU (`accelerated/backends.py`); None: PyTorch's, without comparison.
+        backend: The backend of convolutions on the CPU (`accelerated/backends.py`); None: PyTorch's.
         compile_steps: Whether the steps of a stack are compiled, for GPUs.
     """
 
@@ -72,12 +73,18 @@ class Pack:
         return json.dumps(asdict(self))
 
     @staticmethod
+    @lru_cache(maxsize=100_000)  # Tune's callbacks ask for the same pack many times
     def from_json(text: str) -> Pack:
         """Return the pack that `to_json` wrote."""
         content = json.loads(text)
         return Pack(
             tuple(Trial(**settings) for settings in content["trials"]), tuple(content["names"]), content["gpus"]
         )
+
+
+def get_pack(config: Mapping[str, str]) -> Pack:
+    """Return the pack in the configuration that Ray Tune has chosen for one of its trials."""
+    return Pack.from_json(config["pack"])
 
 
 @dataclass(frozen=True)

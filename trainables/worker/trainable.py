@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from trainables.accelerated.backends import get_environment
-from trainables.worker.pack import REPORT_KEY, Pack, WorkerSettings
+from trainables.worker.pack import REPORT_KEY, WorkerSettings, get_pack
 
 if TYPE_CHECKING:
     from trainables.datasets import Dataset
@@ -29,4 +29,4 @@ def train_pack_in_tune(config: dict[str, str], *, data: Dataset | None, settings
 
     from trainables.worker.worker import train_pack
 
-    train_pack(Pack.from_json(config["pack"]), data, settings, lambda report: tune.report({REPORT_KEY: report}))
+    train_pack(get_pack(config), data, settings, lambda report: tune.report({REPORT_KEY: report}))
