@@ -63,7 +63,10 @@ def in_stack(original: Fault) -> Fault:
     @fault(f"{original.name}, three trials in a stack")
     def stacked(lab: Lab) -> None:
         original.inject(lab)
-        check("Packs: 3 trials in 1; side by side: mlp_1" in lab.sweeps[0].read_output(), "the trials were not stacked")
+        check(
+            "Packs: 3 trials share 1 process; trained side by side: mlp_1" in lab.sweeps[0].read_output(),
+            "the trials were not stacked",
+        )
 
     return stacked
 

@@ -71,7 +71,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(
     assert run_sweep(monkeypatch, "--quick", "--dry-run", "--max-concurrent", "1") == 0
     out = capsys.readouterr().out
     assert "part3: 15 trials, 0 done, 15 missing" in out
-    assert "1 CPU and 0 GPU a process, 1 process at once" in out
+    assert "1 CPU and 0 GPUs per process, 1 process at once" in out
     assert list(tmp_path.iterdir()) == []
 
 

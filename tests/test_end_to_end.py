@@ -239,7 +239,7 @@ def test_trials_share_a_gpu_and_get_more_of_it_where_memory_runs_out(tmp_path: P
             start_script(tmp_path, "sweeps", *words, "--dry-run", "--gpus-per-trial", "0.1", **variables)
         )
         assert status == 0
-        assert "Resources: 1 CPU and 0.1 GPU a process, 8 processes at once" in out  # the 8 CPUs allow no more
+        assert "Resources: 1 CPU and 0.1 GPUs per process, 8 processes at once" in out  # the 8 CPUs allow no more
         assert not (tmp_path / "storage").exists()
         assert not (tmp_path / "mlflow.db").exists()
 
@@ -250,7 +250,7 @@ def test_trials_share_a_gpu_and_get_more_of_it_where_memory_runs_out(tmp_path: P
         status, out = wait_for(start_script(tmp_path, "sweeps", *words, *shares, **variables))
     assert status == 0
     assert "PyTorch finds no usable GPU to measure on: each process gets 0.25 of a GPU" in out
-    assert "1 CPU and 0.25 (mlp_1), 0.25 (mlp_2), 0.5 (cnn_3) GPU a process, up to 4 processes at once" in out
+    assert "1 CPU and 0.25 (mlp_1), 0.25 (mlp_2), 0.5 (cnn_3) GPUs per process, up to 4 processes at once" in out
     assert "Out of GPU memory: 2 of 3 trials; they train again with twice the share" in out
     assert out.count("0.25 of a GPU had too little memory; it had 0.5 in the end") == 2
     assert "Trained 3 of 3 trials" in out

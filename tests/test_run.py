@@ -45,14 +45,14 @@ def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path)
 @pytest.mark.parametrize(
     ("architecture", "gpus", "backend", "compiler", "expected"),
     [
-        ("cnn_3", 0.0, NATIVE, None, "Convolutions: by code compiled where they are computed\n"),
-        ("cnn_3", 0.0, PYTORCH, "c++", "Convolutions: by PyTorch\n"),
+        ("cnn_3", 0.0, NATIVE, None, "Convolutions: the native backend, compiled on the machine that trains\n"),
+        ("cnn_3", 0.0, PYTORCH, "c++", "Convolutions: PyTorch\n"),
         (
             "cnn_3",
             0.0,
             "AVX2",
             None,
-            "Convolutions: by PyTorch, limited to AVX2; a C++ compiler (g++), and no measured",
+            "Convolutions: PyTorch, limited to AVX2; the native backend may be faster: install g++, and delete",
         ),
         ("cnn_3", 0.5, NATIVE, "c++", ""),
         ("cnn_4", 0.0, NATIVE, "c++", ""),  # it trains in a stack

@@ -43,7 +43,7 @@ def print_allocation(allocation: Allocation) -> None:
     each = ", ".join(shares if len(shares) == 1 else (f"{gpus:g} ({name})" for name, gpus in allocation.gpus.items()))
     at_most = "" if len(shares) == 1 else "up to "
     say(
-        f"Resources: {allocation.cpus} CPU and {each} GPU a process, {at_most}{allocation.at_once} "
+        f"Resources: {allocation.cpus} CPU and {each} GPUs per process, {at_most}{allocation.at_once} "
         f"{'processes' if allocation.at_once > 1 else 'process'} at once"
     )
 
@@ -52,9 +52,9 @@ def print_packs(packs: Sequence[Pack], stacked: Collection[str]) -> None:
     """Print the number of packs and the architectures in stacks, if any trials share a process."""
     trials = sum(len(pack.trials) for pack in packs)
     if trials > len(packs):
-        side_by_side = dict.fromkeys(t.architecture for pack in packs for t in pack.trials if t.architecture in stacked)
-        how = f"; side by side: {', '.join(side_by_side)}" if side_by_side else ""
-        say(f"Packs: {trials} trials in {len(packs)}{how}")
+        in_stacks = dict.fromkeys(t.architecture for pack in packs for t in pack.trials if t.architecture in stacked)
+        which = f"; trained side by side: {', '.join(in_stacks)}" if in_stacks else ""
+        say(f"Packs: {trials} trials share {len(packs)} {'processes' if len(packs) > 1 else 'process'}{which}")
 
 
 def print_backend(packs: Sequence[Pack], stacked: Collection[str], backend: str | None) -> None:
@@ -63,11 +63,11 @@ def print_backend(packs: Sequence[Pack], stacked: Collection[str], backend: str 
     if not any(has_convolution(architecture) for architecture in alone):
         return
     if backend == NATIVE:
-        say("Convolutions: by code compiled where they are computed")
+        say("Convolutions: the native backend, compiled on the machine that trains")
         return
     how = f", limited to {backend}" if get_environment(backend) else ""
-    hint = f"; a C++ compiler (g++), and no {CACHE_FILE} in the storage, may make them faster"
-    say(f"Convolutions: by PyTorch{how}{'' if shutil.which('c++') else hint}")
+    hint = f"; the native backend may be faster: install g++, and delete {CACHE_FILE} in the storage folder"
+    say(f"Convolutions: PyTorch{how}{'' if shutil.which('c++') else hint}")
 
 
 def print_outcomes(
