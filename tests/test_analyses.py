@@ -114,7 +114,7 @@ def record(
 class OutputWithNotes(Output):
     """An output that keeps the text of the red note on each figure, by the figure's name."""
 
-    def figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
+    def save_figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
         super().save_figure(figure, name, *stages, pdf=pdf)
         self.notes = {
             **getattr(self, "notes", {}),
