@@ -148,7 +148,7 @@ def test_an_analysis_without_trials_names_the_command_that_trains_them(
 
 
 def test_a_dry_run_refuses_too_many_gpus_with_cuda_visible_devices_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(100))))
     assert run_sweep(monkeypatch, "--quick", "--dry-run", "--gpus-per-trial", "64") == 2
 
 
