@@ -129,7 +129,7 @@ class Part5(ImageSweepOptions):
         if len(self.milestones) > len(LEARNING_RATES) - 1:
             raise BadInputError(f"--milestones has {len(self.milestones)} steps; give one or two")
         if list(self.milestones) != sorted({step for step in self.milestones if step > 0}):
-            raise BadInputError(f"--milestones is {self.milestones}; the steps must be positive and rising")
+            raise BadInputError(f"--milestones is {self.milestones}; the steps must be positive and increasing")
 
 
 if __name__ == "__main__":

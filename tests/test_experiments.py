@@ -196,8 +196,8 @@ def test_the_stages_end_before_one_that_depends_on_unfinished_trials() -> None:
     [
         (Part5(architecture="mlp_1"), "choose from mlp_2, cnn_3, cnn_4, cnn_5"),
         (Part5(milestones=(1, 2, 3)), "give one or two"),
-        (Part5(milestones=(20, 10)), "must be positive and rising"),
-        (Part5(milestones=(0,)), "must be positive and rising"),
+        (Part5(milestones=(20, 10)), "must be positive and increasing"),
+        (Part5(milestones=(0,)), "must be positive and increasing"),
         (Part5(schedule_epochs=0), "--schedule-epochs is 0"),
     ],
 )

@@ -352,14 +352,6 @@ def idx_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, d
     return folder, datasets.load_dataset("mnist", folder)
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file in place of a file, a link or a folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        path.rmdir()
-    path.unlink(missing_ok=True)
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("file", sources.IDX_FILES)
 def test_a_flipped_bit_of_a_gz_file_is_noticed_or_harmless(
     file: str, idx_folder: tuple[Path, datasets.Dataset]

@@ -122,7 +122,7 @@ def to_colour(images: NDArray[np.uint8], white: int, name: str) -> NDArray[np.fl
 
 
 def split_stratified(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the indices of the training images and those of the validation images, both in rising order.
+    """Return the indices of the training images and those of the validation images, both in ascending order.
 
     The validation set holds a tenth of the images, the same number from every class. They are drawn at random with
     `SPLIT_SEED`, so that the validation set is the same for every trial.

@@ -56,7 +56,7 @@ class Result:
             curves = {name.removeprefix("curve_"): arrays[name] for name in arrays if name.startswith("curve_")}
             result = Result(arrays["steps"], curves, float(arrays["test_accuracy"]), arrays["first_layer"])
         if result.steps.ndim != 1 or result.steps.dtype.kind != "i" or (np.diff(result.steps) <= 0).any():
-            raise ValueError("its steps are not rising whole numbers")
+            raise ValueError("its steps are not increasing whole numbers")
         for array in (*curves.values(), result.first_layer):
             if array.dtype.kind != "f" or (array is not result.first_layer and array.shape != result.steps.shape):
                 raise ValueError("its curves are not one number a step")

@@ -259,7 +259,7 @@ def record_quantities(quantities: Sequence[str], output: StepOutput, curves: Ten
 
 
 def make_state_dict(state: State, records: int) -> dict[str, Any]:
-    """Return the first `records` records and everything that decides how training goes on, for `torch.save`."""
+    """Return the first `records` records and everything that decides how training continues, for `torch.save`."""
     return {
         "step": state.step,
         "diverged": state.diverged,

@@ -116,7 +116,7 @@ class Trial:
             raise BadInputError(f"seed is {self.seed}; it must be a whole number from 0 to {MAX_SEED:,}")
         steps = [0, *(step for step, _ in self.milestones)]
         if any(later <= earlier for earlier, later in pairwise(steps)):
-            raise BadInputError(f"milestones are at steps {steps[1:]}; they must be positive and rising")
+            raise BadInputError(f"milestones are at steps {steps[1:]}; they must be positive and increasing")
         for rate in (self.learning_rate, *(rate for _, rate in self.milestones)):
             check_positive("learning rate", rate, whole=False, maximum=MAX_SETTING)
         object.__setattr__(self, "learning_rate", float(self.learning_rate))

@@ -8,7 +8,7 @@ variables choose the faults:
     CHAOS_TOKEN          a file: the process that removes it injects the fault, so that the fault happens only once
     CHAOS_NO_TRAINING    raise an error if any step is trained
     CHAOS_GPU_MEMORY     let training run out of GPU memory on less than this fraction of a GPU
-    CHAOS_PATIENCE       seconds to wait for a store that is away, instead of two minutes
+    CHAOS_PATIENCE       seconds to wait for an unreachable store, instead of two minutes
     CHAOS_CLOCK_SECONDS  seconds by which `time.time` jumps in all processes once one of them has trained 100 steps
 
 No fault is left out silently: a variable, place, module or attribute that does not exist ends the process. Without
@@ -49,7 +49,7 @@ probing = False  # whether this process is timing a few steps to plan with, whic
 class InjectionError(SystemExit):
     """Error for a fault that cannot be injected.
 
-    It ends the process: of an ordinary exception in this file Python would only print a message, and go on.
+    It ends the process: of an ordinary exception in this file Python would only print a message, and continue.
     """
 
 

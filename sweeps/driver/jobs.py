@@ -73,7 +73,7 @@ def run_as_job(options: SweepOptions, address: str, command: Sequence[str]) -> i
             job = find_or_submit(client, options.experiment, select_forwarded_options(command[1:]), address)
         return follow(client, job)
     except KeyboardInterrupt:
-        print(f"no longer following; {f'job {job}' if job else 'the job, if it started,'} goes on", file=sys.stderr)
+        print(f"no longer following; {f'job {job}' if job else 'the job, if it started,'} continues", file=sys.stderr)
         print(f"to find it again:  {again}", file=sys.stderr)
         if job:
             print(f"to stop it:        RAY_AUTH_MODE=token ray job stop {job} --address {address}", file=sys.stderr)
@@ -163,7 +163,7 @@ def find_or_submit(client: Client, experiment: str, words: Sequence[str], addres
     else:
         job = f"{name}-{last + 1}"
         submit(client, job, f"sweeps/{experiment}.py", words, address, commit)
-        print(f"job {job} runs on the cluster, and goes on without this computer", flush=True)
+        print(f"job {job} runs on the cluster, and continues without this computer", flush=True)
     return job
 
 
@@ -208,7 +208,7 @@ def follow(client: Client, job: str) -> int:
         except CLIENT_ERRORS as error:
             if time.monotonic() > answered + RECONNECT_SECONDS:
                 print(f"the cluster says no more of job {job} ({get_last_line(error)})", file=sys.stderr)
-                print("it may go on without us; the same command finds it again", file=sys.stderr)
+                print("the job may still be running; the same command finds it again", file=sys.stderr)
                 return 1
         else:
             answered = time.monotonic()

@@ -25,7 +25,7 @@ RACE_SECONDS = 1.0  # after taking a lease, a driver reads it again: of two that
 
 
 def is_alive(store: Store, driver: str) -> bool:
-    """Return whether a driver still holds its lease and its heartbeat goes on within `WATCH_SECONDS`.
+    """Return whether a driver still holds its lease, and its heartbeat increases within `WATCH_SECONDS`.
 
     Args:
         store: The store of the driver's sweep.
@@ -73,7 +73,7 @@ def hold_lease(store: Store, sweep: str, parent_run_id: str, storage: str, say: 
     store.set_tags(parent_run_id, {DRIVER_TAG: driver, STORAGE_TAG: storage, HEARTBEAT_TAG: "0"})
     time.sleep(RACE_SECONDS)
     if store.read_tags(parent_run_id).get(DRIVER_TAG) != driver:
-        raise BadInputError(f"{sweep} was started twice at the same moment; the other one goes on")
+        raise BadInputError(f"{sweep} was started twice at the same moment; the other one continues")
     ended = threading.Event()
     thread = threading.Thread(target=send_heartbeats, args=(store, driver, ended, say), daemon=True)
     thread.start()

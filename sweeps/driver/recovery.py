@@ -103,7 +103,7 @@ def deliver_waiting_results(plan: Plan, context: SweepContext, patience_seconds:
 def deliver_result(folder: TrialFolder, name: str, context: SweepContext, deadline: float) -> str | None:
     """Send one result to the store, trying until `deadline` (`time.monotonic`); return why it is not taken, or None."""
     with folder.lock():
-        if folder.read_result() is None:  # it was damaged and renamed: the trial goes on from its last checkpoint
+        if folder.read_result() is None:  # it was damaged and renamed: the trial continues from its last checkpoint
             return None
         delivery = Delivery(folder, name, context)
         delivery.deliver_result()

@@ -95,7 +95,7 @@ def print_outcomes(
 
 
 def print_missing(plan: Plan, options: SweepOptions, run_options: RunOptions, outcomes: Mapping[str, Outcome]) -> int:
-    """Print what failed and how to go on, and return the exit status."""
+    """Print what failed and how to continue, and return the exit status."""
     labels = plan.sweep.labels()
     tried = {trial.id: outcomes.get(trial.id) for trial in plan.missing}
     failed = {trial_id: outcome.error for trial_id, outcome in tried.items() if outcome is not None and outcome.error}

@@ -40,7 +40,7 @@ def train_stack(
 ) -> Iterator[None]:
     """Train members from the same step to the last epoch's end, yielding after every step of all members.
 
-    A member leaves the stack at the record at which it diverges; the others go on.
+    A member leaves the stack at the record at which it diverges; the others continue.
 
     Args:
         trials: The members' trials, which differ only in seeds and learning rates.
@@ -159,7 +159,7 @@ class CompiledLosses:
                 self.chosen = function
             except Exception as error:  # Dynamo, Inductor, Triton and the compilers below them raise their own
                 reason = str(error).strip().partition("\n")[0]
-                warnings.warn(f"training goes on uncompiled: {type(error).__name__}: {reason}", stacklevel=2)
+                warnings.warn(f"training continues uncompiled: {type(error).__name__}: {reason}", stacklevel=2)
         return self.chosen(parameters, images, labels)
 
 

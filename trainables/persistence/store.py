@@ -288,7 +288,7 @@ class Store:
 
 
 def choose_run(runs: Sequence[Run], run_id: str | None, driver: str | None) -> Run | None:
-    """Return the run of a trial to go on with: a finished one, else `run_id`, else a free one without points."""
+    """Return the run of a trial to continue with: a finished one, else `run_id`, else a free one without points."""
     finished = (run for run in runs if run.info.status == "FINISHED")
     own = (run for run in runs if run.info.run_id == run_id)
     empty = (run for run in runs if not run.data.metrics)

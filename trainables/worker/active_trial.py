@@ -33,7 +33,7 @@ class ActiveTrial:
     Attributes:
         gpus: The GPUs of its pack.
         trained: Whether its folder holds a result.
-        saved: The content of its newest checkpoint, if it goes on from one.
+        saved: The content of its newest checkpoint, if it continues from one.
     """
 
     def __init__(self, trial: Trial, name: str, gpus: float, settings: WorkerSettings) -> None:
@@ -53,25 +53,25 @@ class ActiveTrial:
         """
         if self.folder.record_start(self.settings.context.driver) > MAX_STARTS:
             raise BadInputError(f"it ended {MAX_STARTS} times at the same point: {self.folder.describe_last_error()}")
-        # The folder is read before the run is opened, as damage decides which run the trial goes on with.
+        # The folder is read before the run is opened, as damage decides which run the trial continues with.
         self.trained = self.folder.read_result() is not None
         self.saved = None if self.trained else self.folder.read_newest_checkpoint()
         self.delivery.open_run()
 
     @property
     def stacked(self) -> bool:
-        """True if the trial trains in a stack: a trial goes on as it began, and begins as the settings say."""
+        """True if the trial trains in a stack: as at its checkpoint, or without one as the settings say."""
         if self.saved:
             return bool(self.saved.get("stacked"))
         return self.trial.architecture in self.settings.stacked_architectures
 
     @property
     def step(self) -> int:
-        """The optimiser step that the trial goes on from."""
+        """The optimiser step from which the trial continues."""
         return int(self.saved["step"]) if self.saved else 0
 
     def make_state(self, tensors: Tensors) -> State:
-        """Return the state from which the trial goes on."""
+        """Return the state from which the trial continues."""
         state = training.start(self.trial, tensors)
         if self.saved is not None:
             training.load_state_dict(state, self.saved)

@@ -1,7 +1,7 @@
 """A pack of trials in one process, each from its last checkpoint to its finished run in the tracking store.
 
 Trials of an architecture that is to be stacked train side by side, others one after another. Each has its own folder,
-checkpoints and run, and none of these names the pack: after a crash, any later pack goes on from there.
+checkpoints and run, and none of these names the pack: after a crash, any later pack continues from there.
 """
 
 from __future__ import annotations
