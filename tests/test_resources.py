@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sweeps.driver import resources
 from sweeps.driver.resources import (
     DEFAULT_GPU_SHARE,
     MEMORY_MARGIN,
@@ -15,7 +17,9 @@ from sweeps.driver.resources import (
     allocate,
     choose_gpu_shares,
     count_fitting,
+    detect_machine,
     parse_gpu_requests,
+    read_cpu_quota,
     request_gpus,
     size_gpu_share,
 )
@@ -127,3 +131,34 @@ def test_nodes_that_the_launcher_would_start_are_counted() -> None:
     assert add_planned_nodes([head, *[worker] * 5], GPU_WORKERS) == [head, *[worker] * 5]
     assert add_planned_nodes([head, Node(4, 1)], MACHINES) == [head, Node(4, 1)]
     assert add_planned_nodes([head], {}) == [head]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cpus"),
+    [
+        ("0::/a/b", {"a/b/cpu.max": "50000 100000", "a/cpu.max": "max 100000"}, 0.5),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 1.5),  # a quota from above
+        ("0::/", {"cpu.max": "400000 100000"}, 4),
+        ("0::/docker/x", {"cpu.max": "200000 100000"}, 2),  # the path of the host, not visible in the container
+        ("4:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"}, 0.5),
+        ("4:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, float("inf")),
+        ("3:cpuset:/a", {"cpuset/a/cpu.cfs_quota_us": "1", "cpuset/a/cpu.cfs_period_us": "2"}, float("inf")),
+        ("0::/", {"cpu.max": "nonsense"}, float("inf")),
+        ("", {}, float("inf")),
+    ],
+)
+def test_cpu_quotas_of_cgroups_count(tmp_path: Path, groups: str, files: Mapping[str, str], cpus: float) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, content in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert read_cpu_quota(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [(0.5, 1), (1.9, 1), (2.0, 2), (float("inf"), 3)])
+def test_a_fraction_of_a_cpu_counts_as_one(monkeypatch: pytest.MonkeyPatch, quota: float, cpus: int) -> None:
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr(resources, "read_cpu_quota", lambda: quota)
+    assert detect_machine().cpus == cpus

@@ -1,6 +1,6 @@
 """Resources: what the nodes have, what a trial gets of them, and how many trials fit at once.
 
-Pure except for `detect_machine`, and free of Ray.
+Pure except for what looks at this machine, and free of Ray.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +47,44 @@ class Allocation:
 
 
 def detect_machine() -> Node:
-    """Return this machine as a node: the CPUs that this process may use, and the NVIDIA devices."""
+    """Return this machine as a node: the CPUs that this process may use, at least one, and the NVIDIA devices."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         gpus = min(gpus, sum(1 for device in visible.split(",") if device.strip() not in ("", "-1")))
-    return Node(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, gpus)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Node(max(1, math.floor(min(cpus, read_cpu_quota()))), gpus)
+
+
+def read_cpu_quota(root: Path = Path("/")) -> float:
+    """Return the number of CPUs that the cgroups of this process allow, or infinity if they set no limit.
+
+    A quota of a cgroup holds for all cgroups below it. In a container only the lowest ones may be visible.
+
+    Args:
+        root: The root of the file system, for tests.
+
+    Source: the kernel's documents on cgroup v1 (CFS bandwidth control) and v2 (`cpu.max`).
+    """
+    quotas = [math.inf]
+    with suppress(OSError):  # not Linux
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+            below = mount / path.strip("/")
+            quotas += [read_group_quota(group) for group in (below, *below.parents) if group.is_relative_to(mount)]
+    return min(quotas)
+
+
+def read_group_quota(group: Path) -> float:
+    """Return the CPUs that one cgroup (a folder, of v1 or v2) allows, or infinity."""
+    for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((group / name).read_text() for name in files).split()
+            return float(quota) / float(period) if quota.isdecimal() else math.inf  # "max", or -1 in v1
+    return math.inf
 
 
 def add_planned_nodes(living: Sequence[Node], launcher_config: Mapping[str, object]) -> list[Node]:
