@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import socket
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,6 +14,7 @@ import pytest
 from conftest import make_trial
 from filelock import FileLock
 
+from sweeps.driver import provenance
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan, check_records
 from sweeps.driver.provenance import collect_provenance, get_version, run_git
@@ -183,6 +186,33 @@ def test_provenance_without_git_is_unknown(monkeypatch: pytest.MonkeyPatch) -> N
     tags = collect_provenance()
     assert tags["git_commit"] == "unknown"
     assert tags["torch_version"].startswith("2.")
+
+
+@pytest.fixture
+def other_repository(tmp_path: Path) -> Path:
+    """Return another project's checkout with one commit."""
+    commands = (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"])
+    for command in commands:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *command], check=True)
+    return tmp_path
+
+
+def test_provenance_does_not_follow_gits_variables(monkeypatch: pytest.MonkeyPatch, other_repository: Path) -> None:
+    expected = collect_provenance()["git_commit"]
+    monkeypatch.setenv("GIT_DIR", str(other_repository / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other_repository))
+    assert collect_provenance()["git_commit"] == expected
+
+
+def test_a_copy_in_the_checkout_of_another_project_has_no_commit(other_repository: Path) -> None:
+    copy = Path(shutil.copy(provenance.__file__, other_repository))
+    spec = importlib.util.spec_from_file_location("copied_provenance", copy)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.collect_provenance()["git_commit"] == "unknown"
 
 
 def test_provenance_of_a_job_is_that_of_the_checkout_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 def collect_provenance() -> dict[str, str]:
     """Return the versions of the code and of the libraries, as tags for every run."""
-    commit, changed = run_git("rev-parse", "HEAD"), run_git("status", "--porcelain", "--untracked-files=no")
-    here = (commit or "unknown") + (" with changes" if changed else "")
+    here = "unknown"
+    if run_git("ls-files", Path(__file__).name):  # an installed copy may lie inside the checkout of another project
+        changed = run_git("status", "--porcelain", "--untracked-files=no")
+        here = run_git("rev-parse", "HEAD") + (" with changes" if changed else "")
     libraries = ("neural-sweeps", "torch", "torchvision", "numpy", "ray", "mlflow")
     return {
         # The code of a job is no checkout: the command that submits the job sets the variable.
@@ -32,8 +34,10 @@ def get_version(library: str) -> str:
 
 def run_git(*words: str) -> str:
     """Return what a git command prints about this checkout; nothing without git or outside a checkout."""
+    # Variables such as GIT_DIR, which git sets in its hooks, would point to another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
-        folder = str(Path(__file__).parent)
-        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
