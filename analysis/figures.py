@@ -157,6 +157,16 @@ def draw_point(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], style
     axes.plot([mean_x], [mean_y], linestyle="", color=style.color, zorder=3, **mark)
 
 
+def make_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, with its size in inches, whose layout keeps its parts from overlapping."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def make_line_handle(name: str, *, dashed: bool = False) -> Line2D:
+    """Make a legend entry for a kind of line, whatever its colour."""
+    return Line2D([], [], color="grey", linestyle="--" if dashed else "-", label=name)
+
+
 def make_legend_handle(name: str, style: Style) -> Line2D:
     """Return a legend entry that shows a style's line and marker."""
     return Line2D([], [], color=style.color, marker=style.marker, label=name)
@@ -203,7 +213,7 @@ def draw_tiles(images: NDArray[np.float32], title: str, columns: int = 8) -> Fig
     """Draw images of shape `(tiles, height, width)` as a grid of grey tiles on one scale, symmetric around zero."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(0.9 * columns + 1.2, 0.9 * rows + 0.9), layout="constrained")
+    figure = make_figure(0.9 * columns + 1.2, 0.9 * rows + 0.9)
     largest = float(np.abs(images).max()) or 1.0
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -229,7 +239,7 @@ def draw_gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str
         titles: Texts above the images of each row, by its name.
         title: Title of the whole figure.
     """
-    figure = Figure(figsize=(9, 0.95 * len(images) + 0.6), layout="constrained")
+    figure = make_figure(9, 0.95 * len(images) + 0.6)
     grid = figure.subplots(len(images), GALLERY_COLUMNS, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])

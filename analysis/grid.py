@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.output import DrawOptions, Output, main
@@ -16,6 +15,9 @@ from analysis.results import SweepResults, select_completed
 from sweeps.grid import Grid
 from sweeps.intervals import compute_mean_interval
 from trainables.errors import BadInputError, check_choice
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 AXES = ("architecture", "activation", "learning_rate", "batch_size", "pooling", "seed")  # axes of the sweep
 
@@ -71,7 +73,7 @@ def draw_curves(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str) -
     """Draw a panel for each value of one axis, with a mean curve over all other axes for each value of a second."""
     by, facet, quantity = draw_options.by, draw_options.facet, draw_options.quantity
     panels, lines = data[facet].values, data[by].values
-    figure = Figure(figsize=(4.6 * len(panels) + 0.5, 4.8), layout="constrained")
+    figure = figures.make_figure(4.6 * len(panels) + 0.5, 4.8)
     bands = []
     only_seeds = all(data.sizes[axis] == 1 for axis in AXES if axis not in (by, facet, "seed"))
     styles = {value: choose_style(value, index) for index, value in enumerate(lines)}
@@ -101,7 +103,7 @@ def draw_heat_map(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str)
     """Draw the mean test accuracy over two axes, with the numbers of seeds, trials and diverged trials in each cell."""
     rows, columns = (data[axis].values for axis in draw_options.heat_map)
     means = np.full((len(rows), len(columns)), np.nan)
-    figure = Figure(figsize=(1.3 * len(columns) + 3, 0.8 * len(rows) + 2.2), layout="constrained")
+    figure = figures.make_figure(1.3 * len(columns) + 3, 0.8 * len(rows) + 2.2)
     axes = figure.subplots()
     for (i, row), (j, column) in ((r, c) for r in enumerate(rows) for c in enumerate(columns)):
         values = dict(zip(draw_options.heat_map, (row, column), strict=True))

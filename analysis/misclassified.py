@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.results import SweepResults
 from trainables.datasets import load_dataset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_misclassified(results: SweepResults, trial_id: str, data_root: Path, title: str) -> Figure:

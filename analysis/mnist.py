@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
 from analysis import figures
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
@@ -17,7 +15,7 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
     """Write the panels, the galleries of mistakes, the export and the table."""
     [results] = stages
     settings = [str(setting) for setting in results.data.setting.values]
-    figure = Figure(figsize=(3.2 * len(settings), 4.4), layout="constrained")
+    figure = figures.make_figure(3.2 * len(settings), 4.4)
     bands, trials, rows = [], [], []
     for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
         runs = select_finished(results.data, setting=setting)

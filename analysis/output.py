@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis.results import SweepResults, has_any_finished, load_results
@@ -24,6 +23,9 @@ from sweeps.intervals import format_mean
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_TRIALS_NAMED = 3  # diverged trials that a note names; an ellipsis stands for the others
 NOTE_CHARACTERS_PER_INCH = 14  # characters of a note, in font size 8, that fit in an inch of a figure's width

@@ -6,16 +6,19 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from analysis import figures
 from analysis.output import Output
 from sweeps.cli import run_to_exit_status
 from trainables.errors import BadInputError, check_positive
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_COLUMNS = 100  # columns of tiles in the figure, one for each kernel
 
@@ -111,7 +114,7 @@ def draw_grid(outputs: NDArray[Any]) -> Figure:
     Each row holds the outputs for one image, each column those of one kernel.
     """
     batch, channels = outputs.shape[:2]
-    figure = Figure(figsize=(1.1 * channels + 0.6, 1.1 * batch + 0.6), layout="constrained")
+    figure = figures.make_figure(1.1 * channels + 0.6, 1.1 * batch + 0.6)
     for row, image in zip(figure.subplots(batch, channels, squeeze=False), outputs, strict=True):
         for axes, tile in zip(row, image, strict=True):
             axes.imshow(tile, cmap="gray", interpolation="nearest")

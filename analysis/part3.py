@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from analysis import figures
@@ -23,6 +21,9 @@ from analysis.results import (
 )
 from sweeps.intervals import compute_mean_interval
 from sweeps.part3 import Part3
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw(options: Part3, stages: Sequence[SweepResults], output: Output, draw_options: DrawOptions) -> None:
@@ -98,7 +99,7 @@ def make_row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str
 
 def draw_comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
     """Draw 2×2 panels that compare all architectures: loss, accuracies, and accuracies against each other."""
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    figure = figures.make_figure(11, 8.5)
     (loss_axes, accuracy_axes), (point_axes, path_axes) = figure.subplots(2, 2)
     losses, accuracies, handles = [], [], []
     for architecture in list_finished_architectures(data):
@@ -125,7 +126,7 @@ def draw_comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure
     label(accuracy_axes, "optimiser step", "accuracy (%)", "Accuracy: training (solid), validation (dashed)")
     label(point_axes, "training accuracy, mean of the last epoch (%)", "test accuracy (%)", "Test accuracy")
     label(path_axes, "training accuracy (%)", "validation accuracy (%)", "Validation against training accuracy")
-    lines = [Line2D([], [], color="grey", label="training"), Line2D([], [], color="grey", ls="--", label="validation")]
+    lines = [figures.make_line_handle("training"), figures.make_line_handle("validation", dashed=True)]
     accuracy_axes.legend(handles=lines, loc="lower right")
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     caption = figures.describe_bands(losses)

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis import figures
 from analysis.output import NO_VALUE, DrawOptions, Output, main
@@ -21,7 +19,7 @@ ACTIVATIONS = ("relu", "sigmoid")
 def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_options: DrawOptions) -> None:
     """Write the two panels, the exports and the table of gradients."""
     [results] = stages
-    figure = Figure(figsize=(12, 5.4), layout="constrained")
+    figure = figures.make_figure(12, 5.4)
     panels = dict(zip(("train_loss", "gradient_norm"), figure.subplots(1, 2), strict=True))
     bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
     rows = []
@@ -42,7 +40,7 @@ def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_op
     figures.label_axes(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
     figures.label_axes(panels["gradient_norm"], "optimiser step", "gradient norm, first layer", "Gradient magnitude")
     handles = [figures.make_legend_handle(name, figures.STYLES[name]) for name in options.architectures]
-    lines = [Line2D([], [], color="grey", label="relu"), Line2D([], [], color="grey", ls="--", label="sigmoid")]
+    lines = [figures.make_line_handle("relu"), figures.make_line_handle("sigmoid", dashed=True)]
     figure.legend(handles=handles + lines, loc="outside upper center", ncols=len(handles) + 2)
     figures.add_caption(figure, f"{options.dataset}. {figures.describe_bands(bands['train_loss'])}")
     output.save_figure(figure, "part4", results, pdf=True)

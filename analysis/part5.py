@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.output import NO_VALUE, DrawOptions, Output, describe_diverged, format_mean_cell, main
@@ -23,6 +22,9 @@ from analysis.results import (
 )
 from sweeps.part3 import Part3
 from sweeps.part5 import LEARNING_RATES, Part5
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXPORT_NAMES = {0.1: "1", 0.01: "01", 0.001: "001"}  # learning rates as the report's format spells them
 
@@ -102,7 +104,7 @@ def make_part3_options(options: Part5, draw_options: Part5DrawOptions) -> Part3:
 
 def draw_constant(options: Part5, results: SweepResults) -> Figure:
     """Draw training losses and validation accuracies in two panels, with one colour for each constant rate."""
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    figure = figures.make_figure(12, 5.2)
     panels = dict(zip(("train_loss", "val_accuracy"), figure.subplots(1, 2), strict=True))
     bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
     styles = dict(zip(LEARNING_RATES, figures.PALETTE, strict=False))
@@ -124,7 +126,7 @@ def draw_constant(options: Part5, results: SweepResults) -> Figure:
 
 def draw_schedule(options: Part5, stages: Sequence[SweepResults]) -> Figure:
     """Draw the validation curves of the scheduled runs, with vertical lines where the learning rate switches."""
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    figure = figures.make_figure(9, 5.2)
     axes = figure.subplots()
     bands, handles = [], []
     for stage, style in zip(stages, figures.PALETTE, strict=False):

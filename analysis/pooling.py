@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from analysis import figures
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
@@ -19,7 +17,7 @@ from trainables.sources import IMAGE_SHAPES
 def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_options: GalleryDrawOptions) -> None:
     """Write the panels, the gallery of mistakes, the export and both tables."""
     [results] = stages
-    figure = Figure(figsize=(3.4 * len(options.batch_sizes), 9), layout="constrained")
+    figure = figures.make_figure(3.4 * len(options.batch_sizes), 9)
     grid = figure.subplots(len(MODELS), len(options.batch_sizes), squeeze=False, sharex=True, sharey=True)
     bands: list[figures.Band] = []
     trials: list[dict[str, Any]] = []

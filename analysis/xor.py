@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis import figures
@@ -17,6 +15,10 @@ from analysis.results import SweepResults
 from sweeps.intervals import compute_mean_interval
 from sweeps.xor import REPORT_SEED, Xor
 from trainables.xor import POINTS, TARGETS, compute_loss, make_noisy_points, predict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The range of n values holds the median with probability 1 - 2 / 2^n, which is at least 95 % from six values on.
 MIN_SEEDS_FOR_INTERVALS = 6
@@ -65,7 +67,7 @@ def remove_seed(row: dict[str, Any]) -> dict[str, Any]:
 
 def draw_surfaces(results: SweepResults, report: Sequence[dict[str, Any]]) -> Figure:
     """Draw the report's decision surface for each σ, with the clean points (top) and with the noisy points (bottom)."""
-    figure = Figure(figsize=(3 * max(1, len(report)) + 0.8, 6.4), layout="constrained")
+    figure = figures.make_figure(3 * max(1, len(report)) + 0.8, 6.4)
     grid = figure.subplots(2, max(1, len(report)), squeeze=False)
     for column, row in enumerate(report):
         sigma = row["sigma"]
@@ -98,7 +100,7 @@ def draw_surface(axes: Axes, weights: NDArray[np.float64], points: NDArray[np.fl
 def draw_loss_curves(data: xr.Dataset) -> Figure:
     """Draw the loss on the training points by epoch: a bold curve for the report's seed, thin curves for the others."""
     sigmas = data.noise_sigma.values
-    figure = Figure(figsize=(3.2 * len(sigmas), 3.6), layout="constrained")
+    figure = figures.make_figure(3.2 * len(sigmas), 3.6)
     for axes, sigma in zip(figure.subplots(1, len(sigmas), squeeze=False)[0], sigmas, strict=True):
         runs = data.train_loss.sel(noise_sigma=sigma)
         epochs = np.arange(1, runs.sizes["step"] + 1)
@@ -112,7 +114,7 @@ def draw_loss_curves(data: xr.Dataset) -> Figure:
 
 def draw_losses_by_sigma(rows: Sequence[dict[str, Any]], options: Xor) -> Figure:
     """Draw the losses on the clean and on the noisy points by σ: medians with intervals, and every seed as a dot."""
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = figures.make_figure(10, 4.6)
     jitter = np.random.default_rng(0)
     for axes, kind in zip(figure.subplots(1, 2), ("clean", "noisy"), strict=True):
         for position, sigma in enumerate(options.sigmas):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 
 from analysis.part2 import Part2, convolve, load_default_images, main, make_default_kernels
 from trainables.errors import BadInputError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @st.composite
@@ -99,3 +104,15 @@ def test_pickled_files_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.array([print], dtype=object))
     with pytest.raises(BadInputError, match="cannot be read"):
         main(Part2(images=tmp_path / "images.npy", out=tmp_path))
+
+
+def test_figures_do_not_depend_on_the_users_settings_of_matplotlib(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.figsize: 1, 1\nlines.linewidth: 9\n")
+    users = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(tmp_path)}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MPL", "MATPLOTLIB"))}
+    for out, settings in (("clean", {}), ("users", users)):
+        command = [sys.executable, "analysis/part2.py", "--out", str(tmp_path / out)]
+        environment = {**clean, **settings, "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    images = [(tmp_path / out / "part2.png").read_bytes() for out in ("clean", "users")]
+    assert images[0] == images[1]
