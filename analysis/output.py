@@ -104,15 +104,17 @@ class Output:
 
     def save_json(self, content: Any, name: str) -> None:
         """Save `content` as `name`.json, with null for NaN and infinities, which JSON cannot express."""
-        self.add_file(f"{name}.json").write_text(json.dumps(replace_non_finite(content), allow_nan=False) + "\n")
+        self.add_file(f"{name}.json").write_text(
+            json.dumps(replace_non_finite(content), allow_nan=False) + "\n", encoding="utf-8"
+        )
 
     def save_table(self, rows: Sequence[dict[str, Any]], name: str) -> None:
         """Save rows that have the same keys as `name`.csv (exact) and `name`.md (numbers with two decimals)."""
-        with self.add_file(f"{name}.csv").open("w", newline="") as file:
+        with self.add_file(f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        self.add_file(f"{name}.md").write_text(format_markdown(rows))
+        self.add_file(f"{name}.md").write_text(format_markdown(rows), encoding="utf-8")
 
 
 def list_omissions(stages: Sequence[SweepResults]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import make_dataclass
+from io import TextIOWrapper
 from typing import Annotated, TypeVar
 
 import tyro
@@ -62,6 +63,9 @@ def run_to_exit_status(script: Callable[[], int]) -> int:
     A `UserError` becomes one sentence and status 2; Ctrl-C and SIGTERM become status 130.
     """
     stop_on_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal or file that cannot show a character gets a replacement
+            stream.reconfigure(errors="replace")
     try:
         return script()
     except UserError as error:

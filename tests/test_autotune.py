@@ -107,13 +107,13 @@ def test_the_fastest_convolution_backend_is_chosen(monkeypatch: pytest.MonkeyPat
         return type("Answer", (), {"stdout": str(seconds[command[-1]])})
 
     monkeypatch.setattr(probe.subprocess, "run", run)
-    monkeypatch.setattr(probe.Path, "read_text", lambda self: "flags : avx2 avx512f")
+    monkeypatch.setattr(probe.Path, "read_text", lambda self, **_: "flags : avx2 avx512f")
     assert find_fastest_backend(1) == NATIVE
     seconds[NATIVE] = math.inf  # no compiler
     assert find_fastest_backend(1) == "AVX2"
     seconds["AVX2"] = 0.99
     assert find_fastest_backend(1) == PYTORCH
-    monkeypatch.setattr(probe.Path, "read_text", lambda self: "flags : avx2")
+    monkeypatch.setattr(probe.Path, "read_text", lambda self, **_: "flags : avx2")
     seconds["AVX2"] = 0.5
     assert find_fastest_backend(1) == PYTORCH
 

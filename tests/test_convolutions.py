@@ -189,6 +189,15 @@ def test_native_code_is_compiled_once_for_all_processes(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @needs_compiler
+def test_native_code_is_compiled_in_an_ascii_locale(tmp_path: Path) -> None:
+    ascii_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent), **ascii_locale}
+    script = "from trainables.accelerated.convolutions import load_library; load_library()"
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **environment}, check=True)
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_a_damaged_library_is_compiled_again(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)}
     script = "from trainables.accelerated.convolutions import load_library; load_library().layer_outputs"

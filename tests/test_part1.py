@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,10 @@ import pytest
 from analysis.part1 import Part1, count_built_parameters, main, parse_shape
 from trainables.architectures import ARCHITECTURES, count_parameters
 from trainables.errors import BadInputError
+
+ROOT = Path(__file__).resolve().parent.parent
+# Python would otherwise take UTF-8 in the locale C.
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
 
 # Counted by hand from the reports' table of layers, for a 1×32×32 input.
 PARAMETERS_32 = {"mlp_1": 33_130, "mlp_2": 35_498, "cnn_3": 11_106, "cnn_4": 13_522, "cnn_5": 8_346}
@@ -32,6 +39,14 @@ def test_closed_formulas_equal_the_counts_of_built_networks(architecture: str, s
     counted = count_parameters(architecture, shape)
     assert (counted.weights, counted.biases) == count_built_parameters(architecture, shape)
     assert eval(counted.formula.replace("·", "*")) == counted.weights + counted.biases
+
+
+def test_files_are_utf8_and_output_is_readable_in_an_ascii_locale(tmp_path: Path) -> None:
+    command = [sys.executable, "analysis/part1.py", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **ASCII}, capture_output=True, check=True)
+    assert "(1024·32 + 32)" in (tmp_path / "part1.csv").read_text(encoding="utf-8")
+    assert "(1024·32 + 32)" in (tmp_path / "part1.md").read_text(encoding="utf-8")
+    assert "33,130" in done.stdout.decode("ascii")
 
 
 def test_the_table_of_parameter_counts_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

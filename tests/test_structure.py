@@ -131,6 +131,21 @@ def test_files_and_functions_are_short() -> None:
     assert long == []
 
 
+def test_text_files_have_an_encoding() -> None:
+    """Without one, Python takes that of the user's locale."""
+    wrong: list[str] = []
+    for path in python_files(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                modes = [str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+                text = node.func.attr in ("read_text", "write_text") or (
+                    node.func.attr == "open" and not any("b" in mode for mode in modes) and modes != []
+                )
+                if text and "encoding" not in {keyword.arg for keyword in node.keywords}:
+                    wrong.append(f"{path}:{node.lineno}")
+    assert wrong == []
+
+
 def test_matplotlib_is_imported_through_its_settings() -> None:
     """Scripts import `figures` first, so that `analysis/__init__.py` sets matplotlib up before it is imported."""
     importing: set[str] = set()

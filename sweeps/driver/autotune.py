@@ -103,7 +103,7 @@ def describe_stack(trial: Trial, device: str) -> str:
 def read_cache(path: Path) -> dict[str, dict[str, Any]]:
     """Return the earlier findings, machine → key → value; none if the file is missing or damaged."""
     try:
-        return {str(machine): dict(known) for machine, known in json.loads(path.read_text()).items()}
+        return {str(machine): dict(known) for machine, known in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
@@ -111,7 +111,7 @@ def read_cache(path: Path) -> dict[str, dict[str, Any]]:
 def get_processor_name() -> str:
     """Return the name of this machine's processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

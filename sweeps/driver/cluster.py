@@ -93,7 +93,7 @@ def list_living_nodes() -> list[dict[str, Any]]:
 def read_launcher_config() -> dict[str, Any]:
     """Return the configuration that the cluster launcher leaves on the head, where drivers run; empty without one."""
     try:
-        return dict(json.loads(LAUNCHER_CONFIG.read_text()))
+        return dict(json.loads(LAUNCHER_CONFIG.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
 

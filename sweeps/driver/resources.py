@@ -68,7 +68,7 @@ def read_cpu_quota(root: Path = Path("/")) -> float:
     """
     quotas = [math.inf]
     with suppress(OSError):  # not Linux
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
@@ -82,7 +82,7 @@ def read_group_quota(group: Path) -> float:
     """Return the CPUs that one cgroup (a folder, of v1 or v2) allows, or infinity."""
     for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         with suppress(OSError, ValueError):
-            quota, period = " ".join((group / name).read_text() for name in files).split()
+            quota, period = " ".join((group / name).read_text(encoding="utf-8") for name in files).split()
             return float(quota) / float(period) if quota.isdecimal() else math.inf  # "max", or -1 in v1
     return math.inf
 

@@ -246,7 +246,9 @@ def load_library() -> ctypes.CDLL:
         compiler = [*shlex.split(os.environ.get("CXX", "c++")), *COMPILER_OPTIONS]
         # The compiler's predefined macros contain its version and the instruction sets of this machine's processor.
         macros = run_command([*compiler, "-dM", "-E", "-x", "c++", os.devnull])
-        name = hashlib.sha256(f"{SOURCE.read_text()}{COMPILER_OPTIONS}{macros}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{SOURCE.read_text(encoding='utf-8')}{COMPILER_OPTIONS}{macros}".encode()).hexdigest()[
+            :16
+        ]
         path = get_cache_folder() / f"convolutions-{name}.so"
         try:
             library = ctypes.CDLL(str(path))
@@ -288,7 +290,7 @@ def run_command(command: list[str]) -> str:
     Raises:
         CompilerError: The command fails.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         raise CompilerError(f"{command[0]} failed: {done.stderr.strip().partition(chr(10))[0]}")
     return done.stdout

@@ -108,7 +108,7 @@ def find_fastest_backend(threads: int) -> str:
 
     inherited = {name: value for name, value in os.environ.items() if name != ONEDNN_VARIABLE}
     cpuinfo = Path("/proc/cpuinfo")  # only on Linux
-    has_avx512 = cpuinfo.exists() and "avx512f" in cpuinfo.read_text()
+    has_avx512 = cpuinfo.exists() and "avx512f" in cpuinfo.read_text(encoding="utf-8", errors="replace")
     seconds = {backend: time_backend(backend) for backend in (PYTORCH, NATIVE, *(["AVX2"] if has_avx512 else []))}
     fastest = min(seconds, key=lambda backend: seconds[backend])
     return fastest if seconds[fastest] < WORTHWHILE_TIME_RATIO * seconds[PYTORCH] else PYTORCH

@@ -161,7 +161,7 @@ class TrialFolder:
 
     def add_note(self, text: str) -> None:
         """Add a sentence for the user, if there is room for it on the disk."""
-        with suppress(OSError), (self.path / "notes.txt").open("a") as file:
+        with suppress(OSError), (self.path / "notes.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
     @property
@@ -172,7 +172,7 @@ class TrialFolder:
     def write_error(self, traceback: str) -> None:
         """Write the traceback of the error that ended the trial, if there is room for it on the disk."""
         with suppress(OSError):
-            (self.path / "error.txt").write_text(traceback)
+            (self.path / "error.txt").write_text(traceback, encoding="utf-8")
 
     def describe_last_error(self) -> str:
         """Return the last line of the error that ended the trial, and the file that has all of it."""
@@ -186,7 +186,7 @@ class TrialFolder:
     def _text(self, name: str) -> str:
         """Return the text of a file in the folder, empty if it cannot be read."""
         try:
-            return (self.path / name).read_text(errors="replace")
+            return (self.path / name).read_text(encoding="utf-8", errors="replace")
         except OSError:  # in most cases because it does not exist
             return ""
 
