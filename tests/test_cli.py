@@ -152,6 +152,15 @@ def test_a_dry_run_refuses_too_many_gpus_with_cuda_visible_devices_set(monkeypat
     assert run_sweep(monkeypatch, "--quick", "--dry-run", "--gpus-per-trial", "64") == 2
 
 
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_a_dashboards_address_in_ray_address_gets_a_hint(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+    assert run_sweep(monkeypatch, "--quick", *words) == 2
+    assert "unset it and give --address http://10.0.0.1:8265" in capsys.readouterr().err
+
+
 def test_the_command_to_continue_repeats_the_run_options() -> None:
     run_options = RunOptions(storage=Path("/scratch/x"), cpus_per_trial=2)
     command = Part3(quick=True, **Part3.quick_defaults).format_command(

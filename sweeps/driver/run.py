@@ -15,6 +15,7 @@ from sweeps.driver.recovery import remove_leftovers
 from sweeps.driver.report import console, make_result_table, print_allocation, print_missing, print_plan, say
 from sweeps.driver.resources import Allocation, Node, allocate, detect_machine, parse_gpu_requests, request_gpus
 from sweeps.experiment import StagesEndedEarly, SweepOptions
+from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
 from trainables.trial import Trial
@@ -37,7 +38,7 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
     first = options.first_stage()
     trials = first.trials()  # checks the options before the store is opened
     run_options.check()
-    address = os.environ.get("RAY_ADDRESS")
+    address = get_ray_address()
     if not address:  # what this machine does not have is refused at once
         allocate_as_requested(trials, run_options, [detect_machine()])
     if run_options.dry_run and get_missing_file(options.tracking_uri):  # a dry run makes no store
@@ -74,6 +75,21 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
     else:
         say(f"All trials are done. Next: {options.format_command('analysis')}")
     return 0
+
+
+def get_ray_address() -> str | None:
+    """Return the address of the cluster that `RAY_ADDRESS` names, or None.
+
+    Raises:
+        BadInputError: It is the address of a dashboard, to which a driver cannot connect.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        raise BadInputError(
+            f"RAY_ADDRESS is {address}, the address of a dashboard; unset it and give --address {address} to run the "
+            "sweep as a job, or set it to the cluster's HOST:6379"
+        )
+    return address or None
 
 
 def start_session(store: Store, run_options: RunOptions, address: str | None, stack: ExitStack) -> Session:
