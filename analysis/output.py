@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
-from sweeps.experiment import StagesEndedEarly, SweepOptions, get_default_data_root
+from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
 from sweeps.intervals import format_mean
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
@@ -36,7 +36,7 @@ NO_VALUE = "–"  # the cell of a table where there is no value
 class DrawOptions:
     """Files to write."""
 
-    out: Path | None = None
+    out: UserPath | None = None
     """Folder for figures, tables and exports. By default, a folder in figures/ with the experiment's name."""
     allow_missing: bool = False
     """Draw the trials that are finished even if others are missing, and note on the figures how many are."""
@@ -46,7 +46,7 @@ class DrawOptions:
 class GalleryDrawOptions(DrawOptions):
     """Files to write, and the folder of the test images that they show."""
 
-    data_root: Path = field(default_factory=get_default_data_root)
+    data_root: UserPath = field(default_factory=get_default_data_root)
     """Folder of the data sets; missing ones are downloaded into it. SWEEPS_DATA_ROOT sets the default."""
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from analysis.output import Output
 from sweeps.cli import run_to_exit_status
+from sweeps.experiment import UserPath
 from trainables.architectures import ARCHITECTURES, CLASSES, build, count_parameters
 from trainables.errors import BadInputError, check_positive
 
@@ -31,7 +32,7 @@ class Part1:
     """Images in a training step."""
     epochs: int = 15
     """Passes over the training images."""
-    out: Path = Path("figures/part1")
+    out: UserPath = Path("figures/part1")
     """Folder for part1.csv and part1.md."""
 
 

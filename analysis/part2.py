@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from analysis import figures
 from analysis.output import Output
 from sweeps.cli import run_to_exit_status
+from sweeps.experiment import UserPath
 from trainables.errors import BadInputError, check_positive
 
 if TYPE_CHECKING:
@@ -127,13 +128,13 @@ def draw_grid(outputs: NDArray[Any]) -> Figure:
 class Part2:
     """Images and kernels to convolve."""
 
-    images: Path | None = None
+    images: UserPath | None = None
     """.npy file of shape (batch, in_channels, height, width). By default, five enlarged digits."""
-    kernels: Path | None = None
+    kernels: UserPath | None = None
     """.npy file of shape (out_channels, in_channels, height, width). By default, eight edge detectors of 4×4."""
     show: int = 10
     """Maximum number of images in the figure."""
-    out: Path = Path("figures/part2")
+    out: UserPath = Path("figures/part2")
     """Folder for part2.png and part2.npy."""
 
 

@@ -8,8 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from sweeps.sweep import MAX_TRIALS, Sweep
 from trainables.errors import check_choice, check_positive
@@ -28,6 +30,24 @@ class StagesEndedEarly(Exception):  # noqa: N818 (it is no error)
     """The end of an experiment's stages before the last; its text is a sentence that gives the reason."""
 
 
+def expand_home(path: str) -> Path:
+    """Return the path with `~` expanded as shells do, where an option such as `--storage=~/x` keeps it from them."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for unknown users)
+
+
+UserPath = Annotated[
+    Path,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: expand_home(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    ),
+]
+"""A path on the command line, which may begin with `~`."""
+
+
 def get_default_tracking_uri() -> str:
     """Return the value of `MLFLOW_TRACKING_URI`, or a sqlite file in the current folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
@@ -35,7 +55,7 @@ def get_default_tracking_uri() -> str:
 
 def get_default_data_root() -> Path:
     """Return the folder that `SWEEPS_DATA_ROOT` names, or `data` in the current folder."""
-    return Path(os.environ.get("SWEEPS_DATA_ROOT") or "data")
+    return expand_home(os.environ.get("SWEEPS_DATA_ROOT") or "data")
 
 
 @dataclass(frozen=True, kw_only=True)

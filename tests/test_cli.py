@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from analysis import part3
+from analysis.output import GalleryDrawOptions
 from analysis.output import main as analysis_main
 from sweeps.cli import main, parse
 from sweeps.driver.options import RunOptions
 from sweeps.experiment import JOB_ADDRESS_VARIABLE, format_options
+from sweeps.mnist import Mnist
 from sweeps.part3 import Part3
 
 
@@ -198,3 +200,18 @@ def test_sigterm_stops_a_sweep_that_a_shell_script_started_in_the_background() -
         assert process.stdout.readline() == b"1\n"
         process.terminate()
         assert process.wait() == 130
+
+
+def test_a_tilde_is_the_home_folder_in_options_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SWEEPS_STORAGE", "~/storage")
+    monkeypatch.setenv("SWEEPS_DATA_ROOT", "~/data")
+    monkeypatch.setattr(sys, "argv", ["mnist.py"])
+    _, run_options = parse(Mnist, RunOptions, None, "run")
+    assert (run_options.storage, run_options.data_root) == (Path("/home/me/storage"), Path("/home/me/data"))
+    monkeypatch.setattr(sys, "argv", ["mnist.py", "--storage=~/x", "--data-root=~"])
+    _, run_options = parse(Mnist, RunOptions, None, "run")
+    assert (run_options.storage, run_options.data_root) == (Path("/home/me/x"), Path("/home/me"))
+    monkeypatch.setattr(sys, "argv", ["mnist.py", "--out=~/figures", "--data-root", "~no-such-user/x"])
+    _, draw_options = parse(Mnist, GalleryDrawOptions, None, "draw")
+    assert (draw_options.out, draw_options.data_root) == (Path("/home/me/figures"), Path("~no-such-user/x"))

@@ -10,22 +10,22 @@ from pathlib import Path
 
 from sweeps.driver.packing import parse_pack_size
 from sweeps.driver.resources import parse_gpu_requests
-from sweeps.experiment import get_default_data_root
+from sweeps.experiment import UserPath, expand_home, get_default_data_root
 from trainables.errors import BadInputError, check_positive
 
 
 def get_default_storage() -> Path:
     """Return the folder that `SWEEPS_STORAGE` names, or `storage` in the current folder."""
-    return Path(os.environ.get("SWEEPS_STORAGE") or "storage")
+    return expand_home(os.environ.get("SWEEPS_STORAGE") or "storage")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Resources and folders for the trials. None of these options changes a result, except for rounding."""
 
-    data_root: Path = field(default_factory=get_default_data_root)
+    data_root: UserPath = field(default_factory=get_default_data_root)
     """Folder of the data sets; missing files are downloaded into it. SWEEPS_DATA_ROOT sets the default."""
-    storage: Path = field(default_factory=get_default_storage)
+    storage: UserPath = field(default_factory=get_default_storage)
     """Folder for the checkpoints of unfinished trials. On a cluster, every node must see it.
     SWEEPS_STORAGE sets the default."""
     cpus_per_trial: int = 1
