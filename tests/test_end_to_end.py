@@ -104,6 +104,14 @@ def test_part_3_trains_only_what_is_missing_and_shares_its_trials_with_a_grid(tm
     assert "grid: 4 trials, 4 done, 4 of them from part3, 0 missing" in out
 
 
+def test_a_sweep_needs_no_home_folder(tmp_path: Path) -> None:
+    """Containers and batch systems may give a user none; not even root can make one below /proc."""
+    words = ("--quick", "--seeds", "1", "--epochs", "1", "--architectures", "mlp_1")
+    status, out = wait_for(start_script(tmp_path, "sweeps", *words, HOME="/proc/nowhere"))
+    assert status == 0, out
+    check_store(tmp_path, 1)
+
+
 EXPORTS = {
     "part4": "part4_cnn_3.json",
     "part5": "part5_mlp_2.json",

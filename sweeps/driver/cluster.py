@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -57,6 +59,9 @@ def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder:
     make_private_folder(folder)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
+        # A token of this sweep's own, in the environment that Ray's processes inherit. Ray would otherwise write one
+        # into the home folder, which containers and batch systems may lack.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         own: dict[str, Any] = {"num_cpus": int(machine.cpus), "num_gpus": int(machine.gpus), "_temp_dir": str(folder)}
         try:
             with start_processes_in_own_group():
