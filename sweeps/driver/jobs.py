@@ -44,7 +44,10 @@ CLIENT_ERRORS = (AuthenticationError, OSError, RuntimeError, ValueError, KeyErro
 
 
 class Client(JobSubmissionClient):
-    """Ray's client, which waits for an answer no longer than `REQUEST_TIMEOUT_SECONDS`."""
+    """Ray's client, which waits for an answer no longer than `REQUEST_TIMEOUT_SECONDS`.
+
+    Ray has no public setting for this, so a private method is overridden: `_do_request`, seen in Ray 2.60.0.
+    """
 
     def _do_request(self, *words: Any, **settings: Any) -> requests.Response:
         return super()._do_request(*words, timeout=REQUEST_TIMEOUT_SECONDS, **settings)
