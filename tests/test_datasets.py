@@ -5,10 +5,14 @@ import hashlib
 import http.server
 import io
 import pickle
+import re
+import shutil
 import struct
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from trainables import datasets, sources
+from trainables import datasets, idx_files, sources
 from trainables.errors import BadInputError
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
@@ -125,8 +129,19 @@ def test_the_split_of_digits_never_changes() -> None:
 # Files
 
 
-def test_gz_files_directly_in_the_data_root_are_read(tmp_path: Path) -> None:
+def accept_files(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist") -> None:
+    """Make the `.gz` files in a folder, as far as they can be unpacked, the known files of a data set."""
+    known = dict(idx_files.KNOWN_MD5[name])
+    for file in idx_files.IDX_FILES:
+        with suppress(OSError, EOFError, zlib.error):
+            content = gzip.decompress((folder / f"{file}.gz").read_bytes())
+            known[file] = hashlib.md5(content).hexdigest()
+    monkeypatch.setitem(idx_files.KNOWN_MD5, name, known)
+
+
+def test_gz_files_directly_in_the_data_root_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = write_idx_files(tmp_path)
+    accept_files(tmp_path, monkeypatch)
     data = datasets.load_dataset("mnist", tmp_path)
     assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (90, 10, 20)
     raw = arrays["t10k-images-idx3-ubyte"]
@@ -135,13 +150,9 @@ def test_gz_files_directly_in_the_data_root_are_read(tmp_path: Path) -> None:
     assert data.test_labels.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
 
 
-def accept_as_fashion_mnist(labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make these training labels be taken for those of Fashion-MNIST."""
-    monkeypatch.setattr(sources, "FASHION_MNIST_LABELS_SHA256", hashlib.sha256(labels.tobytes()).hexdigest())
-
-
 def test_fashion_mnist_is_read_from_debians_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    accept_as_fashion_mnist(write_idx_files(tmp_path / "debian")["train-labels-idx1-ubyte"], monkeypatch)
+    write_idx_files(tmp_path / "debian")
+    accept_files(tmp_path / "debian", monkeypatch, "fashion_mnist")
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     assert len(datasets.load_dataset("fashion_mnist", tmp_path / "data").test_images) == 20
     assert not (tmp_path / "data").exists()
@@ -151,12 +162,11 @@ def test_fashion_mnist_is_read_from_debians_folder(tmp_path: Path, monkeypatch: 
 def test_data_sets_with_the_same_file_names_are_told_apart(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = write_idx_files(tmp_path)["train-labels-idx1-ubyte"]
+    write_idx_files(tmp_path)
+    accept_files(tmp_path, monkeypatch, "fashion_mnist" if name == "mnist" else "mnist")
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
     for source in (torchvision.datasets.MNIST, torchvision.datasets.FashionMNIST):
         monkeypatch.setattr(source, "mirrors", ["http://127.0.0.1:9/"])
-    if name == "mnist":
-        accept_as_fashion_mnist(labels, monkeypatch)
     with pytest.raises(BadInputError, match=f"no usable {name} files"):
         datasets.load_dataset(name, tmp_path)
 
@@ -172,23 +182,95 @@ def test_data_sets_with_the_same_file_names_are_told_apart(
         lambda content: gzip.compress(b""),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, damage: Any) -> None:
+def test_damaged_files_are_named(tmp_path: Path, damage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     write_idx_files(tmp_path)
+    accept_files(tmp_path, monkeypatch)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadInputError, match=r"train-images-idx3-ubyte.gz is not a readable gzipped IDX file"):
         datasets.load_dataset("mnist", tmp_path)
 
 
-def test_labels_must_fit_the_images(tmp_path: Path) -> None:
+def test_labels_must_fit_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_idx_files(tmp_path)
     path = tmp_path / "train-labels-idx1-ubyte.gz"
     path.write_bytes(idx(np.zeros(99)))
+    accept_files(tmp_path, monkeypatch)
     with pytest.raises(BadInputError, match="one label an image"):
         datasets.load_dataset("mnist", tmp_path)
     path.write_bytes(idx(np.full(100, 10)))
+    accept_files(tmp_path, monkeypatch)
     with pytest.raises(BadInputError, match="not all 0 to 9"):
         datasets.load_dataset("mnist", tmp_path)
+
+
+def unpack_files(folder: Path, into: Path) -> None:
+    into.mkdir(parents=True)
+    for file in idx_files.IDX_FILES:
+        (into / file).write_bytes(gzip.decompress((folder / f"{file}.gz").read_bytes()))
+
+
+@pytest.mark.parametrize("place", [".", "MNIST/raw"])
+def test_unpacked_files_are_read(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_idx_files(tmp_path / "packed")
+    accept_files(tmp_path / "packed", monkeypatch)
+    unpack_files(tmp_path / "packed", tmp_path / "data" / place)
+    assert len(datasets.load_dataset("mnist", tmp_path / "data").test_images) == 20
+
+
+@pytest.mark.parametrize("place", [".", "MNIST/raw"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_files_of_another_data_set_do_not_train(
+    packed: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fashion-MNIST's files have the same names as MNIST's, and torchvision takes any files of these names."""
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    write_idx_files(tmp_path / "packed")
+    accept_files(tmp_path / "packed", monkeypatch, "fashion_mnist")
+    folder = tmp_path / "data" / place
+    if packed:
+        shutil.copytree(tmp_path / "packed", folder)
+    else:
+        unpack_files(tmp_path / "packed", folder)
+    with pytest.raises(BadInputError) as refusal:
+        datasets.load_dataset("mnist", tmp_path / "data")
+    if place == "." or not packed:  # torchvision tries to download where it has not unpacked files
+        name = "train-images-idx3-ubyte" + (".gz" if packed else "")
+        assert f"{folder / name} is a file of fashion_mnist, not train-images-idx3-ubyte of mnist" in str(refusal.value)
+
+
+def test_files_in_an_old_format_of_torchvisions_do_not_train(tmp_path: Path) -> None:
+    """torchvision still takes the files that its earlier versions wrote, which nothing checks."""
+    folder = tmp_path / "MNIST" / "processed"
+    folder.mkdir(parents=True)
+    images, labels = torch.zeros(100, 28, 28, dtype=torch.uint8), torch.arange(100) % 10
+    for name in ("training.pt", "test.pt"):
+        torch.save((images, labels), folder / name)
+    with pytest.raises(BadInputError, match="delete that folder"):
+        datasets.load_dataset("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("file", idx_files.IDX_FILES)
+def test_unknown_content_is_refused_with_what_was_expected(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_idx_files(tmp_path)
+    accept_files(tmp_path, monkeypatch)
+    path = tmp_path / f"{file}.gz"
+    content = gzip.decompress(path.read_bytes())
+    expected, changed = hashlib.md5(content).hexdigest(), content[:-1] + bytes([content[-1] ^ 1])
+    path.write_bytes(gzip.compress(changed))
+    sentence = f"{path} is not {file} of mnist: the MD5 of its unpacked content is {hashlib.md5(changed).hexdigest()}, "
+    with pytest.raises(BadInputError, match=re.escape(f"{sentence}expected {expected}")):
+        datasets.load_dataset("mnist", tmp_path)
+
+
+@pytest.mark.skipif(not sources.DEBIAN_FASHION_MNIST.exists(), reason="Debian's package is not installed")
+@pytest.mark.slow
+def test_debians_fashion_mnist_has_the_known_content(tmp_path: Path) -> None:
+    assert len(datasets.load_dataset("fashion_mnist", tmp_path).train_images) == 54_000
+    with pytest.raises(BadInputError, match="is a file of fashion_mnist"):
+        idx_files.read_idx_folder("mnist", sources.DEBIAN_FASHION_MNIST)
 
 
 # Downloads, from a server on the loopback interface
@@ -289,7 +371,8 @@ def test_mnist_is_downloaded_once_through_torchvision(
 ) -> None:
     folder, url = server
     write_idx_files(folder)
-    resources = [(f"{n}.gz", hashlib.md5((folder / f"{n}.gz").read_bytes()).hexdigest()) for n in sources.IDX_FILES]
+    accept_files(folder, monkeypatch)
+    resources = [(f"{n}.gz", hashlib.md5((folder / f"{n}.gz").read_bytes()).hexdigest()) for n in idx_files.IDX_FILES]
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [url])
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
     assert len(datasets.load_dataset("mnist", tmp_path / "data").train_images) == 90

@@ -34,7 +34,7 @@ import pytest
 import torchvision
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from test_datasets import idx, make_cifar_archive, write_idx_files
+from test_datasets import accept_files, idx, make_cifar_archive, write_idx_files
 
 from analysis.grid import GridDrawOptions
 from analysis.output import DrawOptions, GalleryDrawOptions
@@ -52,7 +52,7 @@ from sweeps.part5 import Part5
 from sweeps.pooling import Pooling
 from sweeps.sweep import MAX_TRIALS, Sweep
 from sweeps.xor import Xor
-from trainables import datasets, sources
+from trainables import datasets, idx_files, sources
 from trainables.architectures import ACTIVATIONS, ARCHITECTURES
 from trainables.errors import BadInputError, check_positive
 from trainables.trial import IMAGE_DATASETS, OPTIMIZERS, Trial
@@ -349,10 +349,11 @@ def idx_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, d
         monkeypatch.setattr(source, "mirrors", [NO_SERVER])
     folder = tmp_path / "data"
     write_idx_files(folder, train=100, test=20)
+    accept_files(folder, monkeypatch)
     return folder, datasets.load_dataset("mnist", folder)
 
 
-@pytest.mark.parametrize("file", sources.IDX_FILES)
+@pytest.mark.parametrize("file", idx_files.IDX_FILES)
 def test_a_flipped_bit_of_a_gz_file_is_noticed_or_harmless(
     file: str, idx_folder: tuple[Path, datasets.Dataset]
 ) -> None:
@@ -372,7 +373,7 @@ def test_a_flipped_bit_of_a_gz_file_is_noticed_or_harmless(
     assert len([bit for bit in unnoticed if bit >= 8 * HEADER]) < 8
 
 
-@pytest.mark.parametrize("file", sources.IDX_FILES)
+@pytest.mark.parametrize("file", idx_files.IDX_FILES)
 def test_a_truncated_gz_file_is_refused(file: str, idx_folder: tuple[Path, datasets.Dataset]) -> None:
     folder, original = idx_folder
     path = folder / f"{file}.gz"
@@ -461,10 +462,16 @@ BAD_LABELS: list[tuple[str, bytes, str]] = [
     ],
 )
 def test_wrong_content_is_refused(
-    file: str, content: bytes, expected: str, idx_folder: tuple[Path, datasets.Dataset]
+    file: str,
+    content: bytes,
+    expected: str,
+    idx_folder: tuple[Path, datasets.Dataset],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The content is that of the known files here, so that what the arrays hold is checked as well."""
     folder, original = idx_folder
     (folder / f"{file}.gz").write_bytes(content)
+    accept_files(folder, monkeypatch)
     for pipeline in (None, "unit", "colour"):
         sentence = find_refusal(lambda p=pipeline: datasets.load_dataset("mnist", folder, p), original, folder)
         assert expected in str(sentence)
@@ -486,7 +493,7 @@ IN_ITS_PLACE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("place", IN_ITS_PLACE)
-@pytest.mark.parametrize("file", sources.IDX_FILES)
+@pytest.mark.parametrize("file", idx_files.IDX_FILES)
 def test_anything_but_a_readable_file_is_named(
     file: str, place: str, idx_folder: tuple[Path, datasets.Dataset]
 ) -> None:
@@ -519,7 +526,8 @@ def test_an_impossible_data_root_is_refused(
 def test_labels_that_are_not_fashion_mnists_are_named(idx_folder: tuple[Path, datasets.Dataset]) -> None:
     folder, original = idx_folder
     sentence = str(find_refusal(lambda: datasets.load_dataset("fashion_mnist", folder), original, folder))
-    assert f"{folder} (train-labels-idx1-ubyte.gz is not that of fashion_mnist)" in sentence
+    path = folder / "train-images-idx3-ubyte.gz"
+    assert f"{folder} ({path} is a file of mnist, not train-images-idx3-ubyte of fashion_mnist)" in sentence
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
@@ -527,10 +535,9 @@ def test_damaged_fashion_mnist_is_refused(
     damage: str, idx_folder: tuple[Path, datasets.Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = idx_folder
-    labels = gzip.decompress((folder / "train-labels-idx1-ubyte.gz").read_bytes())[8:]
-    monkeypatch.setattr(sources, "FASHION_MNIST_LABELS_SHA256", hashlib.sha256(labels).hexdigest())
+    accept_files(folder, monkeypatch, "fashion_mnist")
     original = datasets.load_dataset("fashion_mnist", folder)
-    for file in sources.IDX_FILES:
+    for file in idx_files.IDX_FILES:
         path = folder / f"{file}.gz"
         content = path.read_bytes()
         middle = len(content) // 2
@@ -793,9 +800,10 @@ def served_mnist(
 ) -> tuple[Path, Load, datasets.Dataset]:
     """Download a small MNIST through torchvision, and return its folder, a function that loads it, and its data."""
     write_idx_files(tmp_path / "served")
+    accept_files(tmp_path / "served", monkeypatch)
     files = {path.name: path.read_bytes() for path in (tmp_path / "served").iterdir()}
     server.answers = {f"/{name}": content for name, content in files.items()}
-    resources = [(f"{n}.gz", hashlib.md5(files[f"{n}.gz"]).hexdigest()) for n in sources.IDX_FILES]
+    resources = [(f"{n}.gz", hashlib.md5(files[f"{n}.gz"]).hexdigest()) for n in idx_files.IDX_FILES]
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [server.url])
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
 
@@ -806,7 +814,7 @@ def served_mnist(
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize("file", sources.IDX_FILES)
+@pytest.mark.parametrize("file", idx_files.IDX_FILES)
 def test_a_damaged_copy_beside_an_intact_one_does_no_harm(
     file: str, suffix: str, served_mnist: tuple[Path, Load, datasets.Dataset], server: Server
 ) -> None:
@@ -819,7 +827,7 @@ def test_a_damaged_copy_beside_an_intact_one_does_no_harm(
         assert find_refusal(load, original, folder.parent.parent) is None
 
 
-@pytest.mark.parametrize("file", sources.IDX_FILES)
+@pytest.mark.parametrize("file", idx_files.IDX_FILES)
 def test_a_download_killed_in_the_middle_is_not_trusted(
     file: str, served_mnist: tuple[Path, Load, datasets.Dataset], server: Server
 ) -> None:
@@ -827,9 +835,9 @@ def test_a_download_killed_in_the_middle_is_not_trusted(
     good = server.answers
     content = (folder / f"{file}.gz").read_bytes()
     for part in (b"", content[:1], content[: len(content) // 2], content[:-1]):
-        for name in sources.IDX_FILES[sources.IDX_FILES.index(file) :]:  # files not yet unpacked
+        for name in idx_files.IDX_FILES[idx_files.IDX_FILES.index(file) :]:  # files not yet unpacked
             (folder / name).unlink(missing_ok=True)
-        for name in sources.IDX_FILES[sources.IDX_FILES.index(file) + 1 :]:  # files not yet downloaded
+        for name in idx_files.IDX_FILES[idx_files.IDX_FILES.index(file) + 1 :]:  # files not yet downloaded
             (folder / f"{name}.gz").unlink(missing_ok=True)
         (folder / f"{file}.gz").write_bytes(part)
         server.answers = {}
@@ -839,7 +847,7 @@ def test_a_download_killed_in_the_middle_is_not_trusted(
         assert are_equal(load(), original)
 
 
-@pytest.mark.parametrize("file", sources.IDX_FILES)
+@pytest.mark.parametrize("file", idx_files.IDX_FILES)
 def test_a_damaged_file_on_the_server_is_refused(
     file: str, served_mnist: tuple[Path, Load, datasets.Dataset], server: Server
 ) -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import math
 import os
 import socket
-import struct
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +15,7 @@ from numpy.typing import NDArray
 
 from trainables.architectures import CLASSES
 from trainables.errors import BadInputError
+from trainables.idx_files import OtherDataSetError, read_idx_folder
 
 SPLIT_SEED = 0  # of the validation split, and of the split of `digits` into training and test images
 MIN_IMAGES_PER_CLASS = 10  # for training; a tenth of them, so at least one, is held out for validation
@@ -29,13 +25,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian
 # `(channels, height, width)` of one image
 IMAGE_SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "digits": (1, 32, 32)}
 
-# SHA-256 of the decompressed training labels of Fashion-MNIST. Its files have the same names as those of MNIST.
-FASHION_MNIST_LABELS_SHA256 = "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"
-
-# The four files of MNIST and of Fashion-MNIST, without `.gz`: training images and labels, test images and labels
-IDX_FILES = tuple(
-    f"{part}-{content}" for part in ("train", "t10k") for content in ("images-idx3-ubyte", "labels-idx1-ubyte")
-)
+TORCHVISION_NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,71 +70,33 @@ def check_raw(name: str, raw: RawImages) -> None:
         )
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read a gzipped IDX file of unsigned bytes.
-
-    The MNIST page describes the format: two zero bytes, the type (0x08 for unsigned bytes), the number of dimensions,
-    the size of each as a big-endian uint32, then the values.
-
-    Raises:
-        BadInputError: The file is unreadable, truncated or of another format.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes())
-        rank = content[3] if content[:3] == b"\x00\x00\x08" else 0
-        shape = struct.unpack_from(f">{rank}I", content, 4)
-        array = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-        if rank == 0 or array.size != math.prod(shape):
-            raise ValueError(f"{array.size} bytes of content for shape {shape}")
-        return array.reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:
-        raise BadInputError(f"{path} is not a readable gzipped IDX file ({error}): fetch it again") from None
-
-
 def load_idx(name: str, data_root: Path) -> RawImages:
-    """Load MNIST or Fashion-MNIST from the first place that has its `.gz` files, or download them.
+    """Load MNIST or Fashion-MNIST from the first place that has its files, or download them.
 
     The places are the data root, the folder of Debian's package (for Fashion-MNIST), and torchvision's folder in the
-    data root. torchvision keeps the `.gz` files that it has downloaded; they are read rather than the unpacked copies
-    beside them because a `.gz` file contains a checksum.
+    data root. Every file is compared with its known content, wherever it was found.
 
     Raises:
-        BadInputError: A file is damaged, or there are none and they cannot be downloaded.
+        BadInputError: A file is damaged or has another content, or there are none and they cannot be downloaded.
     """
     unusable = []
     for place in [data_root, *([DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else [])]:
-        reason = explain_mismatch(name, place)
-        if reason is None:
-            return read_idx_folder(place)
-        unusable.append(f"{place} ({reason})")
-    import torchvision  # here, because it imports torch, which takes seconds
+        try:
+            return make_raw(*read_idx_folder(name, place))
+        except (FileNotFoundError, OtherDataSetError) as error:
+            unusable.append(f"{place} ({error})")
+    downloaded = data_root / TORCHVISION_NAMES[name] / "raw"
+    with suppress(FileNotFoundError, BadInputError):  # torchvision may download what is missing or damaged
+        return make_raw(*read_idx_folder(name, downloaded))
+    from torchvision import datasets  # here, because it imports torch, which takes seconds
 
-    source = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}[name]
-    downloaded = data_root / source.__name__ / "raw"
-    with suppress(BadInputError):  # torchvision downloads damaged files again
-        if explain_mismatch(name, downloaded) is None:
-            return read_idx_folder(downloaded)
-    train, test = load_torchvision(source, name, data_root, lambda: [*unusable, str(downloaded)])
-    return make_raw(train.data.numpy(), train.targets.numpy(), test.data.numpy(), test.targets.numpy())
-
-
-def explain_mismatch(name: str, place: Path) -> str | None:
-    """Return why a folder does not hold the four files of the data set `name`, MNIST or Fashion-MNIST; None if it does.
-
-    Raises:
-        BadInputError: The file of training labels, which tells the two data sets apart, is damaged.
-    """
-    for file in IDX_FILES:
-        if not os.path.isfile(place / f"{file}.gz"):  # noqa: PTH113 (Path.is_file raises in a folder without permission)
-            return f"no file {file}.gz"
-    labels = IDX_FILES[1]
-    is_fashion = hashlib.sha256(read_idx(place / f"{labels}.gz").tobytes()).hexdigest() == FASHION_MNIST_LABELS_SHA256
-    return None if is_fashion == (name == "fashion_mnist") else f"{labels}.gz is not that of {name}"
-
-
-def read_idx_folder(place: Path) -> RawImages:
-    """Read MNIST or Fashion-MNIST from the four files in a folder."""
-    return make_raw(*(read_idx(place / f"{file}.gz") for file in IDX_FILES))
+    source = getattr(datasets, TORCHVISION_NAMES[name])
+    load_torchvision(source, name, data_root, lambda: [*unusable, str(downloaded)])
+    try:
+        return make_raw(*read_idx_folder(name, downloaded))  # torchvision itself takes any files of these names
+    except (FileNotFoundError, OtherDataSetError) as error:  # FileNotFoundError: torchvision has old files, unchecked
+        folder = downloaded.parent
+        raise BadInputError(f"{error} ({folder}); delete that folder, and run the same command again") from None
 
 
 def make_raw(
