@@ -6,8 +6,10 @@ import csv
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sweeps.driver.options import RunOptions
 from sweeps.part3 import Part3
 from trainables.persistence.store import Store
 
@@ -102,6 +105,22 @@ def test_part_3_trains_only_what_is_missing_and_shares_its_trials_with_a_grid(tm
     status, out = wait_for(start_script(tmp_path, "sweeps", "--quick", "--learning-rates", "0.01", experiment="grid"))
     assert status == 0
     assert "grid: 4 trials, 4 done, 4 of them from part3, 0 missing" in out
+
+
+def test_only_the_user_enters_the_folder_of_rays_sockets(tmp_path: Path) -> None:
+    folder = RunOptions(storage=tmp_path / "storage").private_folder
+    process = start_script(tmp_path, "sweeps", "--quick", "--seeds", "1", "--epochs", "1", "--architectures", "mlp_1")
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("ray/session_*/sockets/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    [socket, *_] = folder.glob("ray/session_*/sockets/*")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    if os.getuid() == 0:  # as another user
+        listing = subprocess.run(["ls", str(socket.parent)], user=65534, group=65534, capture_output=True, check=False)
+        assert listing.returncode != 0
+        assert listing.stdout == b""
+    assert wait_for(process)[0] == 0
+    assert not folder.exists()
 
 
 def test_a_sweep_needs_no_home_folder(tmp_path: Path) -> None:

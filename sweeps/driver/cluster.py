@@ -62,7 +62,9 @@ def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder:
         # A token of this sweep's own, in the environment that Ray's processes inherit. Ray would otherwise write one
         # into the home folder, which containers and batch systems may lack.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        own: dict[str, Any] = {"num_cpus": int(machine.cpus), "num_gpus": int(machine.gpus), "_temp_dir": str(folder)}
+        # Ray opens its folder to all users, so it lies in one that only this user enters.
+        rays = str(folder / "ray")
+        own: dict[str, Any] = {"num_cpus": int(machine.cpus), "num_gpus": int(machine.gpus), "_temp_dir": rays}
         try:
             with start_processes_in_own_group():
                 ray.init("local", include_dashboard=False, **own, **quiet)
