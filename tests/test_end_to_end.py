@@ -110,7 +110,7 @@ def test_part_3_trains_only_what_is_missing_and_shares_its_trials_with_a_grid(tm
 def test_only_the_user_enters_the_folder_of_rays_sockets(tmp_path: Path) -> None:
     folder = RunOptions(storage=tmp_path / "storage").private_folder
     process = start_script(tmp_path, "sweeps", "--quick", "--seeds", "1", "--epochs", "1", "--architectures", "mlp_1")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not list(folder.glob("ray/session_*/sockets/*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     [socket, *_] = folder.glob("ray/session_*/sockets/*")
