@@ -1,5 +1,6 @@
 """`ray up cluster.yaml` on a simulated AWS, without what happens on the machines."""
 
+import gc
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 REGION = "eu-central-1"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:unclosed file .*cluster.yaml:ResourceWarning"),  # Ray leaves it open
+    pytest.mark.filterwarnings(
+        "ignore:unclosed file .*(cluster.yaml|ray-bootstrap-):ResourceWarning"
+    ),  # left open by Ray
 ]
 
 
@@ -72,6 +75,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         config = commands.create_or_update_cluster(
             str(path), None, None, no_restart=False, restart_only=False, yes=True, no_config_cache=True
         )
+        gc.collect()  # while the filter for files that Ray leaves open applies
         yield Cluster(path, config, image, ec2)
 
 
