@@ -41,6 +41,7 @@ def test_closed_formulas_equal_the_counts_of_built_networks(architecture: str, s
     assert eval(counted.formula.replace("·", "*")) == counted.weights + counted.biases
 
 
+@pytest.mark.slow
 def test_files_are_utf8_and_output_is_readable_in_an_ascii_locale(tmp_path: Path) -> None:
     command = [sys.executable, "analysis/part1.py", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **ASCII}, capture_output=True, check=True)

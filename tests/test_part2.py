@@ -106,6 +106,7 @@ def test_pickled_files_are_refused(tmp_path: Path) -> None:
         main(Part2(images=tmp_path / "images.npy", out=tmp_path))
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_the_users_settings_of_matplotlib(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.figsize: 1, 1\nlines.linewidth: 9\n")
     users = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(tmp_path)}
