@@ -64,7 +64,7 @@ def in_stack(original: Fault) -> Fault:
     def stacked(lab: Lab) -> None:
         original.inject(lab)
         check(
-            "Packs: 3 trials share 1 process; trained side by side: mlp_1" in lab.sweeps[0].read_output(),
+            "Packs: 3 trials in 1 pack; trained side by side: mlp_1" in lab.sweeps[0].read_output(),
             "the trials were not stacked",
         )
 

@@ -54,7 +54,7 @@ def print_packs(packs: Sequence[Pack], stacked: Collection[str]) -> None:
     if trials > len(packs):
         in_stacks = dict.fromkeys(t.architecture for pack in packs for t in pack.trials if t.architecture in stacked)
         which = f"; trained side by side: {', '.join(in_stacks)}" if in_stacks else ""
-        say(f"Packs: {trials} trials share {len(packs)} {'processes' if len(packs) > 1 else 'process'}{which}")
+        say(f"Packs: {trials} trials in {len(packs)} {'packs' if len(packs) > 1 else 'pack'}{which}")
 
 
 def print_backend(packs: Sequence[Pack], stacked: Collection[str], backend: str | None) -> None:
