@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
+from sweeps.cli import main
+from sweeps.part3 import Part3
 from sweeps.sweep import Sweep
 from trainables.datasets import Dataset
 from trainables.persistence.store import Store
@@ -84,3 +87,12 @@ def store(empty_database: Path, tmp_path: Path) -> Store:
     path = tmp_path / "mlflow.db"
     shutil.copy(empty_database, path)
     return Store(f"sqlite:///{path}")
+
+
+def run_sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run `python sweeps/part3.py WORDS` in this process, and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["sweeps/part3.py", *words])
+    with pytest.raises(SystemExit) as exit_info:
+        main(Part3, "Part 3.")
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code

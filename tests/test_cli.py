@@ -7,24 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_sweep
 
 from analysis import part3
 from analysis.output import GalleryDrawOptions
 from analysis.output import main as analysis_main
-from sweeps.cli import main, parse
+from sweeps.cli import parse
 from sweeps.driver.options import RunOptions
 from sweeps.experiment import JOB_ADDRESS_VARIABLE, format_options
 from sweeps.mnist import Mnist
 from sweeps.part3 import Part3
-
-
-def run_sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run `python sweeps/part3.py WORDS` in this process, and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["part3.py", *words])
-    with pytest.raises(SystemExit) as exit_info:
-        main(Part3, "Part 3.")
-    assert isinstance(exit_info.value.code, int)
-    return exit_info.value.code
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import signal
-import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import run_sweep
 
-from sweeps.cli import main
 from sweeps.driver import jobs
 from sweeps.driver.jobs import make_job_name, parse_job_number, select_forwarded_options
 from sweeps.experiment import JOB_ADDRESS_VARIABLE
-from sweeps.part3 import Part3
 
 QUICK_JOB = f"{make_job_name('part3', ['--quick'])}"
 
@@ -116,14 +114,6 @@ def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashb
         server.shutdown()
         thread.join()
     logging.disable(logging.NOTSET)
-
-
-def run_sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sweeps/part3.py", *words])
-    with pytest.raises(SystemExit) as exit_info:
-        main(Part3, "Part 3.")
-    assert isinstance(exit_info.value.code, int)
-    return exit_info.value.code
 
 
 def test_a_job_gets_all_options_but_the_address() -> None:

@@ -15,39 +15,24 @@ from numpy.typing import NDArray
 
 from trainables.errors import BadInputError
 
-# The four files of MNIST and of Fashion-MNIST, which have the same names: training images and labels, test images and
-# labels. Each may be packed, with the ending `.gz`, or not.
-IDX_FILES = tuple(
-    f"{part}-{content}" for part in ("train", "t10k") for content in ("images-idx3-ubyte", "labels-idx1-ubyte")
-)
-# MD5 of the unpacked content of these files. Sources: MNIST's are published in many places; Fashion-MNIST's were
-# computed from Debian's package dataset-fashion-mnist.
+# MD5 of the unpacked content of the four files of each data set, which have the same names: training images and labels,
+# test images and labels. Each may be packed, with the ending `.gz`, or not. Sources: MNIST's are published in many
+# places; Fashion-MNIST's were computed from Debian's package dataset-fashion-mnist.
 KNOWN_MD5 = {
-    "mnist": dict(
-        zip(
-            IDX_FILES,
-            (
-                "6bbc9ace898e44ae57da46a324031adb",
-                "a25bea736e30d166cdddb491f175f624",
-                "2646ac647ad5339dbf082846283269ea",
-                "27ae3e4e09519cfbb04c329615203637",
-            ),
-            strict=True,
-        )
-    ),
-    "fashion_mnist": dict(
-        zip(
-            IDX_FILES,
-            (
-                "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-                "9018921c3c673c538a1fc5bad174d6f9",
-                "8181f5470baa50b63fa0f6fddb340f0a",
-                "15d484375f8d13e6eb1aabb0c3f46965",
-            ),
-            strict=True,
-        )
-    ),
+    "mnist": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    "fashion_mnist": {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
 }
+IDX_FILES = tuple(KNOWN_MD5["mnist"])
 
 
 class OtherDataSetError(BadInputError):
@@ -58,13 +43,14 @@ def read_idx(name: str, file: str, place: Path) -> NDArray[np.uint8]:
     """Return the array in a file of MNIST or Fashion-MNIST, from its packed or unpacked copy in a folder.
 
     Raises:
+        FileNotFoundError: There is no copy.
         OtherDataSetError: The file is that of the other data set.
         BadInputError: No copy is readable and has the data set's known content.
     """
-    problems: list[BadInputError] = []
+    problems: list[Exception] = []
     for path in (place / f"{file}.gz", place / file):
         try:
-            if is_file(path):
+            if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises in a folder without permission)
                 content = read_content(path)
                 array = parse_idx(content)
                 check_content(name, file, path, content)
@@ -74,12 +60,7 @@ def read_idx(name: str, file: str, place: Path) -> NDArray[np.uint8]:
         except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:
             kind = "gzipped IDX" if path.suffix == ".gz" else "IDX"
             problems.append(BadInputError(f"{path} is not a readable {kind} file ({error}): fetch it again"))
-    raise problems[0]
-
-
-def is_file(path: Path) -> bool:
-    """Return whether a path is a file, and False where this process may not look."""
-    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises in a folder without permission)
+    raise [*problems, FileNotFoundError(f"no file {file}.gz")][0]
 
 
 def read_content(path: Path) -> bytes:
@@ -131,7 +112,4 @@ def read_idx_folder(name: str, place: Path) -> list[NDArray[np.uint8]]:
         OtherDataSetError: A file is that of the other data set.
         BadInputError: A file is damaged, or has an unknown content.
     """
-    for file in IDX_FILES:
-        if not (is_file(place / f"{file}.gz") or is_file(place / file)):
-            raise FileNotFoundError(f"no file {file}.gz")
     return [read_idx(name, file, place) for file in IDX_FILES]

@@ -63,11 +63,11 @@ def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder:
         # into the home folder, which containers and batch systems may lack.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         # Ray opens its folder to all users, so it lies in one that only this user enters.
-        rays = str(folder / "ray")
-        own: dict[str, Any] = {"num_cpus": int(machine.cpus), "num_gpus": int(machine.gpus), "_temp_dir": rays}
+        ray_folder = str(folder / "ray")
+        cpus, gpus = int(machine.cpus), int(machine.gpus)
         try:
             with start_processes_in_own_group():
-                ray.init("local", include_dashboard=False, **own, **quiet)
+                ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=ray_folder, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BadInputError(f"Ray cannot start on this machine, with its files in {folder} ({reason})") from None

@@ -175,12 +175,10 @@ class Session:
     def start(self, trial: Trial) -> list[Node]:
         """Load the trial's data set and, meanwhile, start or join Ray; return the nodes."""
         with ThreadPoolExecutor(1) as thread:
-            root = self.options.data_root
-            data = (
-                None
-                if trial.dataset == XOR
-                else thread.submit(datasets.load_dataset, trial.dataset, root, trial.pipeline)
-            )
+            data = None
+            if trial.dataset != XOR:
+                root = self.options.data_root
+                data = thread.submit(datasets.load_dataset, trial.dataset, root, trial.pipeline)
             self.stack.callback(cluster.disconnect, self.options.private_folder)
             nodes = cluster.start_or_join(self.address, self.store.uri, detect_machine(), self.options.private_folder)
         if data is not None:
