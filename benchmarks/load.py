@@ -47,8 +47,8 @@ from sweeps.driver.signals import stop_on_signals
 from sweeps.part3 import Part3
 from trainables import datasets, training
 from trainables.errors import TrackingError
-from trainables.persistence.connection import TRIAL_ID_TAG
-from trainables.persistence.delivery import Delivery, SweepContext
+from trainables.persistence.connection import TRIAL_ID_TAG, SweepContext
+from trainables.persistence.delivery import Delivery
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.persistence.trial_run import TrialRun

@@ -77,9 +77,11 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
         count: Number of trials.
         options: The benchmark's options.
     """
-    from sweeps.driver import cluster, launch, progress  # imports Ray, only in the driver's process
+    import ray
+
+    from sweeps.driver import cluster, launch  # imports Ray, only in this process
     from sweeps.driver.resources import Node
-    from trainables.persistence.delivery import SweepContext
+    from trainables.persistence.connection import SweepContext
     from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport, WorkerSettings
 
     reports, seconds = options.reports, options.seconds
@@ -96,9 +98,8 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
 
     ends: list[float] = []
 
-    class TimingProgressBar(progress.ProgressBar):
+    class TimingCallback(launch.ForwardReports):
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            super().on_trial_complete(iteration, trials, trial, **info)
             ends.append(time.monotonic())
 
     started = time.monotonic()
@@ -118,6 +119,7 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
             tags={},
         )
         settings = WorkerSettings(context=context, threads=1, checkpoint_seconds=60)
+        folder.mkdir()
         cluster.start_or_join(None, "", Node(options.at_once, 0), folder)
         before = get_peak_megabytes()
         limit = threading.Timer(60 * options.limit_minutes, os.kill, (os.getpid(), signal.SIGINT))
@@ -126,14 +128,14 @@ def simulate(count: int, options: Options) -> dict[str, Any]:
         try:
             with (
                 mock.patch.object(launch, "train_pack_in_tune", train_nothing),
-                mock.patch.object(launch, "ProgressBar", TimingProgressBar),
+                mock.patch.object(launch, "ForwardReports", TimingCallback),
             ):
-                outcomes = launch.train_packs(packs, None, settings, options.at_once, folder, Console(quiet=True))
+                outcomes = launch.train_packs(packs, None, settings, options.at_once, folder, lambda pack, report: None)
             seconds_taken, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
             memory = get_ray_megabytes()
         finally:
             limit.cancel()
-            cluster.disconnect(folder)
+            ray.shutdown()
     tenth = max(1, len(ends) // 10)
     return {
         "trials": count,

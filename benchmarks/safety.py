@@ -31,7 +31,8 @@ from sweeps.part3 import Part3
 from sweeps.sweep import Sweep
 from trainables import datasets
 from trainables.accelerated.probe import find_fastest_backend
-from trainables.persistence.delivery import Delivery, SweepContext
+from trainables.persistence.connection import SweepContext
+from trainables.persistence.delivery import Delivery
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.persistence.trial_run import MODEL_ARTIFACT, RESULT_ARTIFACT, TrialRun

@@ -15,8 +15,8 @@ from trainables import training
 from trainables.accelerated.backends import NATIVE, PYTORCH
 from trainables.accelerated.convolutions import CompilerError
 from trainables.errors import StorageError, TrackingError
-from trainables.persistence.connection import DRIVER_TAG, STORAGE_TAG
-from trainables.persistence.delivery import Delivery, SweepContext
+from trainables.persistence.connection import DRIVER_TAG, STORAGE_TAG, SweepContext
+from trainables.persistence.delivery import Delivery
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.persistence.trial_run import TrialRun

@@ -52,9 +52,9 @@ def autotune(
     gpus: Mapping[str, float],
     unknown: Collection[str],
     most: int,
-    data: Dataset,
     cpus: int,
     storage: Path,
+    data: Dataset,
 ) -> Tuning:
     """Look up what is known about these trials on this machine, and measure the rest.
 
@@ -63,9 +63,9 @@ def autotune(
         gpus: Architecture → GPUs of a pack.
         unknown: Architectures whose share of a GPU is to be measured (`auto`), every time anew.
         most: The most trials in a pack.
-        data: The data set.
         cpus: The CPUs, and so the threads, of a pack.
         storage: The folder of the file with earlier findings.
+        data: The data set.
     """
     path = storage / CACHE_FILE
     cache = read_cache(path)

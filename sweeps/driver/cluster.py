@@ -1,4 +1,4 @@
-"""Ray's cluster: start it on this machine or join it, look at its nodes, and leave it."""
+"""Ray's cluster: start it on this machine or join it, and look at its nodes."""
 
 from __future__ import annotations
 
@@ -6,44 +6,23 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
 import ray
-from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweeps.driver.ray_process import Beat
 from sweeps.driver.resources import Node, add_planned_nodes
-from sweeps.driver.signals import stop_on_signals
 from trainables.errors import BadInputError
 from trainables.files import convert_write_errors, wait_for_file
 from trainables.persistence.connection import get_sqlite_file
 
 T = TypeVar("T")
 U = TypeVar("U")
-EXIT_WAIT_SECONDS = 10  # how long the processes of a killed driver may take to end
 LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml").expanduser()  # JSON, in spite of its name
 TRAINABLES_PACKAGE = Path(__file__).resolve().parents[2] / "trainables"  # the only package that workers import
-
-
-@contextmanager
-def start_processes_in_own_group() -> Iterator[None]:
-    """Start Ray's processes outside this process's group, so that signals to the group do not reach them.
-
-    A signal to the group (`timeout python sweeps/…`, a closed terminal) is meant for the driver, which then stops Ray's
-    processes in order. It could not if the same signal had ended them. Ray has no public setting for this, so the class
-    that starts its processes is replaced temporarily: `ray._private.services.ConsolePopen`, seen in Ray 2.60.0.
-    """
-    popen = partial(services.ConsolePopen, process_group=0)
-    with mock.patch.object(services, "ConsolePopen", popen):
-        yield
 
 
 def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder: Path) -> list[Node]:
@@ -56,7 +35,6 @@ def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder:
     """
     for name in ("ray", "ray.tune", "ray.air"):  # failures are reported in the sweep's own summary
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    make_private_folder(folder)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
         # A token of this sweep's own, in the environment that Ray's processes inherit. Ray would otherwise write one
@@ -66,8 +44,7 @@ def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder:
         ray_folder = str(folder / "ray")
         cpus, gpus = int(machine.cpus), int(machine.gpus)
         try:
-            with start_processes_in_own_group():
-                ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=ray_folder, **quiet)
+            ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=ray_folder, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BadInputError(f"Ray cannot start on this machine, with its files in {folder} ({reason})") from None
@@ -79,7 +56,6 @@ def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder:
             raise BadInputError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({reason}); start it, or unset RAY_ADDRESS"
             ) from None
-    stop_on_signals()  # Ray has replaced the handlers
     resources = [node["Resources"] for node in list_living_nodes()]
     nodes = [Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources]
     if address is not None:
@@ -90,6 +66,23 @@ def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder:
             "name a server or a database that all of them reach with --tracking-uri"
         )
     return nodes
+
+
+def get_head_address() -> tuple[str, int]:
+    """Return host and port of the head of the cluster (its GCS)."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def look_at_cluster() -> Beat:
+    """Return what the cluster's head knows of the cluster now."""
+    here = ray.get_runtime_context().get_node_id()
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return Beat(
+        alive=any(node["NodeID"] == here for node in list_living_nodes()),
+        total=Node(total.get("CPU", 0), total.get("GPU", 0)),
+        free=Node(free.get("CPU", 0), free.get("GPU", 0)),
+    )
 
 
 def list_living_nodes() -> list[dict[str, Any]]:
@@ -134,33 +127,9 @@ def get_or_default(answer: ray.ObjectRef[T], otherwise: U) -> T | U:
         return otherwise
 
 
-def make_private_folder(folder: Path) -> None:
-    """Recreate the folder for Ray's files, retrying while processes of a killed driver still write into the old one.
-
-    Raises:
-        BadInputError: The folder cannot be made.
-    """
-    for _ in range(EXIT_WAIT_SECONDS):
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            folder.mkdir(mode=0o700, parents=True)
-        except OSError as error:
-            reason = error.strerror
-            time.sleep(1)
-        else:
-            return
-    raise BadInputError(f"cannot make the folder {folder} for Ray's files ({reason}); remove it, or set RAY_TMPDIR")
-
-
 def check_gpu() -> None:
     """Raise `BadInputError` where torch cannot use the GPU that trials on this machine were promised."""
     import torch  # takes seconds, and only trials on GPUs need it
 
     if not torch.cuda.is_available():
         raise BadInputError("torch finds no usable GPU on this machine; train on the CPU with --gpus-per-trial 0")
-
-
-def disconnect(folder: Path) -> None:
-    """Stop Ray on this machine, or leave the cluster, and remove the folder with its files."""
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ray import tune
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from sweeps.driver.progress import ProgressBar
 from trainables.datasets import Dataset
 from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport, WorkerSettings, get_pack
 from trainables.worker.trainable import train_pack_in_tune
@@ -22,6 +20,46 @@ from trainables.worker.trainable import train_pack_in_tune
 MAX_STARTS_PER_TRIAL = 50
 TUNE_FOLDER = "tune"
 
+OnReport = Callable[[Pack, PackReport], None]
+"""A function that is called with each report of a pack."""
+
+
+class ForwardReports(tune.Callback):
+    """Tune's callback that passes on each report of a pack, and makes one where its process starts or dies."""
+
+    def __init__(self, on_report: OnReport) -> None:
+        self.on_report = on_report
+        self.reports: dict[str, PackReport] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for Tuner.restore, which is not used
+
+    def forward(self, trial: Any, report: PackReport) -> None:
+        """Pass on the report of the pack that is Tune's trial `trial`."""
+        pack = get_pack(trial.config)
+        self.reports[pack.name] = report
+        self.on_report(pack, report)
+
+    def find_last(self, trial: Any) -> PackReport:
+        """Return the last report of the pack that is Tune's trial `trial`."""
+        return self.reports.get(get_pack(trial.config).name, PackReport())
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.forward(trial, replace(self.find_last(trial), running=1))  # until the first report
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.forward(trial, result.get(REPORT_KEY, PackReport()))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        pack = get_pack(trial.config)
+        failed = {trial.id: Outcome("its process died") for trial in pack.trials}
+        self.forward(trial, PackReport(pack.epochs, 0, failed | dict(self.find_last(trial).outcomes)))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.forward(trial, replace(self.find_last(trial), running=0))
+
 
 def train_packs(
     packs: Sequence[Pack],
@@ -29,9 +67,9 @@ def train_packs(
     settings: WorkerSettings,
     at_once: int,
     folder: Path,
-    console: Console,
+    on_report: OnReport,
 ) -> dict[str, Outcome]:
-    """Train packs of trials with Ray Tune.
+    """Train packs of trials with Ray Tune; SIGUSR1 stops it.
 
     Args:
         packs: The packs.
@@ -39,30 +77,19 @@ def train_packs(
         settings: The settings of all workers.
         at_once: The most packs that train at once.
         folder: The folder for Tune's own files, which are removed at the end.
-        console: The console that shows the progress.
+        on_report: Called with each report of a pack.
 
     Returns:
-        Trial id → outcome, without the trials that Ctrl-C has stopped.
+        Trial id → outcome, without the trials that were stopped.
     """
-    on_interrupt = signal.getsignal(signal.SIGINT)  # Tune leaves its own handler in place
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        speed_estimate_period=600,
-    ) as progress:
-        run_config = tune.RunConfig(
-            name=TUNE_FOLDER,
-            storage_path=str(folder),
-            failure_config=tune.FailureConfig(max_failures=MAX_STARTS_PER_TRIAL * max(len(p.trials) for p in packs)),
-            callbacks=[ProgressBar(progress, packs)],
-            verbose=0,
-        )
-        results = make_tuner(packs, data, settings, at_once, run_config).fit()
-    signal.signal(signal.SIGINT, on_interrupt)
+    run_config = tune.RunConfig(
+        name=TUNE_FOLDER,
+        storage_path=str(folder),
+        failure_config=tune.FailureConfig(max_failures=MAX_STARTS_PER_TRIAL * max(len(p.trials) for p in packs)),
+        callbacks=[ForwardReports(on_report)],
+        verbose=0,
+    )
+    results = make_tuner(packs, data, settings, at_once, run_config).fit()
     shutil.rmtree(folder / TUNE_FOLDER, ignore_errors=True)
     found = (read_outcomes(results[index]) for index in range(len(results)))
     return {trial_id: outcome for outcomes in found for trial_id, outcome in outcomes.items()}

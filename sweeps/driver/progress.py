@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
-from ray.tune import Callback
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport, get_pack
+from trainables.worker.pack import Outcome, Pack, PackReport
 
 LOG_INTERVAL_SECONDS = 30
 
 
-class ProgressBar(Callback):
+class ProgressBar:
     """A progress bar that shows the share of all epochs that is trained, and the number of trials in each state."""
 
     def __init__(self, progress: Progress, packs: Sequence[Pack]) -> None:
@@ -27,13 +26,14 @@ class ProgressBar(Callback):
         self.written = time.monotonic()
         self.draw()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks for Tuner.restore, which is not used; a live bar cannot be pickled
+    @property
+    def ended(self) -> dict[str, Outcome]:
+        """The outcomes that were reported so far: trial id → outcome."""
+        return {trial_id: found for report in self.reports.values() for trial_id, found in report.outcomes.items()}
 
     def draw(self) -> None:
         """Show the state."""
-        reports = self.reports.values()
-        outcomes = [outcome for report in reports for outcome in report.outcomes.values()]
+        reports, outcomes = self.reports.values(), self.ended.values()
         running, failed = sum(report.running for report in reports), sum(bool(outcome.error) for outcome in outcomes)
         waiting = self.trials - len(outcomes) - running
         states = f"trials: {len(outcomes) - failed} done, {running} running, {waiting} waiting, {failed} failed"
@@ -44,23 +44,22 @@ class ProgressBar(Callback):
             left = "" if task.time_remaining is None else f", about {timedelta(seconds=task.time_remaining)} left"
             self.progress.console.print(f"{states}: {task.percentage:.0f} %{left}", highlight=False, soft_wrap=True)
 
-    def update(self, trial: Any, report: PackReport) -> None:
-        """Note the report of the pack that is Tune's trial `trial`, and show the state."""
-        self.reports[get_pack(trial.config).name] = report
+    def update(self, name: str, report: PackReport) -> None:
+        """Note the report of the pack with this name, and show the state."""
+        self.reports[name] = report
         self.draw()
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.update(trial, replace(self.reports[get_pack(trial.config).name], running=1))  # until the first report
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        self.update(trial, result.get(REPORT_KEY, PackReport()))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        pack = get_pack(trial.config)
-        failed = {trial.id: Outcome("its process died") for trial in pack.trials}
-        self.update(trial, PackReport(pack.epochs, 0, failed | dict(self.reports[pack.name].outcomes)))
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.update(trial, replace(self.reports[get_pack(trial.config).name], running=0))
+@contextmanager
+def show_progress(packs: Sequence[Pack], console: Console) -> Iterator[ProgressBar]:
+    """Show the progress of packs for as long as the context lasts."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=600,
+    ) as progress:
+        yield ProgressBar(progress, packs)

@@ -14,8 +14,8 @@ from sweeps.driver.lease import is_alive
 from sweeps.driver.plan import Plan
 from sweeps.driver.report import say
 from trainables.errors import BadInputError, UserError
-from trainables.persistence.connection import RETRY_SECONDS
-from trainables.persistence.delivery import Delivery, SweepContext
+from trainables.persistence.connection import RETRY_SECONDS, SweepContext
+from trainables.persistence.delivery import Delivery
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.worker.pack import Outcome

@@ -94,7 +94,13 @@ def print_outcomes(
         say(f"The results of {len(refused)} trained trials wait in the storage folder: {reason}", style="red")
 
 
-def print_missing(plan: Plan, options: SweepOptions, run_options: RunOptions, outcomes: Mapping[str, Outcome]) -> int:
+def print_missing(
+    plan: Plan,
+    options: SweepOptions,
+    run_options: RunOptions,
+    outcomes: Mapping[str, Outcome],
+    ray_failure: str | None,
+) -> int:
     """Print what failed and how to continue, and return the exit status."""
     labels = plan.sweep.labels()
     tried = {trial.id: outcomes.get(trial.id) for trial in plan.missing}
@@ -109,7 +115,7 @@ def print_missing(plan: Plan, options: SweepOptions, run_options: RunOptions, ou
         f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped, {trained} trained but not "
         f"seen in the store). To go on: {command}"
     )
-    return 130 if stopped else 1
+    return 130 if stopped and not ray_failure else 1
 
 
 def make_result_table(plan: Plan) -> Table:

@@ -87,6 +87,16 @@ def read_group_quota(group: Path) -> float:
     return math.inf
 
 
+def read_memory_use() -> float:
+    """Return the fraction of this machine's memory that is in use; 0 if it is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        sizes = {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
+        return 1 - sizes["MemAvailable"] / sizes["MemTotal"]
+    except (OSError, ValueError, KeyError, IndexError):  # not Linux
+        return 0.0
+
+
 def add_planned_nodes(living: Sequence[Node], launcher_config: Mapping[str, object]) -> list[Node]:
     """Return the living nodes, and those that the cluster launcher would start if trials waited for them.
 

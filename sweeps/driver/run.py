@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan
+from sweeps.driver.ray_process import RayProcess, check_address
 from sweeps.driver.recovery import remove_leftovers
 from sweeps.driver.report import console, make_result_table, print_allocation, print_missing, print_plan, say
 from sweeps.driver.resources import Allocation, Node, allocate, detect_machine, parse_gpu_requests, request_gpus
+from sweeps.driver.signals import delay_signals
 from sweeps.experiment import StagesEndedEarly, SweepOptions
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
@@ -65,7 +67,7 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
                     plan, outcomes = session.train(plan)
                 console.print(make_result_table(plan))
                 if plan.missing:
-                    return print_missing(plan, options, run_options, outcomes)
+                    return print_missing(plan, options, run_options, outcomes, session.ray_failure if session else None)
         except StagesEndedEarly as end:
             ended_early = str(end)
     if ended_early:
@@ -84,6 +86,8 @@ def get_ray_address() -> str | None:
         BadInputError: It is the address of a dashboard, to which a driver cannot connect.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address == "local":  # Ray's word for a cluster of this machine alone
+        return None
     if address and address.startswith(("http://", "https://")):
         raise BadInputError(
             f"RAY_ADDRESS is {address}, the address of a dashboard; unset it and give --address {address} to run the "
@@ -94,7 +98,7 @@ def get_ray_address() -> str | None:
 
 def start_session(store: Store, run_options: RunOptions, address: str | None, stack: ExitStack) -> Session:
     """Return a session that trains trials until `stack` closes."""
-    from sweeps.driver.session import Session  # with Ray, which takes seconds to import
+    from sweeps.driver.session import Session
 
     return Session(store, run_options, address, stack)
 
@@ -115,13 +119,14 @@ def print_dry_run(trials: Sequence[Trial], run_options: RunOptions, address: str
     with ExitStack() as stack:
         nodes = [detect_machine()]
         if address:
-            from sweeps.driver import cluster  # with Ray, which takes seconds to import
-
+            check_address(address)
             # Another driver with the same storage may have its files in the usual folder.
             temporary = tempfile.TemporaryDirectory(prefix="neural-sweeps-", ignore_cleanup_errors=True)
-            folder = Path(stack.enter_context(temporary))
-            stack.callback(cluster.disconnect, folder)
-            nodes = cluster.start_or_join(address, tracking_uri, nodes[0], folder)
+            folder = Path(stack.enter_context(temporary)) / "ray"
+            with delay_signals():
+                ray = RayProcess(address, folder, folder, say)
+                stack.callback(ray.close)
+            nodes = ray.ask("the cluster is joined", "start", address, tracking_uri, nodes[0], folder)
         print_allocation(allocate_as_requested(trials, run_options, nodes))
     if None in parse_gpu_requests(run_options.gpus_per_trial).values() and any(node.gpus > 0 for node in nodes):
         say("Shares of a GPU that are to be measured may come out smaller or larger.")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 from filelock import FileLock, Timeout
 
-from sweeps.driver import autotune, cluster, launch
+from sweeps.driver.autotune import Tuning
 from sweeps.driver.lease import hold_lease
 from sweeps.driver.options import RunOptions
 from sweeps.driver.packing import MAX_STACKED_TRIALS, ImageCounts, make_packs, parse_pack_size
 from sweeps.driver.plan import Plan, check_records
+from sweeps.driver.progress import show_progress
 from sweeps.driver.provenance import collect_provenance
+from sweeps.driver.ray_process import RayFailedError, RayProcess, check_address
 from sweeps.driver.recovery import (
     STORAGE_LOCK,
     STORE_PATIENCE_SECONDS,
@@ -36,24 +37,25 @@ from sweeps.driver.resources import (
     request_gpus,
     size_gpu_share,
 )
-from trainables import datasets
+from sweeps.driver.signals import delay_signals
 from trainables.errors import BadInputError, TrackingError
 from trainables.files import convert_write_errors
-from trainables.persistence.connection import retry_for
-from trainables.persistence.delivery import SweepContext
+from trainables.persistence.connection import SweepContext, retry_for
 from trainables.persistence.store import Store
-from trainables.trial import XOR, Trial
-from trainables.worker.pack import Outcome, WorkerSettings
+from trainables.trial import Trial
+from trainables.worker.pack import Outcome, Pack, WorkerSettings
 
 
 class Session:
-    """The state that a driver keeps between stages; Ray and the data set stay until `stack` closes.
+    """The state that a driver keeps between stages; Ray stays until `stack` closes.
 
     Attributes:
         storage: The storage folder, absolute.
         storage_name: Host and path of the storage folder.
+        ray: The process that holds Ray and the data set, once something is to be trained.
+        ray_failure: The reason why Ray failed, if it did.
         nodes: The nodes, once Ray has been started or joined.
-        data: The data set, which all trials of an experiment share; None for XOR, or before it is loaded.
+        images: The counts of the data set that all trials of an experiment share; None for XOR.
         allocation: The allocation of the packs submitted last.
     """
 
@@ -64,8 +66,10 @@ class Session:
         self.stack = stack
         self.storage = options.storage.absolute()
         self.storage_name = f"{socket.gethostname()}:{self.storage}"
-        self.nodes: list[Node] | None = None
-        self.data: datasets.Dataset | None = None
+        self.ray: RayProcess | None = None
+        self.ray_failure: str | None = None
+        self.nodes: list[Node] = []
+        self.images: ImageCounts | None = None
         self.allocation: Allocation | None = None
 
     def train(self, plan: Plan) -> tuple[Plan, Mapping[str, Outcome]]:
@@ -81,7 +85,7 @@ class Session:
         experiment_id, parent_run_id = self.store.ensure_parent(plan.sweep.name, plan.missing[0].dataset)
         lease = hold_lease(self.store, plan.sweep.name, parent_run_id, self.storage_name, say)
         outcomes: Mapping[str, Outcome] = {}
-        with self.lock_storage(), lease as driver:
+        with self.lock_storage(), self.hold_ray() as ray, lease as driver:
             context = self.make_context(experiment_id, parent_run_id, driver)
             close_dead_runs(self.refresh(plan), self.store, self.storage_name)
             refused = deliver_waiting_results(plan, context, patience_seconds=0)
@@ -94,7 +98,7 @@ class Session:
 
             try:
                 outcomes = self.train_with_ray(
-                    plan, context, [trial for trial in plan.missing if trial.id not in refused]
+                    plan, context, [trial for trial in plan.missing if trial.id not in refused], ray
                 )
                 refused |= deliver_waiting_results(plan, context, STORE_PATIENCE_SECONDS)
             except BaseException:
@@ -143,15 +147,67 @@ class Session:
         """Return the plan with what the store has now."""
         return Plan(plan.sweep, plan.trials, self.store.find_runs())
 
-    def train_with_ray(self, plan: Plan, context: SweepContext, trials: Sequence[Trial]) -> Mapping[str, Outcome]:
-        """Train trials of the plan with Ray, and return their outcomes by id."""
+    @contextmanager
+    def hold_ray(self) -> Iterator[RayProcess]:
+        """Yield the process that holds Ray, which starts in the background; it stays until `stack` closes.
+
+        Raises:
+            BadInputError: Nothing listens at the address of the cluster.
+        """
+        if self.ray is None:
+            if self.address is not None:
+                check_address(self.address)
+            with delay_signals():
+                self.ray = RayProcess(self.address, self.options.private_folder, self.storage, say)
+                self.stack.callback(self.ray.close)
+        yield self.ray
+
+    def train_with_ray(
+        self, plan: Plan, context: SweepContext, trials: Sequence[Trial], ray: RayProcess
+    ) -> Mapping[str, Outcome]:
+        """Train trials of the plan with Ray, and return their outcomes by id; fewer if Ray fails."""
         if not trials:
             return {}
-        self.nodes = self.nodes or self.start(trials[0])
-        if self.data is not None:
-            check_records(trials, len(self.data.train_labels))
-            context = replace(context, tags={**context.tags, "data_checksum": self.data.checksum})
-        tuning, allocation = self.tune_and_allocate(trials, self.nodes)
+        try:
+            if not self.nodes:
+                self.start(trials[0], ray)
+            return self.tune_and_train(plan, context, trials, ray)
+        except RayFailedError as error:
+            self.note_failure(error)
+            return {}
+
+    def note_failure(self, error: RayFailedError) -> None:
+        """Tell the user that Ray has failed, at once; the summary comes when results are delivered."""
+        self.ray_failure = str(error)
+        say(self.ray_failure, style="red")
+
+    def start(self, trial: Trial, ray: RayProcess) -> None:
+        """Start or join Ray and, meanwhile, load the trial's data set."""
+        self.nodes, loaded = ray.ask(
+            f"Ray starts, and {trial.dataset} is loaded",
+            "start_and_load",
+            self.address,
+            self.store.uri,
+            detect_machine(),
+            self.options.private_folder,
+            trial,
+            self.options.data_root.absolute(),
+        )
+        if loaded:
+            self.images, self.checksum = loaded
+            counts = " + ".join(f"{count:,}" for count in (self.images.train, self.images.val, self.images.test))
+            say(f"{trial.dataset}: {counts} images (training, validation, test)")
+        if self.address is not None:
+            ray.ask("the nodes look for the storage folder", "check_storage_is_shared", self.storage)
+
+    def tune_and_train(
+        self, plan: Plan, context: SweepContext, trials: Sequence[Trial], ray: RayProcess
+    ) -> Mapping[str, Outcome]:
+        """Autotune and train trials of the plan, and return their outcomes by id."""
+        if self.images is not None:
+            check_records(trials, self.images.train)
+            context = replace(context, tags={**context.tags, "data_checksum": self.checksum})
+        tuning, allocation = self.tune_and_allocate(trials, ray)
         settings = WorkerSettings(
             context=context,
             threads=allocation.cpus,
@@ -160,37 +216,41 @@ class Session:
             backend=tuning.backend,
             compile_steps=self.options.compile_steps,
         )
-        images = None if self.data is None else ImageCounts.from_dataset(self.data)
         names, most = plan.sweep.labels(), parse_pack_size(self.options.pack)
 
-        def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> dict[str, Outcome]:
-            packs = make_packs(trials, names, gpus, images, tuning.stacked, allocation.at_once, most)
+        def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> Mapping[str, Outcome]:
+            packs = make_packs(trials, names, gpus, self.images, tuning.stacked, allocation.at_once, most)
             print_packs(packs, tuning.stacked)
             print_backend(packs, tuning.stacked, tuning.backend)
-            folder = self.options.private_folder
-            return launch.train_packs(packs, self.data, settings, allocation.at_once, folder, console)
+            return self.train_packs(packs, settings, allocation.at_once, ray)
 
         return train_with_enough_memory(trials, {t.id: allocation.gpus[t.architecture] for t in trials}, train)
 
-    def start(self, trial: Trial) -> list[Node]:
-        """Load the trial's data set and, meanwhile, start or join Ray; return the nodes."""
-        with ThreadPoolExecutor(1) as thread:
-            data = None
-            if trial.dataset != XOR:
-                root = self.options.data_root
-                data = thread.submit(datasets.load_dataset, trial.dataset, root, trial.pipeline)
-            self.stack.callback(cluster.disconnect, self.options.private_folder)
-            nodes = cluster.start_or_join(self.address, self.store.uri, detect_machine(), self.options.private_folder)
-        if data is not None:
-            self.data = data.result()
-            parts = (self.data.train_labels, self.data.val_labels, self.data.test_labels)
-            counts = " + ".join(f"{len(part):,}" for part in parts)
-            say(f"{trial.dataset}: {counts} images (training, validation, test)")
-        if self.address is not None:
-            cluster.check_storage_is_shared(self.storage)
-        return nodes
+    def train_packs(
+        self, packs: Sequence[Pack], settings: WorkerSettings, at_once: int, ray: RayProcess
+    ) -> Mapping[str, Outcome]:
+        """Train packs, and return their outcomes; fewer if the user stops them, or if Ray fails."""
+        with show_progress(packs, console) as progress:
+            try:
+                outcomes: Mapping[str, Outcome] = ray.ask(
+                    "trials train",
+                    "train",
+                    packs,
+                    settings,
+                    at_once,
+                    self.options.private_folder,
+                    on_report=progress.update,
+                )
+                return outcomes
+            except RayFailedError as error:
+                self.note_failure(error)
+            except KeyboardInterrupt:
+                say("Stopping the trials; Ctrl-C again ends them at once")
+                if (ended := ray.stop_training()) is not None:
+                    return ended
+            return progress.ended
 
-    def tune_and_allocate(self, trials: Sequence[Trial], nodes: Sequence[Node]) -> tuple[autotune.Tuning, Allocation]:
+    def tune_and_allocate(self, trials: Sequence[Trial], ray: RayProcess) -> tuple[Tuning, Allocation]:
         """Autotune the trials, and return what was found and what each trial gets of the nodes.
 
         Raises:
@@ -198,29 +258,36 @@ class Session:
         """
         cpus, requests = self.options.cpus_per_trial, parse_gpu_requests(self.options.gpus_per_trial)
         architectures = list(dict.fromkeys(trial.architecture for trial in trials))
-        requested = request_gpus(requests, architectures, cpus, nodes)
-        tuning = self.tune(trials, requested, requests)
+        requested = request_gpus(requests, architectures, cpus, self.nodes)
+        tuning = self.tune(trials, requested, requests, ray)
         measured = {name: size_gpu_share(memory) for name, memory in tuning.memory.items()}
-        gpus = choose_gpu_shares(requests, architectures, nodes, measured)
-        allocation = allocate(cpus, gpus, nodes, self.options.max_concurrent)
+        gpus = choose_gpu_shares(requests, architectures, self.nodes, measured)
+        allocation = allocate(cpus, gpus, self.nodes, self.options.max_concurrent)
         if any(gpus.values()) and self.address is None:
-            cluster.check_gpu()
+            ray.ask("PyTorch looks for a GPU", "check_gpu")
         if allocation != self.allocation:
             print_allocation(allocation)
         self.allocation = allocation
         return tuning, allocation
 
     def tune(
-        self, trials: Sequence[Trial], gpus: Mapping[str, float], requests: Mapping[str, float | None]
-    ) -> autotune.Tuning:
+        self,
+        trials: Sequence[Trial],
+        gpus: Mapping[str, float],
+        requests: Mapping[str, float | None],
+        ray: RayProcess,
+    ) -> Tuning:
         """Autotune the trials; return an empty `Tuning` for XOR."""
-        if self.data is None:
-            return autotune.Tuning()
+        if self.images is None:
+            return Tuning()
         unknown = [name for name, share in gpus.items() if share and requests.get(name, requests.get("", 0.0)) is None]
         if unknown:
             say("Measuring how much GPU memory training takes, as soon as a GPU is free")
         most = parse_pack_size(self.options.pack) or MAX_STACKED_TRIALS
-        tuning = autotune.autotune(trials, gpus, unknown, most, self.data, self.options.cpus_per_trial, self.storage)
+        cpus = self.options.cpus_per_trial
+        tuning: Tuning = ray.ask(
+            "a few steps of training are measured", "autotune", trials, gpus, unknown, most, cpus, self.storage
+        )
         if unknown and not tuning.memory:
             say(f"PyTorch finds no usable GPU to measure on: each process gets {DEFAULT_GPU_SHARE} of a GPU")
         return tuning

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def stop_on_signals() -> None:
-    """Make SIGTERM and SIGHUP do what Ctrl-C does, as Ray Tune stops cleanly on SIGINT only.
+    """Make SIGTERM and SIGHUP do what Ctrl-C does.
 
     If SIGHUP is ignored, as under `nohup`, it stays ignored.
     """
@@ -15,3 +20,21 @@ def stop_on_signals() -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+@contextmanager
+def delay_signals() -> Iterator[None]:
+    """Let a block run to its end: a signal that arrives meanwhile does its work afterwards."""
+    arrived: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in STOP_SIGNALS:
+            if (handler := signal.getsignal(number)) != signal.SIG_IGN:
+                before[number] = handler
+                signal.signal(number, lambda received, _: arrived.append(received))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
@@ -24,6 +25,29 @@ DIVERGED_TAG = "diverged_at_step"  # on the run of a finished trial: the step wh
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
 URI_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 RETRY_SECONDS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepContext:
+    """The store and the folder of a sweep's trials, their driver, and the tags that they share.
+
+    Attributes:
+        tracking_uri: The store of the runs.
+        experiment_id: The experiment of new runs.
+        parent_run_id: The sweep's parent run.
+        storage: The folder of checkpoints, which every node sees.
+        storage_name: Host and path of `storage`, as people and other sweeps read it.
+        driver: The sweep's driver, as `<parent run>/<name>`.
+        tags: Tags of every trial's run: the versions of code and libraries, and the data set's checksum.
+    """
+
+    tracking_uri: str
+    experiment_id: str
+    parent_run_id: str
+    storage: Path
+    storage_name: str
+    driver: str
+    tags: Mapping[str, str]
 
 
 def resolve_uri(uri: str) -> str:

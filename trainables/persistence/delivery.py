@@ -10,13 +10,12 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from trainables.errors import TrackingError
 from trainables.files import convert_write_errors
-from trainables.persistence.connection import DRIVER_TAG, STORAGE_TAG
+from trainables.persistence.connection import DRIVER_TAG, STORAGE_TAG, SweepContext
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.persistence.trial_run import MODEL_ARTIFACT, RESULT_ARTIFACT, TrialRun
@@ -29,29 +28,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a driver that trains not
 # longer: a server that does not answer costs a tenth of the training time at most.
 RETRY_WAIT_SECONDS = 5.0
 RETRY_WAIT_FACTOR = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepContext:
-    """The store and the folder of a sweep's trials, their driver, and the tags that they share.
-
-    Attributes:
-        tracking_uri: The store of the runs.
-        experiment_id: The experiment of new runs.
-        parent_run_id: The sweep's parent run.
-        storage: The folder of checkpoints, which every node sees.
-        storage_name: Host and path of `storage`, as people and other sweeps read it.
-        driver: The sweep's driver, as `<parent run>/<name>`.
-        tags: Tags of every trial's run: the versions of code and libraries, and the data set's checksum.
-    """
-
-    tracking_uri: str
-    experiment_id: str
-    parent_run_id: str
-    storage: Path
-    storage_name: str
-    driver: str
-    tags: Mapping[str, str]
 
 
 class Delivery:

@@ -9,13 +9,9 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
+from trainables.persistence.connection import SweepContext
 from trainables.trial import Trial
-
-if TYPE_CHECKING:
-    from trainables.persistence.delivery import SweepContext
-
 
 REPORT_KEY = "report"  # in the dictionary that is reported to Ray Tune
 
