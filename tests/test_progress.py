@@ -10,8 +10,8 @@ from conftest import make_trial
 from rich.console import Console
 from rich.progress import Progress
 
-from sweeps.driver import cluster, progress
-from trainables.worker.pack import REPORT_KEY, Pack, PackReport
+from sweeps.driver import cluster, launch, progress
+from trainables.worker.pack import REPORT_KEY, Outcome, Pack, PackReport
 
 
 def test_a_log_gets_a_line_of_progress_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,12 +19,31 @@ def test_a_log_gets_a_line_of_progress_at_intervals(monkeypatch: pytest.MonkeyPa
     trials = [make_trial(seed=seed, epochs=4) for seed in range(2)]
     packs = [Pack((trial,), ("a trial",), 0) for trial in trials]
     bar = progress.ProgressBar(Progress(console=Console(file=out), disable=True), packs)
-    reported = SimpleNamespace(config={"pack": packs[0].to_json()})
-    bar.on_trial_start(0, [], reported)
+    bar.update(packs[0].name, PackReport(running=1))
     assert out.getvalue() == ""
     monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 0)
-    bar.on_trial_result(0, [], reported, {REPORT_KEY: PackReport(epochs=2, running=1)})
+    bar.update(packs[0].name, PackReport(epochs=2, running=1))
     assert "trials: 0 done, 1 running, 1 waiting, 0 failed: 25 %" in out.getvalue()
+
+
+def test_tunes_events_become_reports_of_packs() -> None:
+    """A pack counts as running when its process starts, and as failed when that dies for good."""
+    trials = [make_trial(seed=seed, epochs=4) for seed in range(2)]
+    pack = Pack(tuple(trials), ("a", "b"), 0)
+    tunes = SimpleNamespace(config={"pack": pack.to_json()})
+    reports: list[PackReport] = []
+    callback = launch.ForwardReports(lambda pack, report: reports.append(report))
+    callback.on_trial_start(0, [], tunes)
+    callback.on_trial_result(0, [], tunes, {REPORT_KEY: PackReport(3, 2, {trials[0].id: Outcome()})})
+    callback.on_trial_recover(0, [], tunes)
+    callback.on_trial_error(0, [], tunes)
+    assert [(report.epochs, report.running, len(report.outcomes)) for report in reports] == [
+        (0, 1, 0),
+        (3, 2, 1),
+        (3, 0, 1),
+        (8, 0, 2),
+    ]
+    assert reports[-1].outcomes == {trials[0].id: Outcome(), trials[1].id: Outcome("its process died")}
 
 
 def test_a_terminal_gets_no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:

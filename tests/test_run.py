@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import make_trial
@@ -22,7 +22,8 @@ from sweeps.driver.recovery import close_own_runs, deliver_waiting_results, remo
 from sweeps.driver.report import make_result_table, print_backend
 from sweeps.driver.resources import Node
 from sweeps.driver.run import run
-from sweeps.driver.session import Session, train_with_enough_memory
+from sweeps.driver.session import Session
+from sweeps.driver.trainer import Trainer, train_with_enough_memory
 from sweeps.part3 import Part3
 from trainables.accelerated.backends import NATIVE, PYTORCH
 from trainables.errors import BadInputError
@@ -33,6 +34,21 @@ from trainables.trial import Trial
 from trainables.worker.pack import Outcome, Pack
 
 OPTIONS = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",))
+
+
+class FakeRayProcess:
+    """Stands for the process that holds Ray, without one."""
+
+    folders: ClassVar[list[Path]] = []
+
+    def __init__(self, address: str | None, folder: Path, *_: Any) -> None:
+        self.folders.append(folder)
+
+    def ask(self, activity: str, name: str, *arguments: Any) -> list[Node]:
+        return [Node(4, 1)]
+
+    def close(self) -> None:
+        pass
 
 
 def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path) -> None:
@@ -91,8 +107,15 @@ def test_a_trial_that_ends_before_its_first_record_or_milestone_is_refused(trial
     check_records([make_trial(epochs=1, batch_size=50, milestones=((25, 0.1),))], 1297)
 
 
-def test_a_sweep_releases_its_storage(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "train_with_ray", lambda *_: {})
+@pytest.fixture
+def train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sweeps do all but train."""
+    monkeypatch.setattr("sweeps.driver.trainer.RayProcess", FakeRayProcess)
+    monkeypatch.setattr(Trainer, "train", lambda *_: {})
+
+
+@pytest.mark.usefixtures("train_nothing")
+def test_a_sweep_releases_its_storage(store: Store, tmp_path: Path) -> None:
     options = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",), tracking_uri=store.uri)
     for _ in range(2):
         assert run(options, RunOptions(storage=tmp_path)) == 130
@@ -100,9 +123,9 @@ def test_a_sweep_releases_its_storage(store: Store, tmp_path: Path, monkeypatch:
         pass
 
 
-def test_a_run_that_a_dead_driver_left_is_closed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("train_nothing")
+def test_a_run_that_a_dead_driver_left_is_closed(store: Store, tmp_path: Path) -> None:
     """This includes the run of a trial outside this sweep, if it trained with this storage."""
-    monkeypatch.setattr(Session, "train_with_ray", lambda *_: {})
     experiment_id, parent = store.ensure_parent("part4", "digits")
     name = f"{socket.gethostname()}:{tmp_path}"
     tags = {STORAGE_TAG: name, DRIVER_TAG: f"{parent}/dead"}
@@ -228,13 +251,9 @@ def test_a_dry_run_on_a_cluster_leaves_a_living_sweep_alone(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's files lie in a folder that follows from the storage, and a living sweep may use both."""
-    folders: list[Path] = []
-
-    def start_or_join(address: str, tracking_uri: str, machine: Node, folder: Path) -> list[Node]:
-        folders.append(folder)
-        return [Node(4, 1)]
-
-    monkeypatch.setattr("sweeps.driver.cluster.start_or_join", start_or_join)
+    monkeypatch.setattr(FakeRayProcess, "folders", folders := [])
+    monkeypatch.setattr("sweeps.driver.run.RayProcess", FakeRayProcess)
+    monkeypatch.setattr("sweeps.driver.run.check_address", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert run(replace(OPTIONS, tracking_uri=store.uri), RunOptions(storage=tmp_path, dry_run=True)) == 0
     assert RunOptions(storage=tmp_path).private_folder not in folders

@@ -185,7 +185,7 @@ def test_the_map_lists_every_file_once() -> None:
     ("module", "library", "variable", "value"),
     [
         ("sweeps.driver.jobs", "ray", "RAY_AUTH_MODE", "token"),
-        ("sweeps.driver.session", "ray", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1"),
+        ("sweeps.driver.launch", "ray", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1"),
         ("trainables.persistence.store", "mlflow", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
     ],
 )

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.driver.ray_process import Beat
 from sweeps.driver.resources import Node, add_planned_nodes
+from sweeps.driver.watch import HEAD, RAYLET, Beat
 from trainables.errors import BadInputError
 from trainables.files import convert_write_errors, wait_for_file
 from trainables.persistence.connection import get_sqlite_file
@@ -68,10 +68,15 @@ def start_or_join(address: str | None, tracking_uri: str, machine: Node, folder:
     return nodes
 
 
-def get_head_address() -> tuple[str, int]:
-    """Return host and port of the head of the cluster (its GCS)."""
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    return host.strip("[]"), int(port)
+def list_services() -> dict[str, tuple[str, int]]:
+    """Return host and port of the processes of Ray that must live for as long as the sweep: name → address."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    services = {HEAD: (host.strip("[]"), int(port))}
+    for node in ray.nodes():
+        if node["NodeID"] == context.get_node_id():
+            services[RAYLET] = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    return services
 
 
 def look_at_cluster() -> Beat:

@@ -21,8 +21,9 @@ from typing import Any
 
 from sweeps.driver.autotune import Tuning, autotune
 from sweeps.driver.packing import ImageCounts
-from sweeps.driver.ray_process import BEAT_SECONDS, SHUT_DOWN, Message
+from sweeps.driver.ray_process import SHUT_DOWN
 from sweeps.driver.resources import Node
+from sweeps.driver.watch import BEAT_SECONDS, Message
 from trainables import datasets
 from trainables.datasets import Dataset
 from trainables.errors import UserError
@@ -42,7 +43,7 @@ class RayHolder:
         from sweeps.driver import cluster  # with Ray, which takes seconds to import
 
         nodes = cluster.start_or_join(address, tracking_uri, machine, folder)
-        self.send(Message.STARTED, cluster.get_head_address())
+        self.send(Message.STARTED, cluster.list_services())
         threading.Thread(target=self.send_beats, daemon=True).start()
         return nodes
 

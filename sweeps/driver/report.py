@@ -99,7 +99,8 @@ def print_missing(
     options: SweepOptions,
     run_options: RunOptions,
     outcomes: Mapping[str, Outcome],
-    ray_failure: str | None,
+    *,
+    ray_failed: bool,
 ) -> int:
     """Print what failed and how to continue, and return the exit status."""
     labels = plan.sweep.labels()
@@ -115,7 +116,7 @@ def print_missing(
         f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped, {trained} trained but not "
         f"seen in the store). To go on: {command}"
     )
-    return 130 if stopped and not ray_failure else 1
+    return 130 if stopped and not ray_failed else 1
 
 
 def make_result_table(plan: Plan) -> Table:

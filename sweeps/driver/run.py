@@ -7,24 +7,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan
-from sweeps.driver.ray_process import RayProcess, check_address
+from sweeps.driver.ray_process import RayProcess
 from sweeps.driver.recovery import remove_leftovers
 from sweeps.driver.report import console, make_result_table, print_allocation, print_missing, print_plan, say
 from sweeps.driver.resources import Allocation, Node, allocate, detect_machine, parse_gpu_requests, request_gpus
+from sweeps.driver.session import Session
 from sweeps.driver.signals import delay_signals
+from sweeps.driver.watch import check_address
 from sweeps.experiment import StagesEndedEarly, SweepOptions
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
 from trainables.trial import Trial
-
-if TYPE_CHECKING:
-    from sweeps.driver.session import Session
-    from trainables.worker.pack import Outcome
+from trainables.worker.pack import Outcome
 
 
 def run(options: SweepOptions, run_options: RunOptions) -> int:
@@ -50,7 +48,7 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
     store = Store(options.tracking_uri)
     ended_early: str | None = None
     with ExitStack() as stack:
-        session: Session | None = None
+        session = Session(store, run_options, address, stack)
         try:
             for sweep in options.stages(store.read_trial):
                 plan = Plan(sweep, sweep.trials(), store.find_runs())
@@ -59,15 +57,14 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
                     if plan.missing:
                         break  # later stages, if there are any, depend on these trials
                     continue
-                ray_folder = None if session else run_options.private_folder
+                ray_folder = None if session.trainer else run_options.private_folder
                 remove_leftovers(plan, run_options.storage.absolute(), ray_folder)
                 outcomes: Mapping[str, Outcome] = {}
                 if plan.missing:
-                    session = session or start_session(store, run_options, address, stack)
                     plan, outcomes = session.train(plan)
                 console.print(make_result_table(plan))
                 if plan.missing:
-                    return print_missing(plan, options, run_options, outcomes, session.ray_failure if session else None)
+                    return print_missing(plan, options, run_options, outcomes, ray_failed=session.ray_failed)
         except StagesEndedEarly as end:
             ended_early = str(end)
     if ended_early:
@@ -94,13 +91,6 @@ def get_ray_address() -> str | None:
             "sweep as a job, or set it to the cluster's HOST:6379"
         )
     return address or None
-
-
-def start_session(store: Store, run_options: RunOptions, address: str | None, stack: ExitStack) -> Session:
-    """Return a session that trains trials until `stack` closes."""
-    from sweeps.driver.session import Session
-
-    return Session(store, run_options, address, stack)
 
 
 def allocate_as_requested(trials: Sequence[Trial], run_options: RunOptions, nodes: Sequence[Node]) -> Allocation:

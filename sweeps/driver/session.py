@@ -1,23 +1,18 @@
-"""A session: trains what is missing, with Ray and the data set kept from one stage of the experiment to the next."""
+"""A session: trains what is missing under a lease, and delivers it; Ray stays from one stage to the next."""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 
 from filelock import FileLock, Timeout
 
-from sweeps.driver.autotune import Tuning
 from sweeps.driver.lease import hold_lease
 from sweeps.driver.options import RunOptions
-from sweeps.driver.packing import MAX_STACKED_TRIALS, ImageCounts, make_packs, parse_pack_size
-from sweeps.driver.plan import Plan, check_records
-from sweeps.driver.progress import show_progress
+from sweeps.driver.plan import Plan
 from sweeps.driver.provenance import collect_provenance
-from sweeps.driver.ray_process import RayFailedError, RayProcess, check_address
 from sweeps.driver.recovery import (
     STORAGE_LOCK,
     STORE_PATIENCE_SECONDS,
@@ -25,25 +20,13 @@ from sweeps.driver.recovery import (
     close_own_runs,
     deliver_waiting_results,
 )
-from sweeps.driver.report import console, print_allocation, print_backend, print_outcomes, print_packs, say
-from sweeps.driver.resources import (
-    DEFAULT_GPU_SHARE,
-    Allocation,
-    Node,
-    allocate,
-    choose_gpu_shares,
-    detect_machine,
-    parse_gpu_requests,
-    request_gpus,
-    size_gpu_share,
-)
-from sweeps.driver.signals import delay_signals
+from sweeps.driver.report import print_outcomes, say
+from sweeps.driver.trainer import Trainer
 from trainables.errors import BadInputError, TrackingError
 from trainables.files import convert_write_errors
 from trainables.persistence.connection import SweepContext, retry_for
 from trainables.persistence.store import Store
-from trainables.trial import Trial
-from trainables.worker.pack import Outcome, Pack, WorkerSettings
+from trainables.worker.pack import Outcome
 
 
 class Session:
@@ -52,11 +35,7 @@ class Session:
     Attributes:
         storage: The storage folder, absolute.
         storage_name: Host and path of the storage folder.
-        ray: The process that holds Ray and the data set, once something is to be trained.
-        ray_failure: The reason why Ray failed, if it did.
-        nodes: The nodes, once Ray has been started or joined.
-        images: The counts of the data set that all trials of an experiment share; None for XOR.
-        allocation: The allocation of the packs submitted last.
+        trainer: What trains trials, once there are some to train.
     """
 
     def __init__(self, store: Store, options: RunOptions, address: str | None, stack: ExitStack) -> None:
@@ -66,11 +45,12 @@ class Session:
         self.stack = stack
         self.storage = options.storage.absolute()
         self.storage_name = f"{socket.gethostname()}:{self.storage}"
-        self.ray: RayProcess | None = None
-        self.ray_failure: str | None = None
-        self.nodes: list[Node] = []
-        self.images: ImageCounts | None = None
-        self.allocation: Allocation | None = None
+        self.trainer: Trainer | None = None
+
+    @property
+    def ray_failed(self) -> bool:
+        """True if Ray has failed, so that trials are missing which nobody has stopped."""
+        return self.trainer is not None and self.trainer.failure is not None
 
     def train(self, plan: Plan) -> tuple[Plan, Mapping[str, Outcome]]:
         """Train the plan's missing trials, and deliver their results.
@@ -81,35 +61,44 @@ class Session:
         Raises:
             BadInputError: Another sweep trains these trials, or trains with this storage.
         """
-        started = time.monotonic()
         experiment_id, parent_run_id = self.store.ensure_parent(plan.sweep.name, plan.missing[0].dataset)
         lease = hold_lease(self.store, plan.sweep.name, parent_run_id, self.storage_name, say)
-        outcomes: Mapping[str, Outcome] = {}
-        with self.lock_storage(), self.hold_ray() as ray, lease as driver:
-            context = self.make_context(experiment_id, parent_run_id, driver)
-            close_dead_runs(self.refresh(plan), self.store, self.storage_name)
-            refused = deliver_waiting_results(plan, context, patience_seconds=0)
-            plan = self.refresh(plan)  # another sweep may just have trained some of them
-
-            def settle() -> Plan:
-                latest = self.refresh(plan)
-                close_own_runs(latest, self.store, outcomes, driver)
-                return latest
-
-            try:
-                outcomes = self.train_with_ray(
-                    plan, context, [trial for trial in plan.missing if trial.id not in refused], ray
+        with self.lock_storage():
+            # Its process imports Ray while the lease is taken.
+            self.trainer = self.trainer or Trainer(self.options, self.address, self.stack)
+            with lease as driver:
+                return self.train_with_lease(
+                    plan, self.trainer, self.make_context(experiment_id, parent_run_id, driver)
                 )
-                refused |= deliver_waiting_results(plan, context, STORE_PATIENCE_SECONDS)
-            except BaseException:
-                with suppress(TrackingError):
-                    settle()
-                raise
-            try:
-                after = retry_for(settle, 0 if refused else STORE_PATIENCE_SECONDS)
-            except TrackingError as error:
-                say(str(error), style="red")
-                after = plan  # the last known state of the store
+
+    def train_with_lease(
+        self, plan: Plan, trainer: Trainer, context: SweepContext
+    ) -> tuple[Plan, Mapping[str, Outcome]]:
+        """Do the work of `train`, while this driver is the only one."""
+        started = time.monotonic()
+        outcomes: Mapping[str, Outcome] = {}
+        close_dead_runs(self.refresh(plan), self.store, self.storage_name)
+        refused = deliver_waiting_results(plan, context, patience_seconds=0)
+        plan = self.refresh(plan)  # another sweep may just have trained some of them
+
+        def settle() -> Plan:
+            latest = self.refresh(plan)
+            close_own_runs(latest, self.store, outcomes, context.driver)
+            return latest
+
+        try:
+            trials = [trial for trial in plan.missing if trial.id not in refused]
+            outcomes = trainer.train(trials, plan.sweep.labels(), context)
+            refused |= deliver_waiting_results(plan, context, STORE_PATIENCE_SECONDS)
+        except BaseException:
+            with suppress(TrackingError):
+                settle()
+            raise
+        try:
+            after = retry_for(settle, 0 if refused else STORE_PATIENCE_SECONDS)
+        except TrackingError as error:
+            say(str(error), style="red")
+            after = plan  # the last known state of the store
         print_outcomes(plan, after, outcomes, refused, time.monotonic() - started)
         return after, outcomes
 
@@ -146,185 +135,3 @@ class Session:
     def refresh(self, plan: Plan) -> Plan:
         """Return the plan with what the store has now."""
         return Plan(plan.sweep, plan.trials, self.store.find_runs())
-
-    @contextmanager
-    def hold_ray(self) -> Iterator[RayProcess]:
-        """Yield the process that holds Ray, which starts in the background; it stays until `stack` closes.
-
-        Raises:
-            BadInputError: Nothing listens at the address of the cluster.
-        """
-        if self.ray is None:
-            if self.address is not None:
-                check_address(self.address)
-            with delay_signals():
-                self.ray = RayProcess(self.address, self.options.private_folder, self.storage, say)
-                self.stack.callback(self.ray.close)
-        yield self.ray
-
-    def train_with_ray(
-        self, plan: Plan, context: SweepContext, trials: Sequence[Trial], ray: RayProcess
-    ) -> Mapping[str, Outcome]:
-        """Train trials of the plan with Ray, and return their outcomes by id; fewer if Ray fails."""
-        if not trials:
-            return {}
-        try:
-            if not self.nodes:
-                self.start(trials[0], ray)
-            return self.tune_and_train(plan, context, trials, ray)
-        except RayFailedError as error:
-            self.note_failure(error)
-            return {}
-
-    def note_failure(self, error: RayFailedError) -> None:
-        """Tell the user that Ray has failed, at once; the summary comes when results are delivered."""
-        self.ray_failure = str(error)
-        say(self.ray_failure, style="red")
-
-    def start(self, trial: Trial, ray: RayProcess) -> None:
-        """Start or join Ray and, meanwhile, load the trial's data set."""
-        self.nodes, loaded = ray.ask(
-            f"Ray starts, and {trial.dataset} is loaded",
-            "start_and_load",
-            self.address,
-            self.store.uri,
-            detect_machine(),
-            self.options.private_folder,
-            trial,
-            self.options.data_root.absolute(),
-        )
-        if loaded:
-            self.images, self.checksum = loaded
-            counts = " + ".join(f"{count:,}" for count in (self.images.train, self.images.val, self.images.test))
-            say(f"{trial.dataset}: {counts} images (training, validation, test)")
-        if self.address is not None:
-            ray.ask("the nodes look for the storage folder", "check_storage_is_shared", self.storage)
-
-    def tune_and_train(
-        self, plan: Plan, context: SweepContext, trials: Sequence[Trial], ray: RayProcess
-    ) -> Mapping[str, Outcome]:
-        """Autotune and train trials of the plan, and return their outcomes by id."""
-        if self.images is not None:
-            check_records(trials, self.images.train)
-            context = replace(context, tags={**context.tags, "data_checksum": self.checksum})
-        tuning, allocation = self.tune_and_allocate(trials, ray)
-        settings = WorkerSettings(
-            context=context,
-            threads=allocation.cpus,
-            checkpoint_seconds=self.options.checkpoint_seconds,
-            stacked_architectures=tuning.stacked,
-            backend=tuning.backend,
-            compile_steps=self.options.compile_steps,
-        )
-        names, most = plan.sweep.labels(), parse_pack_size(self.options.pack)
-
-        def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> Mapping[str, Outcome]:
-            packs = make_packs(trials, names, gpus, self.images, tuning.stacked, allocation.at_once, most)
-            print_packs(packs, tuning.stacked)
-            print_backend(packs, tuning.stacked, tuning.backend)
-            return self.train_packs(packs, settings, allocation.at_once, ray)
-
-        return train_with_enough_memory(trials, {t.id: allocation.gpus[t.architecture] for t in trials}, train)
-
-    def train_packs(
-        self, packs: Sequence[Pack], settings: WorkerSettings, at_once: int, ray: RayProcess
-    ) -> Mapping[str, Outcome]:
-        """Train packs, and return their outcomes; fewer if the user stops them, or if Ray fails."""
-        with show_progress(packs, console) as progress:
-            try:
-                outcomes: Mapping[str, Outcome] = ray.ask(
-                    "trials train",
-                    "train",
-                    packs,
-                    settings,
-                    at_once,
-                    self.options.private_folder,
-                    on_report=progress.update,
-                )
-                return outcomes
-            except RayFailedError as error:
-                self.note_failure(error)
-            except KeyboardInterrupt:
-                say("Stopping the trials; Ctrl-C again ends them at once")
-                if (ended := ray.stop_training()) is not None:
-                    return ended
-            return progress.ended
-
-    def tune_and_allocate(self, trials: Sequence[Trial], ray: RayProcess) -> tuple[Tuning, Allocation]:
-        """Autotune the trials, and return what was found and what each trial gets of the nodes.
-
-        Raises:
-            BadInputError: A trial asks for more than any node has, or for a GPU that torch cannot use.
-        """
-        cpus, requests = self.options.cpus_per_trial, parse_gpu_requests(self.options.gpus_per_trial)
-        architectures = list(dict.fromkeys(trial.architecture for trial in trials))
-        requested = request_gpus(requests, architectures, cpus, self.nodes)
-        tuning = self.tune(trials, requested, requests, ray)
-        measured = {name: size_gpu_share(memory) for name, memory in tuning.memory.items()}
-        gpus = choose_gpu_shares(requests, architectures, self.nodes, measured)
-        allocation = allocate(cpus, gpus, self.nodes, self.options.max_concurrent)
-        if any(gpus.values()) and self.address is None:
-            ray.ask("PyTorch looks for a GPU", "check_gpu")
-        if allocation != self.allocation:
-            print_allocation(allocation)
-        self.allocation = allocation
-        return tuning, allocation
-
-    def tune(
-        self,
-        trials: Sequence[Trial],
-        gpus: Mapping[str, float],
-        requests: Mapping[str, float | None],
-        ray: RayProcess,
-    ) -> Tuning:
-        """Autotune the trials; return an empty `Tuning` for XOR."""
-        if self.images is None:
-            return Tuning()
-        unknown = [name for name, share in gpus.items() if share and requests.get(name, requests.get("", 0.0)) is None]
-        if unknown:
-            say("Measuring how much GPU memory training takes, as soon as a GPU is free")
-        most = parse_pack_size(self.options.pack) or MAX_STACKED_TRIALS
-        cpus = self.options.cpus_per_trial
-        tuning: Tuning = ray.ask(
-            "a few steps of training are measured", "autotune", trials, gpus, unknown, most, cpus, self.storage
-        )
-        if unknown and not tuning.memory:
-            say(f"PyTorch finds no usable GPU to measure on: each process gets {DEFAULT_GPU_SHARE} of a GPU")
-        return tuning
-
-
-def train_with_enough_memory(
-    trials: Sequence[Trial],
-    gpus: Mapping[str, float],
-    train: Callable[[Sequence[Trial], Mapping[str, float]], Mapping[str, Outcome]],
-) -> Mapping[str, Outcome]:
-    """Train trials, and those that run out of GPU memory again with twice the share, up to a whole GPU.
-
-    Args:
-        trials: The trials.
-        gpus: Trial id → GPUs at first.
-        train: Trains trials with the given GPUs by trial id, and returns their outcomes.
-
-    Returns:
-        Trial id → outcome.
-    """
-    before = gpus
-    outcomes = train(trials, gpus)
-    while True:
-        short = [t for t in trials if t.id in outcomes and outcomes[t.id].out_of_memory and gpus[t.id] < 1]
-        if not short or len(outcomes) < len(trials):  # the user has stopped some
-            return outcomes
-        say(f"Out of GPU memory: {len(short)} of {len(trials)} trials; they train again with twice the share")
-        more = {trial.id: min(1.0, 2 * gpus[trial.id]) for trial in short}
-        gpus = {**gpus, **more}
-        again = {
-            trial_id: replace(
-                outcome,
-                notes=(
-                    *outcome.notes,
-                    f"{before[trial_id]:g} of a GPU had too little memory; it had {more[trial_id]:g} in the end",
-                ),
-            )
-            for trial_id, outcome in train(short, gpus).items()
-        }
-        outcomes = {trial_id: outcome for trial_id, outcome in outcomes.items() if trial_id not in more} | again
