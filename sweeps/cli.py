@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from sweeps.driver.options import RunOptions
-from sweeps.driver.signals import stop_on_signals
+from sweeps.driver.signals import exit_on_signals, stop_on_signals
 from sweeps.experiment import SweepOptions
 from trainables.errors import UserError
 
@@ -67,10 +67,12 @@ def run_to_exit_status(script: Callable[[], int]) -> int:
         if isinstance(stream, TextIOWrapper):  # a terminal or file that cannot show a character gets a replacement
             stream.reconfigure(errors="replace")
     try:
-        return script()
+        status = script()
     except UserError as error:
+        status = 2
         print("error:", *str(error).splitlines(), file=sys.stderr)  # a path or a reason may have several lines
-        return 2
     except KeyboardInterrupt:
+        exit_on_signals(status := 130)
         print("stopped; the same command continues from here", file=sys.stderr)
-        return 130
+    exit_on_signals(status)
+    return status

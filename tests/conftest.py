@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from sweeps.cli import main
+from sweeps.driver.signals import STOP_SIGNALS
 from sweeps.part3 import Part3
 from sweeps.sweep import Sweep
 from trainables.datasets import Dataset
@@ -21,6 +23,15 @@ from trainables.trial import Trial
 signal.signal(signal.SIGINT, signal.default_int_handler)  # `pytest &` in a shell script starts with SIGINT ignored
 settings.register_profile("without deadlines", deadline=None)  # a test must not fail because the machine is busy
 settings.load_profile("without deadlines")
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers() -> Iterator[None]:
+    """Undo what a script's main function does to the handlers of signals."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")

@@ -9,6 +9,7 @@ Quick to import, as the driver needs nothing of Ray.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -153,8 +154,9 @@ class RayProcess:
         return re.sub(r"^\[.*?\] \S+:\d+: *", "", lines[-1]) if lines else "its process ended without a word"
 
     def kill(self) -> None:
-        """Kill the process; Ray's processes end with it."""
-        self.process.kill()
+        """Kill the process, and those of Ray that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def close(self) -> None:

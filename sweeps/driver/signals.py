@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,21 @@ def stop_on_signals() -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def exit_on_signals(status: int) -> None:
+    """Make a signal end the process at once with this status: everything is done, and only the exit is left."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(status))
+    # At its very end, Python removes handlers, and a signal would kill the process. Ignored signals stay ignored.
+    atexit.register(ignore_signals)
+
+
+def ignore_signals() -> None:
+    """Ignore the signals that stop a sweep."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Watch:
             self.beat = content
             if not content.alive:
                 raise RayFailedError(f"{RAYLET} has ended")
-        if self.silent:
+        if self.silent and kind in (Message.STARTED, Message.BEAT):
             self.say("Ray answers again")
             self.silent = False
 
