@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,9 +142,9 @@ def driver_killed_elsewhere(lab: Lab) -> None:
     check(not any(trials.iterdir()), "checkpoints of finished trials are left elsewhere")
 
 
-@fault("Node removed")
-def node_removed(lab: Lab) -> None:
-    """Remove a node from a Ray cluster of three logical nodes."""
+@contextmanager
+def ray_cluster(lab: Lab) -> Iterator[Callable[[str], str]]:
+    """Give the laboratory's sweeps a Ray cluster of three logical nodes; yield a function that sends it a command."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
@@ -156,7 +156,6 @@ def node_removed(lab: Lab) -> None:
         "PYTHONPATH": lab.make_environment()["PYTHONPATH"],
         "CHAOS_STEP_SECONDS": "0.02",
     }
-    lab.start_server()
     with (lab.folder / "cluster.log").open("wb") as log:
         cluster = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "ray_nodes.py")],
@@ -166,22 +165,125 @@ def node_removed(lab: Lab) -> None:
             stderr=log,
             text=True,
         )
-        assert cluster.stdin is not None
-        assert cluster.stdout is not None
-        try:
-            address = cluster.stdout.readline().strip()
-            names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
-            lab.variables = {"RAY_ADDRESS": address, **{name: environment[name] for name in names}}
-            sweep = lab.start()
-            lab.wait_for_mid_training(sweep)
-            cluster.stdin.write("remove\n")
-            cluster.stdin.flush()
-            lab.injected = cluster.stdout.readline().strip() == "removed"
-            sweep.wait_for_status(0)
-            lab.rerun()
-        finally:
-            cluster.stdin.close()
-            cluster.wait(60)
+    assert cluster.stdin is not None
+    assert cluster.stdout is not None
+    commands, answers = cluster.stdin, cluster.stdout
+
+    def send(command: str) -> str:
+        commands.write(f"{command}\n")
+        commands.flush()
+        return answers.readline().strip()
+
+    try:
+        address = answers.readline().strip()
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
+        lab.variables = {"RAY_ADDRESS": address, **{name: environment[name] for name in names}}
+        yield send
+    finally:
+        commands.close()
+        cluster.wait(60)
+
+
+@fault("Node removed")
+def node_removed(lab: Lab) -> None:
+    """Remove a node from a Ray cluster of three logical nodes."""
+    lab.start_server()
+    with ray_cluster(lab) as send:
+        sweep = lab.start()
+        lab.wait_for_mid_training(sweep)
+        lab.injected = send("remove") == "removed"
+        sweep.wait_for_status(0)
+        lab.rerun()
+
+
+@fault("Head of the cluster SIGKILLed")
+def head_killed(lab: Lab) -> None:
+    """Kill the head (GCS) of a Ray cluster; the next command runs on this machine alone."""
+    lab.start_server()
+    with ray_cluster(lab) as send:
+        sweep = lab.start()
+        lab.wait_for_mid_training(sweep)
+        lab.injected = send("kill head") == "killed"
+        expect_ray_failure(sweep, "the head of its cluster (GCS) has ended")
+    del lab.variables["RAY_ADDRESS"]
+    lab.rerun()
+
+
+def ray_killed(name: str, reason: str) -> Fault:
+    """Return the fault that a process of Ray's on this machine dies.
+
+    Args:
+        name: A part of the process's command line.
+        reason: The reason that the sweep must give.
+    """
+
+    @fault(f"Ray's process SIGKILLed: {name}")
+    def killed(lab: Lab) -> None:
+        sweep = lab.start()
+        lab.wait_for_mid_training(sweep)
+        sweep.find_processes(name)[0].kill()
+        lab.injected = True
+        expect_ray_failure(sweep, reason)
+        lab.rerun()
+
+    return killed
+
+
+def expect_ray_failure(sweep: SweepProcess, reason: str) -> None:
+    """Check that a sweep says within half a minute why Ray failed, and ends with its summary."""
+    killed = time.monotonic()
+    while f"Ray has failed: {reason}" not in sweep.read_output():
+        check(time.monotonic() < killed + 30, f"nothing was said in 30 seconds: {sweep.read_output()}")
+        time.sleep(0.1)
+    output = sweep.wait_for_status(1)
+    check("To go on: python sweeps/part3.py" in output, f"no summary: {output}")
+
+
+@fault("Ray's head hangs, then the driver is SIGTERMed")
+def head_hangs(lab: Lab) -> None:
+    """Stop the head (GCS) of Ray on this machine, and then the sweep."""
+    sweep = lab.start()
+    lab.wait_for_mid_training(sweep)
+    sweep.find_processes("gcs_server")[0].suspend()
+    lab.injected = True
+    lab.wait_until(lambda: "Ray has not answered for" in sweep.read_output(), "words", sweep)
+    sweep.process.terminate()
+    output = sweep.wait_for_status(130)
+    check("To go on: python sweeps/part3.py" in output, f"no summary: {output}")
+    lab.rerun()
+
+
+@fault("The machine loses its network address")
+def address_lost(lab: Lab) -> None:
+    """Remove the address of the only network of the sweep's network namespace, as a VPN does that ends."""
+    setup = "ip link set lo up; ip link add net0 type dummy; ip address add 10.9.9.2/24 dev net0; ip link set net0 up"
+    route = "ip route add default via 10.9.9.1"
+    lab.prefix = ("unshare", "--net", "sh", "-c", f'{setup}; {route}; exec "$@"', "sh")
+    sweep = lab.start()
+    lab.wait_for_mid_training(sweep)
+    enter = ["nsenter", "--target", str(sweep.process.pid), "--net"]
+    subprocess.run([*enter, "ip", "address", "flush", "dev", "net0"], check=True)
+    lab.injected = True
+    sweep.wait_for_status(0)
+    lab.rerun()
+
+
+@fault("Ctrl-C four times while Ray starts")
+def stopped_at_start(lab: Lab) -> None:
+    """Send signals while Ray starts, and while the sweep cleans up; nothing may be left behind."""
+    for seconds in (0.0, 1.0, 2.0, 4.0):
+        sweep = lab.start()
+        [folder] = lab.list_private_folders()[:1]
+        lab.wait_until(folder.exists, "files of Ray", sweep)
+        time.sleep(seconds)
+        for _ in range(4):
+            if sweep.process.poll() is None:
+                os.killpg(sweep.process.pid, signal.SIGINT)
+            time.sleep(0.2)
+        sweep.wait_for_status(130)
+        check(not folder.exists(), f"{folder} was left behind, after {seconds} s")
+    lab.injected = True
+    lab.rerun()
 
 
 def server_killed(return_text: str, outage_seconds: float = 0) -> Fault:
@@ -381,6 +483,13 @@ STACK_FAULTS: tuple[Fault, ...] = (
 ALL_FAULTS: tuple[Fault, ...] = (
     server_killed(", back after a minute", OUTAGE_SECONDS),  # It takes longest, so it starts first.
     node_removed,
+    head_killed,
+    ray_killed("raylet", "its process on this machine (raylet) has ended"),
+    ray_killed("gcs_server", "the head of its cluster (GCS) has ended"),
+    ray_killed("ray_main", "its process was ended by SIGKILL"),
+    head_hangs,
+    address_lost,
+    stopped_at_start,
     *QUICK_FAULTS,
     driver_killed,
     driver_stopped(signal.SIGTERM, group=True),

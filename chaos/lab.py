@@ -81,9 +81,13 @@ class SweepProcess:
 
     def find_workers(self) -> list[psutil.Process]:
         """Return the worker processes that train the sweep's trials now."""
+        return self.find_processes("ImplicitFunc")
+
+    def find_processes(self, text: str) -> list[psutil.Process]:
+        """Return the processes below the driver with this text in their names or command lines, the uppermost first."""
         try:
             found = psutil.Process(self.process.pid).children(recursive=True)
-            return [process for process in found if "ImplicitFunc" in " ".join(process.cmdline())]
+            return [process for process in found if text in " ".join([process.name(), *process.cmdline()])]
         except psutil.NoSuchProcess:
             return []
 
@@ -101,6 +105,7 @@ class Lab:
         database: URI of the database that holds the runs, with or without a tracking server in front of it.
         uri: The tracking URI given to the sweep.
         variables: Further environment variables of the sweep.
+        prefix: Words before the sweep's command line.
         injected: Whether the fault has happened.
     """
 
@@ -114,6 +119,7 @@ class Lab:
         self.database = f"sqlite:///{self.folder}/mlflow.db"
         self.uri = self.database
         self.variables: dict[str, str] = {}
+        self.prefix: Sequence[str] = ()
         self.injected = False
         self.sweeps: list[SweepProcess] = []
         self.disks: list[Path] = []
@@ -147,10 +153,11 @@ class Lab:
             shutil.copy(tuned, place / CACHE_FILE)
         variables = {f"CHAOS_{name}": value for name, value in chaos.items()}
         log = self.folder / f"run_{len(self.sweeps)}.log"
+        script = str(ROOT / "sweeps" / "part3.py")
         places = ["--tracking-uri", self.uri, "--storage", str(storage or self.storage)]
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, str(ROOT / "sweeps" / "part3.py"), *SWEEP_OPTIONS.split(), *places, *self.options],
+                [*self.prefix, sys.executable, script, *SWEEP_OPTIONS.split(), *places, *self.options],
                 cwd=self.folder,
                 env={**self.make_environment(), **variables},
                 stdin=subprocess.DEVNULL,
