@@ -20,7 +20,9 @@ def main() -> None:
             cluster.add_node(num_cpus=1)
             print("removed", flush=True)
         elif command == "kill head":
-            cluster.head_node.kill_gcs_server(check_alive=False)
+            head = cluster.head_node
+            assert head is not None
+            head.kill_gcs_server(check_alive=False)
             print("killed", flush=True)
         sys.stdin.read()
     finally:
