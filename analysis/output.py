@@ -20,9 +20,11 @@ from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
 from sweeps.intervals import format_mean
+from sweeps.sweep import Sweep
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
+from trainables.persistence.stored_run import describe_ignored
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,10 +204,12 @@ def main(
                 "MLFLOW_TRACKING_URI where they are"
             )
         store = Store(options.tracking_uri)
+        sweeps: list[Sweep] = []
         stages: list[SweepResults] = []
         ended_early = ""
         try:
             for sweep in options.stages(store.read_trial):
+                sweeps.append(sweep)
                 if stages and draw_options.allow_missing and not has_any_finished(sweep, store):
                     omitted = f"{len(sweep.trials())} trials of a later stage, none of which is finished"
                     raise StagesEndedEarly(f"Drawn without {omitted}.")
@@ -219,6 +223,9 @@ def main(
             print(f"Drawn without {missing} missing trials. Train them with: {sweep_command}")
         if diverged := [name for stage in stages for name in stage.diverged]:
             print(describe_diverged(diverged))
+        for sweep in sweeps:
+            if line := describe_ignored(store.ignored.values(), sweep.labels()):
+                print(line)
         if ended_early:
             print(ended_early)
         print(f"Every trial's curves: {describe_store(options.tracking_uri)}")

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from sweeps.driver.lease import is_alive
 from sweeps.driver.plan import Plan
 from sweeps.driver.report import say
+from trainables.checksums import describe_difference
 from trainables.errors import BadInputError, UserError
 from trainables.persistence.connection import RETRY_SECONDS
 from trainables.persistence.delivery import Delivery, SweepContext
@@ -73,6 +74,24 @@ def close_dead_runs(plan: Plan, store: Store, storage_name: str) -> None:
                 )
             dead.add(run.driver)
         store.end_run(run.run_id, "KILLED")
+
+
+def set_aside_other_data(plan: Plan, store: Store, storage: Path) -> None:
+    """Set aside what missing trials have kept of runs that the store ignores.
+
+    Checkpoints and results of earlier versions have no checksum of their own; that of their run tells.
+
+    Args:
+        plan: The sweep's trials.
+        store: The store, after `find_runs`.
+        storage: The storage folder, whose lock this process holds.
+    """
+    for trial in plan.missing:
+        folder = TrialFolder(storage, trial)
+        run = store.ignored.get(folder.run_id or "")
+        if run is not None:
+            with folder.lock():
+                folder.set_aside(f"its run trained on other data: {describe_difference(run.dataset, run.checksum)}")
 
 
 def deliver_waiting_results(plan: Plan, context: SweepContext, patience_seconds: float) -> dict[str, str]:

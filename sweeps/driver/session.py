@@ -23,6 +23,7 @@ from sweeps.driver.recovery import (
     close_dead_runs,
     close_own_runs,
     deliver_waiting_results,
+    set_aside_other_data,
 )
 from sweeps.driver.report import console, print_allocation, print_backend, print_outcomes, print_packs, say
 from sweeps.driver.resources import (
@@ -39,7 +40,7 @@ from sweeps.driver.resources import (
 from trainables import datasets
 from trainables.errors import BadInputError, TrackingError
 from trainables.files import convert_write_errors
-from trainables.persistence.connection import retry_for
+from trainables.persistence.connection import CHECKSUM_TAG, retry_for
 from trainables.persistence.delivery import SweepContext
 from trainables.persistence.store import Store
 from trainables.trial import XOR, Trial
@@ -84,6 +85,7 @@ class Session:
         with self.lock_storage(), lease as driver:
             context = self.make_context(experiment_id, parent_run_id, driver)
             close_dead_runs(self.refresh(plan), self.store, self.storage_name)
+            set_aside_other_data(plan, self.store, self.storage)
             refused = deliver_waiting_results(plan, context, patience_seconds=0)
             plan = self.refresh(plan)  # another sweep may just have trained some of them
 
@@ -150,7 +152,7 @@ class Session:
         self.nodes = self.nodes or self.start(trials[0])
         if self.data is not None:
             check_records(trials, len(self.data.train_labels))
-            context = replace(context, tags={**context.tags, "data_checksum": self.data.checksum})
+            context = replace(context, tags={**context.tags, CHECKSUM_TAG: self.data.checksum})
         tuning, allocation = self.tune_and_allocate(trials, self.nodes)
         settings = WorkerSettings(
             context=context,

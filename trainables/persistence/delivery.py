@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainables.errors import TrackingError
 from trainables.files import convert_write_errors
-from trainables.persistence.connection import DRIVER_TAG, STORAGE_TAG
+from trainables.persistence.connection import CHECKSUM_TAG, DRIVER_TAG, STORAGE_TAG
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.persistence.trial_run import MODEL_ARTIFACT, RESULT_ARTIFACT, TrialRun
@@ -120,7 +120,9 @@ class Delivery:
                 torch.save(content["model"], buffer)
                 (artifacts / MODEL_ARTIFACT).write_bytes(buffer.getvalue())
         self._not_before = 0.0
-        self.attempt(lambda run: run.finish(result, content["last_step"], content["tags"], artifacts))
+        checksum = content.get(CHECKSUM_TAG)
+        tags = {**content["tags"], **({CHECKSUM_TAG: checksum} if checksum else {})}
+        self.attempt(lambda run: run.finish(result, content["last_step"], tags, artifacts))
         if self.failure is None:
             self.folder.remove()
 

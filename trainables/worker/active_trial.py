@@ -12,6 +12,7 @@ from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, ge
 from trainables.accelerated.convolutions import CompilerError, choose_forward, forward_native
 from trainables.architectures import has_convolution
 from trainables.errors import BadInputError, StorageError
+from trainables.persistence.connection import CHECKSUM_TAG
 from trainables.persistence.delivery import Delivery, encode_result
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.training import Forward, State, Tensors, forward_torch
@@ -40,7 +41,7 @@ class ActiveTrial:
         self.trial = trial
         self.gpus = gpus
         self.settings = settings
-        self.folder = TrialFolder(settings.context.storage, trial)
+        self.folder = TrialFolder(settings.context.storage, trial, settings.context.tags.get(CHECKSUM_TAG, ""))
         self.delivery = Delivery(self.folder, name, settings.context)
         self.trained = False
         self.saved: dict[str, Any] | None = None
