@@ -475,25 +475,34 @@ def test_a_kept_result_of_other_data_is_set_aside_and_not_delivered(
     assert (found.finished, found.run_id == old) == (True, False)
 
 
-@pytest.mark.parametrize("kept", ["a checkpoint", "a result"])
+@pytest.mark.parametrize("kept", ["a checkpoint", "a result", "a result that the driver finds"])
 def test_what_an_earlier_version_kept_of_a_run_of_other_data_is_set_aside(
     kept: str, settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files do not say what they were trained on, but the run to which their points were sent does."""
     old_settings = with_tags(settings, {TAG: WRONG})
-    if kept == "a result":
-        folder = keep_result(old_settings, monkeypatch)
-    else:
+    if kept == "a checkpoint":
         train(old_settings, monkeypatch, die_at_epoch=1)
-        folder = TrialFolder(settings.context.storage, TRIAL)
+    else:
+        keep_result(old_settings, monkeypatch)
+    folder = TrialFolder(settings.context.storage, TRIAL)
     remove_checksums(folder)
     old = str(folder.run_id)
     before = read_all(store, old)
-    assert run_without_ray(store, settings.context.storage, monkeypatch) == 130
-    assert store.find_runs() == {}
-    assert list(folder.path.glob("*.checkpoint")) == []
-    assert folder.run_id is None
-    assert f"its run trained on other data: checksum {WRONG} instead of {DIGITS}" in folder.notes[-1]
+    if kept == "a result that the driver finds":
+        assert run_without_ray(store, settings.context.storage, monkeypatch) == 130
+        assert list(folder.path.glob("*.checkpoint")) == []
+        assert folder.run_id is None
+        assert not any(found.finished for runs in store.find_runs().values() for found in runs)
+    steps = train_steps(monkeypatch)
+    outcome = train(settings, monkeypatch)
+    assert steps[0] == 0
+    assert outcome is not None
+    assert outcome.error is None
+    assert f"its run trained on other data than this digits: checksum {WRONG} instead of {DIGITS}" in outcome.notes[-1]
+    [found] = store.find_runs()[TRIAL.id]
+    assert found.finished
+    assert found.run_id != old
     assert read_all(store, old) == before
 
 

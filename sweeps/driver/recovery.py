@@ -13,10 +13,9 @@ from filelock import FileLock, Timeout
 from sweeps.driver.lease import is_alive
 from sweeps.driver.plan import Plan
 from sweeps.driver.report import say
-from trainables.checksums import describe_difference
 from trainables.errors import BadInputError, UserError
 from trainables.persistence.connection import RETRY_SECONDS
-from trainables.persistence.delivery import Delivery, SweepContext
+from trainables.persistence.delivery import Delivery, OtherDataError, SweepContext
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.worker.pack import Outcome
@@ -76,24 +75,6 @@ def close_dead_runs(plan: Plan, store: Store, storage_name: str) -> None:
         store.end_run(run.run_id, "KILLED")
 
 
-def set_aside_other_data(plan: Plan, store: Store, storage: Path) -> None:
-    """Set aside what missing trials have kept of runs that the store ignores.
-
-    Checkpoints and results of earlier versions have no checksum of their own; that of their run tells.
-
-    Args:
-        plan: The sweep's trials.
-        store: The store, after `find_runs`.
-        storage: The storage folder, whose lock this process holds.
-    """
-    for trial in plan.missing:
-        folder = TrialFolder(storage, trial)
-        run = store.ignored.get(folder.run_id or "")
-        if run is not None:
-            with folder.lock():
-                folder.set_aside(f"its run trained on other data: {describe_difference(run.dataset, run.checksum)}")
-
-
 def deliver_waiting_results(plan: Plan, context: SweepContext, patience_seconds: float) -> dict[str, str]:
     """Send the results in the storage folder to the store.
 
@@ -125,7 +106,10 @@ def deliver_result(folder: TrialFolder, name: str, context: SweepContext, deadli
         if folder.read_result() is None:  # it was damaged and renamed: the trial continues from its last checkpoint
             return None
         delivery = Delivery(folder, name, context)
-        delivery.deliver_result()
+        try:
+            delivery.deliver_result()
+        except OtherDataError:  # it was renamed as well
+            return None
         if delivery.failure and time.monotonic() < deadline:
             say(f"{delivery.failure}: waiting for up to {deadline - time.monotonic():.0f} seconds")
         while delivery.failure and time.monotonic() < deadline:

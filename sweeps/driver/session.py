@@ -23,7 +23,6 @@ from sweeps.driver.recovery import (
     close_dead_runs,
     close_own_runs,
     deliver_waiting_results,
-    set_aside_other_data,
 )
 from sweeps.driver.report import console, print_allocation, print_backend, print_outcomes, print_packs, say
 from sweeps.driver.resources import (
@@ -85,7 +84,6 @@ class Session:
         with self.lock_storage(), lease as driver:
             context = self.make_context(experiment_id, parent_run_id, driver)
             close_dead_runs(self.refresh(plan), self.store, self.storage_name)
-            set_aside_other_data(plan, self.store, self.storage)
             refused = deliver_waiting_results(plan, context, patience_seconds=0)
             plan = self.refresh(plan)  # another sweep may just have trained some of them
 

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.errors import TrackingError
+from trainables.checksums import describe_difference
+from trainables.errors import BadInputError, TrackingError
 from trainables.files import convert_write_errors
 from trainables.persistence.connection import CHECKSUM_TAG, DRIVER_TAG, STORAGE_TAG
 from trainables.persistence.store import Store
@@ -54,6 +55,10 @@ class SweepContext:
     tags: Mapping[str, str]
 
 
+class OtherDataError(BadInputError):
+    """The discovery that a trial's folder holds what was trained on other data; it has been set aside."""
+
+
 class Delivery:
     """One trial's connection to the store, which may be unreachable.
 
@@ -80,6 +85,7 @@ class Delivery:
 
         Raises:
             BadInputError: Another sweep's driver trains the trial.
+            OtherDataError: The folder's checkpoints or result were of other data.
         """
         started = time.monotonic()
         if self.failure is not None and started < self._not_before:
@@ -95,7 +101,12 @@ class Delivery:
             self._not_before = now + max(RETRY_WAIT_SECONDS, RETRY_WAIT_FACTOR * (now - started))
 
     def open_run(self) -> None:
-        """Find or make the trial's run, if the store can be used."""
+        """Find or make the trial's run, if the store can be used.
+
+        Raises:
+            BadInputError: Another sweep's driver trains the trial.
+            OtherDataError: The folder's checkpoints or result were of other data.
+        """
         self.attempt(lambda run: None)
 
     def deliver_result(self) -> None:
@@ -103,6 +114,7 @@ class Delivery:
 
         Raises:
             ValueError: The folder holds no result.
+            OtherDataError: The result is of other data.
         """
         import torch
 
@@ -127,8 +139,8 @@ class Delivery:
             self.folder.remove()
 
     def _open(self) -> TrialRun:
-        context = self.context
-        run = Store(context.tracking_uri).open_run(
+        context, store = self.context, Store(self.context.tracking_uri)
+        run = store.open_run(
             self.folder.trial,
             self.name,
             context.experiment_id,
@@ -136,6 +148,11 @@ class Delivery:
             {**context.tags, STORAGE_TAG: context.storage_name, DRIVER_TAG: context.driver},
             run_id=self.folder.run_id,
         )
+        if other := store.ignored.get(self.folder.run_id or ""):  # checkpoints of earlier versions have no checksum
+            difference = describe_difference(other.dataset, other.checksum, context.tags.get(CHECKSUM_TAG, ""))
+            reason = f"its run trained on other data than this {other.dataset}: {difference}"
+            self.folder.set_aside(reason)
+            raise OtherDataError(f"what was kept of it cannot be used ({reason}); run the same command again")
         if not run.finished:
             self.folder.remember_run(run.run_id)
         return run
