@@ -20,9 +20,11 @@ from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
 from sweeps.intervals import format_mean
+from sweeps.sweep import Sweep
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
+from trainables.persistence.stored_run import describe_ignored
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -177,6 +179,35 @@ def describe_store(tracking_uri: str) -> str:
     return f"mlflow ui --backend-store-uri {tracking_uri if local else '$MLFLOW_TRACKING_URI'}"
 
 
+def load_stages(
+    options: SweepOptions, store: Store, fill: str, allow_missing: bool
+) -> tuple[list[Sweep], list[SweepResults], str]:
+    """Load the trials of an experiment's stages, up to the first stage that the results do not allow.
+
+    Args:
+        options: The options that select the trials.
+        store: The store to load them from.
+        fill: Command that trains missing trials.
+        allow_missing: Whether missing trials are allowed.
+
+    Returns:
+        The stages' sweeps, that of a stage without any finished trial included; their results; and a sentence that
+        gives the reason why they ended early, or "".
+    """
+    sweeps: list[Sweep] = []
+    stages: list[SweepResults] = []
+    try:
+        for sweep in options.stages(store.read_trial):
+            sweeps.append(sweep)
+            if stages and allow_missing and not has_any_finished(sweep, store):
+                omitted = f"{len(sweep.trials())} trials of a later stage, none of which is finished"
+                raise StagesEndedEarly(f"Drawn without {omitted}.")
+            stages.append(load_results(sweep, store, fill=fill, allow_missing=allow_missing))
+    except StagesEndedEarly as end:
+        return sweeps, stages, str(end)
+    return sweeps, stages, ""
+
+
 def main(
     options_type: type[S],
     draw: Callable[[S, Sequence[SweepResults], Output, D], None],
@@ -202,16 +233,7 @@ def main(
                 "MLFLOW_TRACKING_URI where they are"
             )
         store = Store(options.tracking_uri)
-        stages: list[SweepResults] = []
-        ended_early = ""
-        try:
-            for sweep in options.stages(store.read_trial):
-                if stages and draw_options.allow_missing and not has_any_finished(sweep, store):
-                    omitted = f"{len(sweep.trials())} trials of a later stage, none of which is finished"
-                    raise StagesEndedEarly(f"Drawn without {omitted}.")
-                stages.append(load_results(sweep, store, fill=sweep_command, allow_missing=draw_options.allow_missing))
-        except StagesEndedEarly as end:
-            ended_early = str(end)
+        sweeps, stages, ended_early = load_stages(options, store, sweep_command, draw_options.allow_missing)
         with output.convert_write_errors():
             draw(options, stages, output, draw_options)
         print("\n".join(str(path) for path in output.written))
@@ -219,6 +241,9 @@ def main(
             print(f"Drawn without {missing} missing trials. Train them with: {sweep_command}")
         if diverged := [name for stage in stages for name in stage.diverged]:
             print(describe_diverged(diverged))
+        for sweep in sweeps:
+            if line := describe_ignored(store.ignored.values(), sweep.labels()):
+                print(line)
         if ended_early:
             print(ended_early)
         print(f"Every trial's curves: {describe_store(options.tracking_uri)}")

@@ -22,6 +22,7 @@ from analysis.results import (
 )
 from sweeps.part3 import Part3
 from sweeps.part5 import LEARNING_RATES, Part5
+from trainables.persistence.stored_run import describe_ignored
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,6 +66,8 @@ def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_op
             print(f"Of part 3, {describe_diverged(adam.diverged)}")
     else:
         print(f"No trials of part 3 to compare with; train them with: {fill}")
+    if line := describe_ignored(constant.store.ignored.values(), adam_options.sweep().labels()):
+        print(f"Of part 3, {line}")
     if compared:
         rows = [make_row(name, runs, epochs, draw_options.targets) for name, (runs, epochs) in compared.items()]
         output.save_table(rows, "table")

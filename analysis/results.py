@@ -12,7 +12,8 @@ import xarray as xr
 from sweeps.sweep import Sweep
 from trainables.architectures import build
 from trainables.errors import BadInputError
-from trainables.persistence.store import Store, StoredRun
+from trainables.persistence.store import Store
+from trainables.persistence.stored_run import StoredRun, describe_ignored
 from trainables.persistence.trial_run import MODEL_ARTIFACT
 from trainables.result import Result
 from trainables.trial import Trial
@@ -108,7 +109,9 @@ def load_results(sweep: Sweep, store: Store, fill: str, *, allow_missing: bool =
         else:
             missing.append(labels[trial.id])
     if not found or (missing and not allow_missing):
-        raise BadInputError(describe_missing(len(sweep.trials()), missing, fill, allow_missing))
+        ignored = describe_ignored(store.ignored.values(), labels)
+        sentence = describe_missing(len(sweep.trials()), missing, fill, allow_missing)
+        raise BadInputError(f"{sentence}; {ignored}" if ignored else sentence)
     by_trial = {trial_id: store.read_result(run) for trial_id, run in found.items()}
     return SweepResults(arrange_on_axes(sweep, by_trial), by_trial, missing, sweep, store, found)
 

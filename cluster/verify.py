@@ -10,7 +10,8 @@ import sys
 from collections import Counter
 
 from sweeps.experiment import get_default_tracking_uri
-from trainables.persistence.store import Store, StoredRun
+from trainables.persistence.store import Store
+from trainables.persistence.stored_run import StoredRun
 from trainables.result import Result
 
 

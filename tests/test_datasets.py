@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from trainables import datasets, idx_files, sources
+from trainables import checksums, datasets, idx_files, sources
 from trainables.errors import BadInputError
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
@@ -137,6 +137,7 @@ def accept_files(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mni
             content = gzip.decompress((folder / f"{file}.gz").read_bytes())
             known[file] = hashlib.md5(content).hexdigest()
     monkeypatch.setitem(idx_files.KNOWN_MD5, name, known)
+    monkeypatch.delitem(checksums.CHECKSUMS, name, raising=False)
 
 
 def test_gz_files_directly_in_the_data_root_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

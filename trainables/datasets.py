@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.errors import check_choice
+from trainables.checksums import describe_difference, is_other_data
+from trainables.errors import BadInputError, check_choice
 from trainables.sources import SOURCES, SPLIT_SEED, RawImages, check_raw
 from trainables.trial import IMAGE_DATASETS
 
@@ -67,11 +68,14 @@ def load_dataset(name: str, data_root: Path, pipeline: str | None = None) -> Dat
             one grey channel, and holds out the validation images. The others hold no images out.
 
     Raises:
-        BadInputError: The name is unknown, or files are damaged, or they are missing and cannot be downloaded.
+        BadInputError: The name is unknown, files are damaged, they are missing and cannot be downloaded, or the data
+            are not those that recorded trials have trained on.
     """
     check_choice("dataset", name, IMAGE_DATASETS)
     raw = SOURCES[name](data_root)
     check_raw(name, raw)
+    checksum = compute_checksum(raw)
+    check_checksum(name, checksum)
     everything = np.arange(len(raw.train_labels))
     train, val = split_stratified(raw.train_labels) if pipeline is None else (everything, everything[:0])
     transform = PIPELINES[pipeline]
@@ -85,7 +89,7 @@ def load_dataset(name: str, data_root: Path, pipeline: str | None = None) -> Dat
         test_images=transform(raw.test_images, raw.white, name),
         test_labels=raw.test_labels,
         classes=int(raw.train_labels.max()) + 1,
-        checksum=compute_checksum(raw),
+        checksum=checksum,
     )
 
 
@@ -141,6 +145,20 @@ def compute_checksum(raw: RawImages) -> str:
     for array in (raw.train_images, raw.train_labels, raw.test_images, raw.test_labels):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
+
+
+def check_checksum(name: str, checksum: str) -> None:
+    """Check that what was read is the data set that recorded trials have trained on.
+
+    Raises:
+        BadInputError: It is not. As files were compared with their known content, a library has read something else:
+            `digits` comes with scikit-learn, which may change it.
+    """
+    if is_other_data(name, checksum):
+        raise BadInputError(
+            f"{name} is not what it was for the trials that are recorded ({describe_difference(name, checksum)}): "
+            "install the versions of scikit-learn and NumPy that constraints.txt names"
+        )
 
 
 # By `Trial.pipeline`: functions of raw images, the value of a white pixel, and the data set's name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sweeps.sweep import Sweep
 from trainables.errors import BadInputError
-from trainables.persistence.store import StoredRun
+from trainables.persistence.stored_run import StoredRun
 from trainables.trial import Trial
 
 MAX_RECORDS = 10_000_000  # in a curve; more would fill the memory before training starts

@@ -15,7 +15,7 @@ from sweeps.driver.plan import Plan
 from sweeps.driver.report import say
 from trainables.errors import BadInputError, UserError
 from trainables.persistence.connection import RETRY_SECONDS, SweepContext
-from trainables.persistence.delivery import Delivery
+from trainables.persistence.delivery import Delivery, OtherDataError
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.worker.pack import Outcome
@@ -106,7 +106,10 @@ def deliver_result(folder: TrialFolder, name: str, context: SweepContext, deadli
         if folder.read_result() is None:  # it was damaged and renamed: the trial continues from its last checkpoint
             return None
         delivery = Delivery(folder, name, context)
-        delivery.deliver_result()
+        try:
+            delivery.deliver_result()
+        except OtherDataError:  # it was renamed as well
+            return None
         if delivery.failure and time.monotonic() < deadline:
             say(f"{delivery.failure}: waiting for up to {deadline - time.monotonic():.0f} seconds")
         while delivery.failure and time.monotonic() < deadline:

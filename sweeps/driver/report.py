@@ -17,7 +17,7 @@ from sweeps.experiment import SweepOptions, format_options
 from sweeps.intervals import format_mean
 from trainables.accelerated.backends import NATIVE, get_environment
 from trainables.architectures import has_convolution
-from trainables.persistence.store import StoredRun
+from trainables.persistence.stored_run import StoredRun, describe_ignored
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.worker.pack import Outcome, Pack
 
@@ -29,12 +29,19 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_plan(plan: Plan) -> None:
-    """Print how many trials are done and missing, and which other experiments hold those that are done."""
+def print_plan(plan: Plan, ignored: Collection[StoredRun] = ()) -> None:
+    """Print how many trials are done and missing, which other experiments hold those that are done, and ignored runs.
+
+    Args:
+        plan: The plan.
+        ignored: Runs that the store has ignored, those of other sweeps among them.
+    """
     done = [run for trial in plan.trials if (run := plan.find_finished(trial))]
     elsewhere = Counter(run.experiment for run in done if run.experiment != plan.sweep.name)
     reused = "".join(f", {count} of them from {experiment}" for experiment, count in elsewhere.items())
     say(f"{plan.sweep.name}: {len(plan.trials)} trials, {len(done)} done{reused}, {len(plan.missing)} missing")
+    if line := describe_ignored(ignored, plan.sweep.labels()):
+        say(line, style="yellow")
 
 
 def print_allocation(allocation: Allocation) -> None:

@@ -52,7 +52,7 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
         try:
             for sweep in options.stages(store.read_trial):
                 plan = Plan(sweep, sweep.trials(), store.find_runs())
-                print_plan(plan)
+                print_plan(plan, store.ignored.values())
                 if run_options.dry_run:
                     if plan.missing:
                         break  # later stages, if there are any, depend on these trials

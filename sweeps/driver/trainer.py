@@ -26,7 +26,7 @@ from sweeps.driver.resources import (
 )
 from sweeps.driver.signals import delay_signals
 from sweeps.driver.watch import RayFailedError, check_address
-from trainables.persistence.connection import SweepContext
+from trainables.persistence.connection import CHECKSUM_TAG, SweepContext
 from trainables.trial import Trial
 from trainables.worker.pack import Outcome, Pack, WorkerSettings
 
@@ -107,7 +107,7 @@ class Trainer:
         """Autotune and train trials, and return their outcomes by id."""
         if self.images is not None:
             check_records(trials, self.images.train)
-            context = replace(context, tags={**context.tags, "data_checksum": self.checksum})
+            context = replace(context, tags={**context.tags, CHECKSUM_TAG: self.checksum})
         tuning, allocation = self.tune_and_allocate(trials)
         settings = WorkerSettings(
             context=context,

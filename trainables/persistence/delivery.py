@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from trainables.errors import TrackingError
+from trainables.checksums import describe_difference
+from trainables.errors import BadInputError, TrackingError
 from trainables.files import convert_write_errors
-from trainables.persistence.connection import DRIVER_TAG, STORAGE_TAG, SweepContext
+from trainables.persistence.connection import CHECKSUM_TAG, DRIVER_TAG, STORAGE_TAG, SweepContext
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.persistence.trial_run import MODEL_ARTIFACT, RESULT_ARTIFACT, TrialRun
@@ -28,6 +29,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a driver that trains not
 # longer: a server that does not answer costs a tenth of the training time at most.
 RETRY_WAIT_SECONDS = 5.0
 RETRY_WAIT_FACTOR = 10.0
+
+
+class OtherDataError(BadInputError):
+    """The discovery that a trial's folder holds what was trained on other data; it has been set aside."""
 
 
 class Delivery:
@@ -56,6 +61,7 @@ class Delivery:
 
         Raises:
             BadInputError: Another sweep's driver trains the trial.
+            OtherDataError: The folder's checkpoints or result were of other data.
         """
         started = time.monotonic()
         if self.failure is not None and started < self._not_before:
@@ -71,7 +77,12 @@ class Delivery:
             self._not_before = now + max(RETRY_WAIT_SECONDS, RETRY_WAIT_FACTOR * (now - started))
 
     def open_run(self) -> None:
-        """Find or make the trial's run, if the store can be used."""
+        """Find or make the trial's run, if the store can be used.
+
+        Raises:
+            BadInputError: Another sweep's driver trains the trial.
+            OtherDataError: The folder's checkpoints or result were of other data.
+        """
         self.attempt(lambda run: None)
 
     def deliver_result(self) -> None:
@@ -79,6 +90,7 @@ class Delivery:
 
         Raises:
             ValueError: The folder holds no result.
+            OtherDataError: The result is of other data.
         """
         import torch
 
@@ -96,13 +108,15 @@ class Delivery:
                 torch.save(content["model"], buffer)
                 (artifacts / MODEL_ARTIFACT).write_bytes(buffer.getvalue())
         self._not_before = 0.0
-        self.attempt(lambda run: run.finish(result, content["last_step"], content["tags"], artifacts))
+        checksum = content.get(CHECKSUM_TAG)
+        tags = {**content["tags"], **({CHECKSUM_TAG: checksum} if checksum else {})}
+        self.attempt(lambda run: run.finish(result, content["last_step"], tags, artifacts))
         if self.failure is None:
             self.folder.remove()
 
     def _open(self) -> TrialRun:
-        context = self.context
-        run = Store(context.tracking_uri).open_run(
+        context, store = self.context, Store(self.context.tracking_uri)
+        run = store.open_run(
             self.folder.trial,
             self.name,
             context.experiment_id,
@@ -110,6 +124,11 @@ class Delivery:
             {**context.tags, STORAGE_TAG: context.storage_name, DRIVER_TAG: context.driver},
             run_id=self.folder.run_id,
         )
+        if other := store.ignored.get(self.folder.run_id or ""):  # checkpoints of earlier versions have no checksum
+            difference = describe_difference(other.dataset, other.checksum, context.tags.get(CHECKSUM_TAG, ""))
+            reason = f"its run trained on other data than this {other.dataset}: {difference}"
+            self.folder.set_aside(reason)
+            raise OtherDataError(f"what was kept of it cannot be used ({reason}); run the same command again")
         if not run.finished:
             self.folder.remember_run(run.run_id)
         return run

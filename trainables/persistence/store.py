@@ -14,7 +14,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
+from trainables.checksums import CHECKSUMS
 from trainables.errors import BadInputError
 from trainables.persistence.connection import (
-    DIVERGED_TAG,
+    CHECKSUM_TAG,
     DRIVER_TAG,
     PARENT_TAG,
     STORAGE_TAG,
@@ -36,41 +37,25 @@ from trainables.persistence.connection import (
     raises_tracking_errors,
     resolve_uri,
 )
+from trainables.persistence.stored_run import StoredRun
 from trainables.persistence.trial_run import RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
 from trainables.trial import Trial
 
-logging.getLogger("alembic").setLevel(
-    logging.WARNING
-)  # hides messages about the schema migrations of a new sqlite file
+logging.getLogger("alembic").setLevel(logging.WARNING)  # hides messages about the schema of a new sqlite file
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # whatever goes wrong becomes a `TrackingError`, shown once
 
 
-@dataclass(frozen=True)
-class StoredRun:
-    """A trial's run as the store holds it."""
-
-    trial_id: str
-    run_id: str
-    name: str
-    status: str
-    experiment: str
-    test_accuracy: float | None
-    diverged: bool
-    storage: str
-    driver: str
-
-    @property
-    def finished(self) -> bool:
-        """True if the store holds everything of the trial; a trial that diverged is finished too."""
-        return self.status == "FINISHED"
-
-
 class Store:
-    """A tracking store. Its methods raise `TrackingError` where it cannot be reached, or refuses a request."""
+    """A tracking store. Its methods raise `TrackingError` where it cannot be reached, or refuses a request.
+
+    Attributes:
+        ignored: Run id → a run that was found and left out, as it trained on other data. No method returns such a run.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = resolve_uri(uri)
+        self.ignored: dict[str, StoredRun] = {}
         with convert_store_errors(uri):
             if not self.uri.startswith("http"):
                 from mlflow.store.db import utils
@@ -92,25 +77,19 @@ class Store:
 
     @raises_tracking_errors
     def find_runs(self) -> dict[str, list[StoredRun]]:
-        """Return the runs of all trials in all experiments, by trial id; a trial has one if all is well."""
+        """Return the runs of all trials in all experiments, by trial id; a trial has one if all is well.
+
+        Runs of other data are left out, and are in `ignored` afterwards.
+        """
         self.experiments = self._experiments()  # another sweep may have made one
+        self.ignored = {}
         found: dict[str, list[StoredRun]] = defaultdict(list)
         for run in self._search(f"tags.{TRIAL_ID_TAG} LIKE '%'"):
             found[run.data.tags[TRIAL_ID_TAG]].append(self._describe(run))
         return dict(found)
 
     def _describe(self, run: Run) -> StoredRun:
-        return StoredRun(
-            trial_id=run.data.tags[TRIAL_ID_TAG],
-            run_id=run.info.run_id,
-            name=run.info.run_name or run.info.run_id,
-            status=run.info.status,
-            experiment=self.experiments[run.info.experiment_id],
-            test_accuracy=run.data.metrics.get("test_accuracy"),
-            diverged=DIVERGED_TAG in run.data.tags,
-            storage=run.data.tags.get(STORAGE_TAG, ""),
-            driver=run.data.tags.get(DRIVER_TAG, ""),
-        )
+        return StoredRun.from_run(run, self.experiments[run.info.experiment_id])
 
     @raises_tracking_errors
     def read_trial(self, trial: Trial) -> Result | None:
@@ -123,11 +102,22 @@ class Store:
         finished = next((run for run in runs if run.finished), None)
         return None if finished is None else self.read_result(finished)
 
-    def _search(self, condition: str) -> Iterator[Run]:
+    def _search(self, condition: str, loaded: str = "") -> Iterator[Run]:
+        """Yield the runs of trials for which a condition holds, and ignore those of other data.
+
+        Args:
+            condition: A condition in MLflow's language.
+            loaded: The checksum of the data set that was loaded, if one was.
+        """
         token: str | None = None
         while True:
             page = self.client.search_runs(list(self.experiments), condition, max_results=1000, page_token=token)
-            yield from page
+            for run in page:
+                described = self._describe(run)
+                if described.has_other_data(loaded):
+                    self.ignored[described.run_id] = described
+                else:
+                    yield run
             token = page.token
             if not token:
                 return
@@ -215,12 +205,14 @@ class Store:
         Raises:
             BadInputError: The trial has a run that another driver has marked RUNNING.
         """
-        runs = list(self._search(f"tags.{TRIAL_ID_TAG} = '{trial.id}'"))
+        if trial.dataset in CHECKSUMS:
+            tags = {CHECKSUM_TAG: CHECKSUMS[trial.dataset], **tags}
+        runs = list(self._search(f"tags.{TRIAL_ID_TAG} = '{trial.id}'", tags.get(CHECKSUM_TAG, "")))
         chosen = choose_run(runs, run_id, tags.get(DRIVER_TAG))
         if chosen is None or chosen.info.status != "FINISHED":
             self._discard([run for run in runs if run is not chosen], name, tags.get(DRIVER_TAG))
         if chosen is None:
-            first_tags = {TRIAL_ID_TAG: trial.id, PARENT_TAG: parent_run_id, DRIVER_TAG: tags.get(DRIVER_TAG, "")}
+            first_tags = {DRIVER_TAG: "", **tags, TRIAL_ID_TAG: trial.id, PARENT_TAG: parent_run_id}
             chosen = self.client.create_run(experiment_id, run_name=name, tags=first_tags)
         trial_run = TrialRun(self.client, self.uri, chosen)
         if not trial_run.finished:
@@ -269,9 +261,7 @@ class Store:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 yield Path(self.client.download_artifacts(run.run_id, name, folder))
-            except (
-                Exception
-            ) as error:  # MLflow, the file system, NumPy, zlib and torch each raise exceptions of their own
+            except Exception as error:  # MLflow, the file system, NumPy, zlib and torch each raise their own
                 raise BadInputError(
                     f"the artifact {name} of '{run.name}' (run {run.run_id}) cannot be read ({error}); "
                     "delete that run in the MLflow UI and run the sweep again"

@@ -8,7 +8,7 @@
         starts                the number of starts since the last checkpoint, with the driver that counted them
         notes.txt, error.txt  what the user should know of the trial
         artifacts/            the files of a result while they are sent
-        *.unusable            a damaged checkpoint, set aside
+        *.unusable            a checkpoint or result that is damaged, or of other data, set aside
 
 A checkpoint is a SHA-256 digest followed by what `torch.save` writes, as `torch.load` alone would not notice a flipped
 bit. Files appear under their names whole or not at all.
@@ -27,8 +27,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from trainables.checksums import describe_difference, is_other_data
 from trainables.errors import BadInputError
 from trainables.files import convert_write_errors, write_atomically
+from trainables.persistence.connection import CHECKSUM_TAG
 from trainables.trial import Trial
 
 CHECKPOINTS_KEPT = 2  # the newest, and the one before in case the newest turns out to be damaged
@@ -41,9 +43,17 @@ LOCK_WAIT_SECONDS = 120.0
 class TrialFolder:
     """A trial's folder in the storage folder."""
 
-    def __init__(self, storage: Path, trial: Trial) -> None:
+    def __init__(self, storage: Path, trial: Trial, checksum: str = "") -> None:
+        """Name the folder.
+
+        Args:
+            storage: The storage folder.
+            trial: The trial.
+            checksum: The checksum of the data set that was loaded, if one was.
+        """
         self.path = storage / "trials" / trial.id
         self.trial = trial
+        self.checksum = checksum
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -179,6 +189,13 @@ class TrialFolder:
         lines = self._text("error.txt").strip().splitlines()
         return f"{lines[-1]} (see {self.path / 'error.txt'})" if lines else "its process was killed"
 
+    def set_aside(self, reason: str) -> None:
+        """Set all checkpoints and the result aside, and forget the run that the points went to."""
+        result = [self.path / RESULT_FILE] if self.has_result else []
+        for path in [*self._checkpoints(), *result]:
+            self._set_aside(path, reason)
+        self.forget_run()
+
     def _checkpoints(self) -> list[Path]:
         """Return the checkpoints' files, the newest first."""
         return sorted(self.path.glob("[0-9]*.checkpoint"), reverse=True)
@@ -195,7 +212,7 @@ class TrialFolder:
         import torch
 
         buffer = io.BytesIO()
-        torch.save({**content, "trial_id": self.trial.id}, buffer)
+        torch.save({**content, "trial_id": self.trial.id, CHECKSUM_TAG: self.checksum}, buffer)
         payload = buffer.getvalue()
         write_atomically(self.path / name, hashlib.sha256(payload).digest() + payload, durable=True)
 
@@ -211,11 +228,19 @@ class TrialFolder:
             content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
             if content["trial_id"] != self.trial.id:
                 raise ValueError(f"it belongs to trial {content['trial_id']}")
+            checksum = content.get(CHECKSUM_TAG, "")  # earlier versions wrote none
+            if is_other_data(self.trial.dataset, checksum, self.checksum):
+                difference = describe_difference(self.trial.dataset, checksum, self.checksum)
+                raise ValueError(f"it was trained on other data than this {self.trial.dataset}: {difference}")
         except FileNotFoundError:
             return None
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            self.add_note(f"{path} could not be used ({error}): the trial went on from what it had before")
-            with suppress(OSError):
-                path.replace(path.with_suffix(".unusable"))
+            self._set_aside(path, str(error))
             return None
         return content
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        """Rename a file that cannot be used, with a note for the user."""
+        self.add_note(f"{path} could not be used ({reason}): the trial went on from what it had before")
+        with suppress(OSError):
+            path.replace(path.with_suffix(".unusable"))

@@ -12,7 +12,8 @@ from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, ge
 from trainables.accelerated.convolutions import CompilerError, choose_forward, forward_native
 from trainables.architectures import has_convolution
 from trainables.errors import BadInputError, StorageError
-from trainables.persistence.delivery import Delivery, encode_result
+from trainables.persistence.connection import CHECKSUM_TAG
+from trainables.persistence.delivery import Delivery, OtherDataError, encode_result
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.training import Forward, State, Tensors, forward_torch
 from trainables.trial import Trial
@@ -40,7 +41,7 @@ class ActiveTrial:
         self.trial = trial
         self.gpus = gpus
         self.settings = settings
-        self.folder = TrialFolder(settings.context.storage, trial)
+        self.folder = TrialFolder(settings.context.storage, trial, settings.context.tags.get(CHECKSUM_TAG, ""))
         self.delivery = Delivery(self.folder, name, settings.context)
         self.trained = False
         self.saved: dict[str, Any] | None = None
@@ -53,7 +54,13 @@ class ActiveTrial:
         """
         if self.folder.record_start(self.settings.context.driver) > MAX_STARTS:
             raise BadInputError(f"it ended {MAX_STARTS} times at the same point: {self.folder.describe_last_error()}")
-        # The folder is read before the run is opened, as damage decides which run the trial continues with.
+        try:
+            self._read_and_open()
+        except OtherDataError:  # nothing of other data is left in the folder
+            self._read_and_open()
+
+    def _read_and_open(self) -> None:
+        """Read the folder, then open the run, as damage decides which run the trial continues with."""
         self.trained = self.folder.read_result() is not None
         self.saved = None if self.trained else self.folder.read_newest_checkpoint()
         self.delivery.open_run()
