@@ -256,8 +256,8 @@ def head_hangs(lab: Lab) -> None:
 @fault("The machine loses its network address")
 def address_lost(lab: Lab) -> None:
     """Remove the address of the only network of the sweep's network namespace, as a VPN does that ends."""
-    setup = "ip link set lo up; ip link add net0 type dummy; ip address add 10.9.9.2/24 dev net0; ip link set net0 up"
-    route = "ip route add default via 10.9.9.1"
+    setup = "ip link set lo up; ip link add net0 type veth peer name net1; ip link set net1 up"
+    route = "ip address add 10.9.9.2/24 dev net0; ip link set net0 up; ip route add default via 10.9.9.1"
     lab.prefix = ("unshare", "--net", "sh", "-c", f'{setup}; {route}; exec "$@"', "sh")
     sweep = lab.start()
     lab.wait_for_mid_training(sweep)

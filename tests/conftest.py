@@ -7,13 +7,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
 from sweeps.cli import main
+from sweeps.driver.resources import Node
 from sweeps.driver.signals import STOP_SIGNALS
+from sweeps.driver.trainer import Trainer
 from sweeps.part3 import Part3
 from sweeps.sweep import Sweep
 from trainables.datasets import Dataset
@@ -107,3 +110,25 @@ def run_sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
         main(Part3, "Part 3.")
     assert isinstance(exit_info.value.code, int)
     return exit_info.value.code
+
+
+class FakeRayProcess:
+    """Stands for the process that holds Ray, without one."""
+
+    folders: ClassVar[list[Path]] = []
+
+    def __init__(self, address: str | None, folder: Path, *_: Any) -> None:
+        self.folders.append(folder)
+
+    def ask(self, activity: str, name: str, *arguments: Any) -> list[Node]:
+        return [Node(4, 1)]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sweeps do all but train."""
+    monkeypatch.setattr("sweeps.driver.trainer.RayProcess", FakeRayProcess)
+    monkeypatch.setattr(Trainer, "train", lambda *_: {})

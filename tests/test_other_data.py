@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_dataset, make_trial, run_sweep
+from conftest import FakeRayProcess, make_dataset, make_trial, run_sweep
 from test_datasets import accept_files, write_idx_files
 from test_results import make_result
 
@@ -28,6 +28,7 @@ from analysis.results import has_any_finished, load_results
 from sweeps.driver.options import RunOptions
 from sweeps.driver.run import run
 from sweeps.driver.session import Session
+from sweeps.driver.trainer import Trainer
 from sweeps.part3 import Part3
 from sweeps.part5 import Part5
 from sweeps.xor import Xor
@@ -294,7 +295,8 @@ def test_part5_names_what_it_ignores_in_a_later_stage_and_of_part3(
 
 def run_without_ray(store: Store, storage: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run the sweep of `OPTIONS` with everything but training."""
-    monkeypatch.setattr(Session, "train_with_ray", lambda *_: {})
+    monkeypatch.setattr("sweeps.driver.trainer.RayProcess", FakeRayProcess)
+    monkeypatch.setattr(Trainer, "train", lambda *_: {})
     return run(dataclasses.replace(OPTIONS, tracking_uri=store.uri), RunOptions(storage=storage))
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from conftest import make_trial
+from conftest import FakeRayProcess, make_trial
 from filelock import FileLock
 
 from sweeps.driver import provenance
@@ -20,10 +20,9 @@ from sweeps.driver.plan import Plan, check_records
 from sweeps.driver.provenance import collect_provenance, get_version, run_git
 from sweeps.driver.recovery import close_own_runs, deliver_waiting_results, remove_leftovers
 from sweeps.driver.report import make_result_table, print_backend
-from sweeps.driver.resources import Node
 from sweeps.driver.run import run
 from sweeps.driver.session import Session
-from sweeps.driver.trainer import Trainer, train_with_enough_memory
+from sweeps.driver.trainer import train_with_enough_memory
 from sweeps.part3 import Part3
 from trainables.accelerated.backends import NATIVE, PYTORCH
 from trainables.errors import BadInputError
@@ -34,21 +33,6 @@ from trainables.trial import Trial
 from trainables.worker.pack import Outcome, Pack
 
 OPTIONS = Part3(dataset="digits", seeds=1, epochs=1, architectures=("mlp_1",))
-
-
-class FakeRayProcess:
-    """Stands for the process that holds Ray, without one."""
-
-    folders: ClassVar[list[Path]] = []
-
-    def __init__(self, address: str | None, folder: Path, *_: Any) -> None:
-        self.folders.append(folder)
-
-    def ask(self, activity: str, name: str, *arguments: Any) -> list[Node]:
-        return [Node(4, 1)]
-
-    def close(self) -> None:
-        pass
 
 
 def test_one_sweep_at_a_time_trains_with_a_storage(store: Store, tmp_path: Path) -> None:
@@ -105,13 +89,6 @@ def test_a_trial_that_ends_before_its_first_record_or_milestone_is_refused(trial
     with pytest.raises(BadInputError, match=sentence):
         check_records([trial], 1297)  # type: ignore[list-item]
     check_records([make_trial(epochs=1, batch_size=50, milestones=((25, 0.1),))], 1297)
-
-
-@pytest.fixture
-def train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let sweeps do all but train."""
-    monkeypatch.setattr("sweeps.driver.trainer.RayProcess", FakeRayProcess)
-    monkeypatch.setattr(Trainer, "train", lambda *_: {})
 
 
 @pytest.mark.usefixtures("train_nothing")

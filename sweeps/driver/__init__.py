@@ -12,6 +12,8 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 # Tune would save the state of all trials again and again, for a restore that is never used.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
+# Without a cluster, Ray would start one for whoever asks it something, even while it ends.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 if os.environ.get("RAY_ADDRESS") in (None, "", "local"):
     # A cluster of this machine alone must answer nobody else, and must not care whether the network changes. On Linux,
     # Ray uses the loopback address only if this variable says that the machine could not be part of a cluster.

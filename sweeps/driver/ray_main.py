@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ class RayHolder:
         from sweeps.driver import cluster
 
         while True:
-            self.send(Message.BEAT, cluster.look_at_cluster())
+            with suppress(Exception):  # Ray raises errors of many kinds where it cannot answer, also while it ends
+                self.send(Message.BEAT, cluster.look_at_cluster())
             time.sleep(BEAT_SECONDS)
 
 
