@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -87,6 +88,11 @@ def store(empty_database: Path, tmp_path: Path) -> Store:
     path = tmp_path / "mlflow.db"
     shutil.copy(empty_database, path)
     return Store(f"sqlite:///{path}")
+
+
+def find_artifacts(store: Store, run_id: str) -> Path:
+    """Return the folder of a run's artifacts that MLflow stores."""
+    return Path(unquote(urlsplit(store.client.get_run(run_id).info.artifact_uri).path))
 
 
 def run_sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -167,7 +167,7 @@ PLACES: dict[str, Patch] = {
     "checkpoint written": Patch("trainables.persistence.trial_folder", "TrialFolder.write_checkpoint", act_after(die)),
     "points sent": Patch("trainables.persistence.store", "MlflowClient.log_batch", act_after(die, sends_points)),
     "result written": Patch("trainables.persistence.trial_folder", "TrialFolder.write_result", act_after(die)),
-    "artifacts sent": Patch("trainables.persistence.store", "MlflowClient.log_artifacts", act_after(die)),
+    "artifacts sent": Patch("trainables.persistence.artifacts", "RunArtifacts.write", act_after(die)),
     "run finished": Patch("trainables.persistence.trial_run", "TrialRun.finish", act_after(die)),
     "run made": Patch("trainables.persistence.store", "MlflowClient.create_run", act_after(lose_answer, is_for_trial)),
 }
