@@ -24,12 +24,15 @@ from urllib.parse import urlsplit
 
 from mlflow.entities import Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
 from trainables.errors import BadInputError, TrackingError
 from trainables.persistence.connection import get_mlflow_uri, get_sqlite_file
 from trainables.persistence.failures import give_advice, give_reason
 
 FOLDER = "mlartifacts"
+PROBE = "sweep.txt"  # the file that `check_writing` writes
 
 
 def choose_location(uri: str, experiment: str) -> str | None:
@@ -89,20 +92,37 @@ class RunArtifacts:
         """Write a small file, so that a place that cannot be written shows before anything trains.
 
         Raises:
-            BadInputError: The place cannot be written from here.
+            BadInputError: The place cannot be written from here, or the server does not find the file there.
         """
+        place = next(iter(self.own_folders), self.stored_uri)
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "sweep.txt").write_text(
-                f"The trials of {sweep} are the runs below this one.\n", encoding="utf-8"
-            )
+            text = f"The trials of {sweep} are the runs below this one.\n"
+            (Path(folder) / PROBE).write_text(text, encoding="utf-8")
             try:
                 self.write(Path(folder))
+                seen = PROBE in self._list_on_server() if self._is_path_of_server() else True
             except Exception as error:
-                place = next(iter(self.own_folders), self.stored_uri)
                 raise BadInputError(
                     f"the artifacts of {sweep} cannot be written to {place} from here "
                     f"({give_reason(error, self.uri)}); {self._advise(error)}, or use another store"
                 ) from None
+        if not seen:
+            raise BadInputError(
+                f"the artifacts of {sweep} would go to {place} on this machine, where the server does not find them; "
+                "mount that folder of the server's here, or use another store"
+            )
+
+    def _is_path_of_server(self) -> bool:
+        """Return whether a server tells its clients to write to a folder of their own machine."""
+        return self.uri.startswith("http") and urlsplit(self.stored_uri).scheme in ("", "file")
+
+    def _list_on_server(self) -> list[str]:
+        """Return the names of the run's files as the server sees them; MLflow's client would look for them here."""
+        credentials = get_default_host_creds(self.uri)  # type: ignore[no-untyped-call]
+        answer = http_request(  # type: ignore[no-untyped-call]
+            credentials, "/api/2.0/mlflow/artifacts/list", "GET", params={"run_id": self.run_id}
+        )
+        return [file["path"] for file in answer.json().get("files", [])]
 
     @contextmanager
     def open(self, name: str, label: str) -> Iterator[Path]:

@@ -19,7 +19,15 @@ from trainables.persistence.connection import get_mlflow_uri
 
 MAX_REASON_CHARACTERS = 1000  # of a page that a server sends; whole sentences are much shorter
 SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-DRIVER_PACKAGES = {"psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
+PACKAGES = {  # of modules that have another name
+    "psycopg2": "psycopg2-binary",
+    "psycopg": "'psycopg[binary]'",
+    "MySQLdb": "mysqlclient",
+    "google": "google-cloud-storage",
+    "google.cloud": "google-cloud-storage",
+    "azure": "azure-storage-blob",
+    "azure.storage": "azure-storage-blob",
+}
 NEWER = "it was made by a newer MLflow: install that version here"
 HALF_MADE = (
     "a process that was killed has left its tables half made: put back a copy of the database, or move it to another "
@@ -133,7 +141,7 @@ def give_advice(error: BaseException, uri: str) -> str:
     code = getattr(error, "error_code", "")  # MLflow's, which its text may lack
     text = f"{code if code != 'INTERNAL_ERROR' else ''} {error}"
     if isinstance(error, ModuleNotFoundError):
-        package = DRIVER_PACKAGES.get(error.name or "", error.name)
+        package = PACKAGES.get(error.name or "", error.name)
         return f"install the package that it needs with: {name_program('python')} -m pip install {package}"
     found = re.search(r"out-of-date database schema \(found version (\w+)", text)
     if found and found[1] != "None":
