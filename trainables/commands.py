@@ -5,11 +5,11 @@ The URI of a store may hold a password, which no message shows.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -32,9 +32,9 @@ def name_program(name: str) -> str:
 
 
 def name_script(path: Path) -> str:
-    """Return the word that names a script: relative to the current folder if the script is below it."""
+    """Return how to name a script: relative to the current folder if the script is below it."""
     here = Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def hide_password(uri: str) -> str:
@@ -48,12 +48,22 @@ def name_uri(uri: str) -> str:
 
 
 def explain_uri(uri: str) -> str:
-    """Return what to add after a command with `name_uri`: nothing, unless the variable must be set first."""
-    if hide_password(uri) == uri or os.environ.get(URI_VARIABLE) == uri:
+    """Return what to add after a command with `name_uri`: the condition under which it works, if there is one."""
+    if hide_password(uri) == uri:
         return ""
-    return f" (set {URI_VARIABLE} to the store's URI first; it has a password, so it is not printed here)"
+    return f" (with {URI_VARIABLE} set to the store's URI, whose password is not printed)"
 
 
 def name_mlflow(uri: str) -> str:
     """Return the words that call MLflow's command with a store, whose URI is as MLflow takes it."""
     return f"{URI_VARIABLE}={name_uri(uri)} {name_program('mlflow')}"
+
+
+def join_command(program: str, words: Sequence[str]) -> str:
+    """Return a command line of a program, as `name_program` names it, and words; a URI with a password is not shown."""
+    shown = []
+    for word in words:
+        option, equals, uri = word.partition("=") if word.startswith("--") else ("", "", word)
+        shown.append(shlex.quote(word) if hide_password(uri) == uri else f"{option}{equals}{name_uri(uri)}")
+    explained = next((note for word in words if (note := explain_uri(word))), "")
+    return " ".join([program, *shown]) + explained

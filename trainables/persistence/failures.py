@@ -52,9 +52,10 @@ ADVICE: tuple[tuple[str, str], ...] = (
     (r"(table|index) \S+ already exists|duplicate column|found version None", HALF_MADE),
     ("database is locked", "wait for the program that holds it, or end that"),
     (
-        "readonly database|Permission denied|Read-only file system|unable to open database",
-        "name a file in a folder, and give this user the right to read and write both",
+        "readonly database|Permission denied|Read-only file system",
+        "give this user the right to read and write the file and its folder",
     ),
+    ("unable to open database", "name a file in a folder, and give this user the right to read and write both"),
     ("File exists|Not a directory|Is a directory|File name too long", "name a file in a folder"),
     ("disk is full|No space left|Disk quota", "make room on its disk"),
     (
