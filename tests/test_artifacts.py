@@ -167,5 +167,5 @@ def test_artifacts_behind_a_server_are_not_called_missing(store: Store) -> None:
     record(store, SWEEP)
     run = find_first_run(store)
     there = StoredRun(**{**vars(run), "artifact_uri": f"mlflow-artifacts:/1/{run.run_id}/artifacts"})
-    with pytest.raises(TrackingError, match=r"result\.npz .* fetched from mlflow-artifacts:/1/.*; it belongs to"):
+    with pytest.raises(TrackingError, match=r"result\.npz .* fetched from mlflow-artifacts:/1/.*; name that server"):
         store.read_result(there)

@@ -103,8 +103,8 @@ class RunArtifacts:
                 seen = PROBE in self._list_on_server() if self._is_path_of_server() else True
             except Exception as error:
                 raise BadInputError(
-                    f"the artifacts of {sweep} cannot be written to {place} from here "
-                    f"({give_reason(error, self.uri)}); {self._advise(error)}, or use another store"
+                    f"the artifacts of {sweep} cannot be written to {place} from here {self._explain(error)}, or use "
+                    "another store"
                 ) from None
         if not seen:
             raise BadInputError(
@@ -169,19 +169,16 @@ class RunArtifacts:
                 if name in (file.path for file in repository.list_artifacts()):
                     raise
         except Exception as error:
-            raise TrackingError(
-                f"{what} cannot be fetched from {self.stored_uri} ({give_reason(error, self.uri)}); "
-                f"{self._advise(error)}"
-            ) from None
+            raise TrackingError(f"{what} cannot be fetched from {self.stored_uri} {self._explain(error)}") from None
         places = " or ".join(str(place) for place in dict.fromkeys([*folders, self.stored_uri]))
         beside = f"; put the folder {FOLDER} of its project back beside the database" if folders else ""
         raise BadInputError(f"{what} is missing: it is not in {places}{beside}")
 
-    def _advise(self, error: Exception) -> str:
-        """Return what to do about an error of the place that MLflow stores."""
+    def _explain(self, error: Exception) -> str:
+        """Return the reason of an error of the place that MLflow stores, and what to do about it."""
         if self.stored_uri.startswith("mlflow-artifacts:") and not self.uri.startswith("http"):
-            return "it belongs to an MLflow server: name that server with --tracking-uri http://HOST:PORT"
-        return give_advice(error, self.uri)
+            return "(only an MLflow server has access to it); name that server with --tracking-uri http://HOST:PORT"
+        return f"({give_reason(error, self.uri)}); {give_advice(error, self.uri)}"
 
     def _repository(self) -> Any:  # MLflow's classes for this are not typed
         """Return MLflow's access to the place that it stores."""
