@@ -112,7 +112,8 @@ def test_a_folder_of_any_name_holds_a_store(absolute: bool, empty_database: Path
 @examples(DANGEROUS)
 @given(name=NAMES)
 def test_a_resolved_uri_names_the_same_file_for_everyone(name: str) -> None:
-    with TemporaryDirectory() as folder, in_folder(Path(folder)):
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "project"  # whatever the name decodes to is inside the temporary folder
         resolved = resolve_uri(f"sqlite:///{folder}/{name}/mlflow.db")
         assert resolved == f"sqlite:///{folder}/{name}/mlflow.db" == resolve_uri(resolved)
         assert unquote(get_mlflow_uri(resolved).partition(":///")[2]) == f"{folder}/{name}/mlflow.db"
