@@ -21,8 +21,9 @@ from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
 from sweeps.intervals import format_mean
 from sweeps.sweep import Sweep
+from trainables.commands import explain_uri, hide_password, name_program, name_uri
 from trainables.errors import BadInputError
-from trainables.persistence.connection import get_missing_file
+from trainables.persistence.connection import get_missing_file, get_mlflow_uri, resolve_uri
 from trainables.persistence.store import Store
 from trainables.persistence.stored_run import describe_ignored
 
@@ -169,14 +170,11 @@ def format_mean_cell(values: NDArray[np.floating]) -> str:
 
 
 def describe_store(tracking_uri: str) -> str:
-    """Return the address of a tracking server, or the command that shows another store in a browser.
-
-    The command refers to MLFLOW_TRACKING_URI rather than repeat the URI of a database, which may hold a password.
-    """
+    """Return the address of a tracking server, or the command that shows another store in a browser."""
     if tracking_uri.startswith("http"):
-        return tracking_uri
-    local = tracking_uri.startswith("sqlite")
-    return f"mlflow ui --backend-store-uri {tracking_uri if local else '$MLFLOW_TRACKING_URI'}"
+        return hide_password(tracking_uri)
+    uri = get_mlflow_uri(resolve_uri(tracking_uri))
+    return f"{name_program('mlflow')} ui --backend-store-uri {name_uri(uri)}{explain_uri(uri)}"
 
 
 def load_stages(

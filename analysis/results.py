@@ -174,7 +174,8 @@ def check_curves(trial: Trial, result: Result) -> None:
     if set(lengths) != set(trial.quantities) or set(lengths.values()) - {len(result.steps)}:
         raise BadInputError(
             f"the artifact of trial {trial.id} holds {lengths} records for {len(result.steps)} steps, not one of each "
-            f"of {', '.join(trial.quantities)} a step; delete its run in the MLflow UI and run the sweep again"
+            f"of {', '.join(trial.quantities)} a step; put back a good copy of it, or delete its run in the MLflow UI "
+            "and run the sweep again"
         )
 
 

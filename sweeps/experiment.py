@@ -6,7 +6,7 @@ import os
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
@@ -14,12 +14,16 @@ from urllib.parse import urlsplit
 from tyro.constructors import PrimitiveConstructorSpec
 
 from sweeps.sweep import MAX_TRIALS, Sweep
+from trainables.commands import URI_VARIABLE, join_command, name_program, name_script
 from trainables.errors import check_choice, check_positive
 from trainables.result import Result
 from trainables.trial import IMAGE_DATASETS, Trial
 
 MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
 JOB_ADDRESS_VARIABLE = "SWEEPS_JOB_ADDRESS"  # environment variable of a job: the --address that it was submitted to
+CODE_FOLDER = Path(__file__).resolve().parent.parent
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+DEFAULT_DATA_ROOT = Path("data")
 MLFLOW_PORT = 5000  # of MLflow on a cluster's head, and of the tunnel to it
 
 ReadResult = Callable[[Trial], Result | None]
@@ -30,7 +34,7 @@ class StagesEndedEarly(Exception):  # noqa: N818 (it is no error)
     """The end of an experiment's stages before the last; its text is a sentence that gives the reason."""
 
 
-def expand_home(path: str) -> Path:
+def expand_home(path: str | Path) -> Path:
     """Return the path with `~` expanded as shells do, where an option such as `--storage=~/x` keeps it from them."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for unknown users)
 
@@ -50,12 +54,12 @@ UserPath = Annotated[
 
 def get_default_tracking_uri() -> str:
     """Return the value of `MLFLOW_TRACKING_URI`, or a sqlite file in the current folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return os.environ.get(URI_VARIABLE) or DEFAULT_TRACKING_URI
 
 
 def get_default_data_root() -> Path:
     """Return the folder that `SWEEPS_DATA_ROOT` names, or `data` in the current folder."""
-    return expand_home(os.environ.get("SWEEPS_DATA_ROOT") or "data")
+    return expand_home(os.environ.get("SWEEPS_DATA_ROOT") or DEFAULT_DATA_ROOT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,7 @@ class SweepOptions(ABC):
         return range(self.seeds)
 
     def format_command(self, folder: str, more: Sequence[str] = ()) -> str:
-        """Return the command line that runs the experiment's script with these options.
+        """Return the command line that runs the experiment's script with these options, from the current folder.
 
         Args:
             folder: The script's folder, `sweeps` or `analysis`.
@@ -118,11 +122,13 @@ class SweepOptions(ABC):
         """
         usual = type(self)(**self.quick_defaults, quick=True) if self.quick else type(self)()
         quick = ["--quick"] if self.quick else []
-        words = ["python", f"{folder}/{self.experiment}.py", *quick, *format_options(self, usual), *more]
         if address := os.environ.get(JOB_ADDRESS_VARIABLE):  # to be typed where the job came from, through the tunnels
-            there = f"MLFLOW_TRACKING_URI=http://{urlsplit(address).hostname}:{MLFLOW_PORT}"
-            words = [*words, "--address", address] if folder == "sweeps" else [there, *words]
-        return shlex.join(words)
+            words = ["python", f"{folder}/{self.experiment}.py", *quick, *format_options(self, usual), *more]
+            there = f"{URI_VARIABLE}=http://{urlsplit(address).hostname}:{MLFLOW_PORT}"
+            return shlex.join([*words, "--address", address] if folder == "sweeps" else [there, *words])
+        usual = replace(usual, tracking_uri=DEFAULT_TRACKING_URI)  # a shell may lack the variable that this process had
+        script = name_script(CODE_FOLDER / folder / f"{self.experiment}.py")
+        return join_command(name_program("python"), [script, *quick, *format_options(self, usual), *more])
 
 
 @dataclass(frozen=True, kw_only=True)

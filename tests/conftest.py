@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -101,6 +102,11 @@ def store(empty_database: Path, tmp_path: Path) -> Store:
     path = tmp_path / "mlflow.db"
     shutil.copy(empty_database, path)
     return Store(f"sqlite:///{path}")
+
+
+def find_artifacts(store: Store, run_id: str) -> Path:
+    """Return the folder of a run's artifacts that MLflow stores."""
+    return Path(unquote(urlsplit(store.client.get_run(run_id).info.artifact_uri).path))
 
 
 def run_sweep(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,18 @@ from analysis.output import GalleryDrawOptions
 from analysis.output import main as analysis_main
 from sweeps.cli import parse
 from sweeps.driver.options import RunOptions
-from sweeps.experiment import JOB_ADDRESS_VARIABLE, format_options
+from sweeps.driver.report import list_run_options
+from sweeps.experiment import JOB_ADDRESS_VARIABLE
 from sweeps.mnist import Mnist
 from sweeps.part3 import Part3
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "SWEEPS_STORAGE", "SWEEPS_DATA_ROOT"):
         monkeypatch.delenv(name, raising=False)
 
@@ -42,13 +47,13 @@ def test_quick_changes_the_defaults_but_no_given_option(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", ["part3.py", "--epochs", "2", "--quick"])
     options, _ = parse(Part3, RunOptions, None, "run")
     assert (options.dataset, options.seeds, options.epochs, options.quick) == ("digits", 3, 2, True)
-    assert options.format_command("analysis") == "python analysis/part3.py --quick --epochs 2"
+    assert options.format_command("analysis") == f"python {ROOT}/analysis/part3.py --quick --epochs 2"
 
 
 def test_printed_commands_repeat_the_given_options() -> None:
     options = Part3(dataset="fashion_mnist", architectures=("cnn_3", "mlp_1"), tracking_uri="sqlite:///my runs.db")
     assert options.format_command("sweeps") == (
-        "python sweeps/part3.py --tracking-uri 'sqlite:///my runs.db' --dataset fashion_mnist "
+        f"python {ROOT}/sweeps/part3.py --tracking-uri 'sqlite:///my runs.db' --dataset fashion_mnist "
         "--architectures cnn_3 mlp_1"
     )
 
@@ -56,7 +61,8 @@ def test_printed_commands_repeat_the_given_options() -> None:
 def test_the_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert Part3().tracking_uri == "http://tracking:5000"
-    assert Part3().format_command("sweeps") == "python sweeps/part3.py"
+    command = f"python {ROOT}/sweeps/part3.py --tracking-uri http://tracking:5000"
+    assert Part3().format_command("sweeps") == command  # the shell that it is pasted into may lack the variable
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(
@@ -137,7 +143,7 @@ def test_an_analysis_without_trials_names_the_command_that_trains_them(
     assert exit_info.value.code == 2
     err = capsys.readouterr().err
     assert "there are no trials yet in" in err
-    assert "train them with: python sweeps/part3.py --quick --seeds 1" in err
+    assert f"train them with: python {ROOT}/sweeps/part3.py --quick --seeds 1" in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,19 +163,19 @@ def test_a_dashboards_address_in_ray_address_gets_a_hint(
 
 def test_the_command_to_continue_repeats_the_run_options() -> None:
     run_options = RunOptions(storage=Path("/scratch/x"), cpus_per_trial=2)
-    command = Part3(quick=True, **Part3.quick_defaults).format_command(
-        "sweeps", format_options(run_options, RunOptions())
-    )
-    assert command == "python sweeps/part3.py --quick --storage /scratch/x --cpus-per-trial 2"
+    command = Part3(quick=True, **Part3.quick_defaults).format_command("sweeps", list_run_options(run_options))
+    assert command == f"python {ROOT}/sweeps/part3.py --quick --storage /scratch/x --cpus-per-trial 2"
 
 
 def test_the_environment_names_the_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEPS_STORAGE", "/srv/storage")
     monkeypatch.setenv("SWEEPS_DATA_ROOT", "/srv/data")
     monkeypatch.setattr(sys, "argv", ["part3.py"])
-    options, run_options = parse(Part3, RunOptions, None, "run")
+    _, run_options = parse(Part3, RunOptions, None, "run")
     assert (run_options.storage, run_options.data_root) == (Path("/srv/storage"), Path("/srv/data"))
-    assert options.format_command("sweeps", format_options(run_options, RunOptions())) == "python sweeps/part3.py"
+    assert list_run_options(run_options) == ["--data-root", "/srv/data", "--storage", "/srv/storage"]
+    monkeypatch.setenv(JOB_ADDRESS_VARIABLE, "http://127.0.0.1:8265")
+    assert list_run_options(run_options) == []  # the cluster gives the variables to the next job, too
 
 
 def test_a_job_prints_commands_for_the_computer_that_submitted_it(monkeypatch: pytest.MonkeyPatch) -> None:

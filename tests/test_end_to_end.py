@@ -20,9 +20,11 @@ import pytest
 
 from sweeps.driver.options import RunOptions
 from sweeps.part3 import Part3
+from trainables.commands import name_program
 from trainables.persistence.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHON = name_program("python")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -72,7 +74,7 @@ def test_part_3_trains_only_what_is_missing_and_shares_its_trials_with_a_grid(tm
     assert status == 0
     assert "part3: 5 trials, 0 done, 5 missing" in out
     assert "Trained 5 of 5 trials" in out
-    assert "Next: python analysis/part3.py --quick --seeds 1 --epochs 2" in out
+    assert f"Next: {PYTHON} {ROOT}/analysis/part3.py --quick --seeds 1 --epochs 2" in out
     check_store(tmp_path, 5)
 
     status, out = wait_for(start_script(tmp_path, "sweeps", *few))
@@ -100,7 +102,7 @@ def test_part_3_trains_only_what_is_missing_and_shares_its_trials_with_a_grid(tm
     status, out = wait_for(start_script(tmp_path, "analysis", "--quick", "--seeds", "3", "--epochs", "2"))
     assert status == 2
     assert "5 of 15 trials are not finished (mlp_1 · seed 2; " in out
-    assert "python sweeps/part3.py --quick --epochs 2" in out
+    assert f"{PYTHON} {ROOT}/sweeps/part3.py --quick --epochs 2" in out
 
     status, out = wait_for(start_script(tmp_path, "sweeps", "--quick", "--learning-rates", "0.01", experiment="grid"))
     assert status == 0
@@ -145,7 +147,7 @@ EXPORTS = {
 def test_the_quick_version_of_an_experiment_is_trained_and_drawn(experiment: str, tmp_path: Path) -> None:
     status, out = wait_for(start_script(tmp_path, "sweeps", "--quick", experiment=experiment))
     assert status == 0
-    assert f"All trials are done. Next: python analysis/{experiment}.py --quick" in out
+    assert f"All trials are done. Next: {PYTHON} {ROOT}/analysis/{experiment}.py --quick" in out
     status, out = wait_for(start_script(tmp_path, "analysis", "--quick", experiment=experiment))
     assert status == 0
     folder = tmp_path / "figures" / experiment

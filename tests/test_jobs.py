@@ -19,6 +19,7 @@ from conftest import run_sweep
 from sweeps.driver import jobs
 from sweeps.driver.jobs import make_job_name, parse_job_number, select_forwarded_options
 from sweeps.experiment import JOB_ADDRESS_VARIABLE
+from trainables.commands import name_program
 
 QUICK_JOB = f"{make_job_name('part3', ['--quick'])}"
 
@@ -204,7 +205,7 @@ def test_a_running_job_is_found_again_and_an_ended_one_is_not(
     assert list(dashboard.jobs) == [f"{QUICK_JOB}-1", f"{QUICK_JOB}-2"]
     captured = capsys.readouterr()
     assert f"job {QUICK_JOB}-2 runs already" in captured.out
-    assert f"python sweeps/part3.py --quick --address {dashboard.address}" in captured.err
+    assert f"{name_program('python')} sweeps/part3.py --quick --address {dashboard.address}" in captured.err
     assert f"ray job stop {QUICK_JOB}-2 --address {dashboard.address}" in captured.err
 
 

@@ -195,7 +195,7 @@ def test_an_analysis_means_only_runs_of_the_right_data_and_names_the_others(
     before = read_all(store, wrong)
     assert analyse(store, tmp_path, monkeypatch) == 2
     printed = capsys.readouterr().err
-    assert "1 of 2 trials are not finished (mlp_1 · seed 1); train them with: python sweeps/part3.py" in printed
+    assert "1 of 2 trials are not finished (mlp_1 · seed 1); train them with: " in printed
     assert f"; {LINE} 1\n" in printed
     assert printed.count("\n") == 1
 
@@ -548,22 +548,16 @@ def test_digits_have_the_known_checksum() -> None:
 
 # The scripts
 
-# Runs a script for which the files in a folder are those of MNIST, and their checksum its checksum if that is wanted.
-SCRIPT = """
-import runpy, sys
-from contextlib import suppress
-from pathlib import Path
+# Python imports this in each process of a sweep: the files in a folder become those of MNIST, and their checksum its
+# checksum if that is wanted.
+SITE = """
+import os
 
-from trainables import datasets, idx_files
+from trainables.checksums import CHECKSUMS
+from trainables.idx_files import IDX_FILES, KNOWN_MD5
 
-_, script, folder, md5s, checksum, *words = sys.argv
-idx_files.KNOWN_MD5["mnist"] = dict(zip(idx_files.IDX_FILES, md5s.split()))
-with suppress(ImportError):
-    from trainables.checksums import CHECKSUMS
-    CHECKSUMS.update({"mnist": checksum} if checksum else {})
-sys.argv = [script, "--dataset", "mnist", "--epochs", "1", "--architectures", "mlp_1", *words]
-sys.path[0] = str(Path(script).parent)
-runpy.run_path(script, run_name="__main__")
+KNOWN_MD5["mnist"] = dict(zip(IDX_FILES, os.environ["TEST_MD5S"].split()))
+CHECKSUMS.update({"mnist": os.environ["TEST_CHECKSUM"]} if os.environ["TEST_CHECKSUM"] else {})
 """
 
 
@@ -573,10 +567,15 @@ def run_script(folder: Path, data: Path, checksum: str, package: str, *words: st
     md5s = " ".join(hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest() for path in paths)
     unwanted = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_MODE")
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(SITE)
+    variables = {"PYTHONPATH": f"{site}:{ROOT}", "TEST_MD5S": md5s, "TEST_CHECKSUM": checksum}
+    script = [str(ROOT / package / "part3.py"), "--dataset", "mnist", "--epochs", "1", "--architectures", "mlp_1"]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(ROOT / package / "part3.py"), str(data), md5s, checksum, *words],
+        [sys.executable, *script, *words],
         cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT), "SWEEPS_DATA_ROOT": str(data)},
+        env={**environment, **variables, "SWEEPS_DATA_ROOT": str(data)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_trial
+from conftest import find_artifacts, make_trial
 
+from trainables.commands import hide_password
 from trainables.errors import BadInputError, TrackingError
-from trainables.persistence.connection import DRIVER_TAG, hide_password, resolve_uri, retry_for
+from trainables.persistence.connection import DRIVER_TAG, resolve_uri, retry_for
 from trainables.persistence.store import Store
 from trainables.persistence.trial_run import RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
@@ -151,7 +152,7 @@ def test_a_deleted_experiment_is_named(store: Store) -> None:
 def test_the_error_names_a_damaged_artifact(store: Store, damage: str, tmp_path: Path) -> None:
     run = open_run(store)
     finish(run, make_result(), {}, tmp_path)
-    artifact = Path(store.client.get_run(run.run_id).info.artifact_uri) / "result.npz"
+    artifact = find_artifacts(store, run.run_id) / "result.npz"
     if damage == "missing":
         artifact.unlink()
     elif damage == "truncated":

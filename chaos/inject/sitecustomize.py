@@ -151,6 +151,11 @@ def sends_points(*_: Any, metrics: Sequence[Any] = (), **__: Any) -> bool:
     return len(metrics) > 1
 
 
+def sends_result(_: Any, source: Path) -> bool:
+    """Return whether a call of `RunArtifacts.write` sends a trial's result; a driver tries with another file."""
+    return (source / "result.npz").exists()
+
+
 def is_for_trial(*_: Any, tags: Mapping[str, str], **__: Any) -> bool:
     """Return whether a call of `create_run` makes the run of a trial, not a parent run."""
     return "trial_id" in tags
@@ -167,7 +172,7 @@ PLACES: dict[str, Patch] = {
     "checkpoint written": Patch("trainables.persistence.trial_folder", "TrialFolder.write_checkpoint", act_after(die)),
     "points sent": Patch("trainables.persistence.store", "MlflowClient.log_batch", act_after(die, sends_points)),
     "result written": Patch("trainables.persistence.trial_folder", "TrialFolder.write_result", act_after(die)),
-    "artifacts sent": Patch("trainables.persistence.store", "MlflowClient.log_artifacts", act_after(die)),
+    "artifacts sent": Patch("trainables.persistence.artifacts", "RunArtifacts.write", act_after(die, sends_result)),
     "run finished": Patch("trainables.persistence.trial_run", "TrialRun.finish", act_after(die)),
     "run made": Patch("trainables.persistence.store", "MlflowClient.create_run", act_after(lose_answer, is_for_trial)),
 }

@@ -30,6 +30,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sweeps.driver.provenance import collect_provenance
 from sweeps.experiment import JOB_ADDRESS_VARIABLE, SweepOptions
+from trainables.commands import join_command, name_program
 from trainables.errors import BadInputError, UserError
 
 CODE_FOLDER = Path(__file__).resolve().parents[2]
@@ -68,7 +69,7 @@ def run_as_job(options: SweepOptions, address: str, command: Sequence[str]) -> i
         BadInputError: The options are wrong, or the job could not be submitted.
     """
     options.first_stage().trials()  # checks the options before anything is sent
-    again = shlex.join(["python", *command])
+    again = join_command(name_program("python"), command)
     job = None
     try:
         with convert_submission_errors(address):
@@ -79,7 +80,8 @@ def run_as_job(options: SweepOptions, address: str, command: Sequence[str]) -> i
         print(f"no longer following; {f'job {job}' if job else 'the job, if it started,'} continues", file=sys.stderr)
         print(f"to find it again:  {again}", file=sys.stderr)
         if job:
-            print(f"to stop it:        RAY_AUTH_MODE=token ray job stop {job} --address {address}", file=sys.stderr)
+            stop = f"{name_program('ray')} job stop {job} --address {shlex.quote(address)}"
+            print(f"to stop it:        RAY_AUTH_MODE=token {stop}", file=sys.stderr)
         return 130
 
 

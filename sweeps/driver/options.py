@@ -13,10 +13,12 @@ from sweeps.driver.resources import parse_gpu_requests
 from sweeps.experiment import UserPath, expand_home, get_default_data_root
 from trainables.errors import BadInputError, check_positive
 
+DEFAULT_STORAGE = Path("storage")
+
 
 def get_default_storage() -> Path:
     """Return the folder that `SWEEPS_STORAGE` names, or `storage` in the current folder."""
-    return expand_home(os.environ.get("SWEEPS_STORAGE") or "storage")
+    return expand_home(os.environ.get("SWEEPS_STORAGE") or DEFAULT_STORAGE)
 
 
 @dataclass(frozen=True, kw_only=True)

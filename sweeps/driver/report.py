@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -10,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.driver.autotune import CACHE_FILE
-from sweeps.driver.options import RunOptions
+from sweeps.driver.options import DEFAULT_STORAGE, RunOptions
 from sweeps.driver.plan import Plan
 from sweeps.driver.resources import Allocation
-from sweeps.experiment import SweepOptions, format_options
+from sweeps.experiment import DEFAULT_DATA_ROOT, JOB_ADDRESS_VARIABLE, SweepOptions, format_options
 from sweeps.intervals import format_mean
 from trainables.accelerated.backends import NATIVE, get_environment
 from trainables.architectures import has_convolution
@@ -118,12 +119,19 @@ def print_missing(
     others = [trial for trial in plan.missing if trial.id not in failed]
     trained = sum(trial.id in outcomes or TrialFolder(run_options.storage, trial).has_result for trial in others)
     stopped = len(others) - trained
-    command = options.format_command("sweeps", format_options(run_options, RunOptions()))
+    command = options.format_command("sweeps", list_run_options(run_options))
     say(
         f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped, {trained} trained but not "
         f"seen in the store). To go on: {command}"
     )
     return 130 if stopped and not ray_failed else 1
+
+
+def list_run_options(run_options: RunOptions) -> list[str]:
+    """Return the words of a command line that repeat the options, and the folders that variables have named."""
+    in_job = JOB_ADDRESS_VARIABLE in os.environ  # the cluster's variables are there for the next job, too
+    usual = RunOptions() if in_job else RunOptions(data_root=DEFAULT_DATA_ROOT, storage=DEFAULT_STORAGE)
+    return format_options(run_options, usual)
 
 
 def make_result_table(plan: Plan) -> Table:

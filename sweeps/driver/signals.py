@@ -15,10 +15,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def stop_on_signals() -> None:
     """Make SIGTERM and SIGHUP do what Ctrl-C does.
 
-    If SIGHUP is ignored, as under `nohup`, it stays ignored.
+    SIGINT is heard even where it was ignored, as a shell script starts background commands so. If SIGHUP is ignored, as
+    under `nohup`, it stays ignored.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell script starts background commands so
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -1,20 +1,23 @@
-"""The way to a tracking store: its URI, its errors, retries, and the names of the tags that runs carry.
+"""The way to a tracking store: its URI, its lock, retries, and the names of the tags that runs carry.
 
 Quick to import, as it needs none of MLflow.
 """
 
 from __future__ import annotations
 
-import re
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TypeVar
+from urllib.parse import quote, unquote
 
-from trainables.errors import BadInputError, TrackingError, UserError
+from filelock import FileLock, Timeout
+
+from trainables.commands import hide_password
+from trainables.errors import BadInputError, TrackingError
 
 TRIAL_ID_TAG = "trial_id"
 SWEEP_TAG = "sweep"  # on a parent run: names the sweep and the data set
@@ -26,6 +29,7 @@ DIVERGED_TAG = "diverged_at_step"  # on the run of a finished trial: the step wh
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
 URI_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 RETRY_SECONDS = 2
+OPENING_SECONDS = 120  # the time for another process to make or migrate a sqlite file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,76 +59,106 @@ def resolve_uri(uri: str) -> str:
     """Return a tracking URI that any process on this machine can use: a relative sqlite path becomes absolute.
 
     Raises:
-        BadInputError: The text is not the URI of a database or a server.
+        BadInputError: The text is not the URI of a database or a server, or names a file in another way than it should.
     """
     scheme = uri.partition(":")[0].split("+")[0].lower()
     file = get_sqlite_file(uri)
     if scheme not in URI_SCHEMES or (scheme == "sqlite" and file is None):
         raise BadInputError(
-            f"tracking URI '{uri}' is neither a database nor a server; use sqlite:///FILE or http://HOST:PORT"
+            f"tracking URI '{hide_password(uri)}' is neither a database nor a server; use sqlite:///FILE or "
+            "http://HOST:PORT"
         )
-    return uri if file is None else f"sqlite:///{file}"
+    if file is None:
+        return uri
+    check_name(uri, file)
+    return f"sqlite:///{file}"
 
 
 def get_sqlite_file(uri: str) -> Path | None:
-    """Return the file of a `sqlite:///FILE` URI, and None for everything else."""
+    """Return the file of a `sqlite:///FILE` URI, and None for everything else.
+
+    FILE is a path as it stands, which may begin with `~`: no character of a folder's name has another meaning.
+    """
     prefix, _, path = uri.partition(":///")
-    return Path(path).absolute() if prefix == "sqlite" and path and not set(path) & set("?:") else None
+    if prefix != "sqlite" or not path or path == ":memory:" or "?" in path.rpartition("/")[2]:
+        return None
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (Path.expanduser raises for unknown users)
+
+
+def check_name(uri: str, file: Path) -> None:
+    """Raise `BadInputError` where a file's path is no text, or seems to have encoded characters, as in URLs."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise BadInputError(
+            f"the path of the tracking store {str(file)!r} is not UTF-8 text; rename the folder, or name another "
+            "--tracking-uri"
+        ) from None
+    decoded = Path(unquote(uri.partition(":///")[2]))
+    with suppress(OSError):  # a name too long to be a file's
+        if "%" in uri and not file.exists() and decoded.exists():
+            raise BadInputError(
+                f"there is no file {file}, but there is {decoded}; write the path in --tracking-uri as it is, without "
+                "encoded characters, or go into the folder and use sqlite:///NAME"
+            )
+
+
+def get_mlflow_uri(uri: str) -> str:
+    """Return a resolved URI as MLflow takes it: SQLAlchemy decodes percent signs, and cuts at a question mark.
+
+    For an encoded path the driver is named too, as MLflow makes the folder of a plain `sqlite:///` URI undecoded.
+    """
+    file = get_sqlite_file(uri)
+    if file is None or quote(str(file)) == str(file):
+        return uri
+    return f"sqlite+pysqlite:///{quote(str(file))}"
 
 
 def get_missing_file(uri: str) -> Path | None:
     """Return the file of a `sqlite:///FILE` URI if it does not exist, and None otherwise.
 
     Opening the store would make the file, which a command that only looks should not do.
+
+    Raises:
+        BadInputError: The URI names a file in another way than it should.
     """
     file = get_sqlite_file(uri)
     try:
-        return file if file is not None and not file.exists() else None
+        if file is None or file.exists():
+            return None
     except OSError:  # a name too long to be a file's
         return file
-
-
-def hide_password(uri: str) -> str:
-    """Return the URI without its password."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:…@", uri)
+    check_name(uri, file)
+    return file
 
 
 @contextmanager
-def convert_store_errors(uri: str) -> Iterator[None]:
-    """Raise `TrackingError` in place of whatever SQLAlchemy, requests and MLflow raise in the block."""
-    try:
+def lock_database(uri: str) -> Iterator[None]:
+    """Hold the lock of a sqlite file, so that one process at a time makes and migrates its tables.
+
+    Where the lock's file cannot be made, as in a folder that may only be read, the block runs without it.
+
+    Raises:
+        TrackingError: Another process has held the lock for very long.
+    """
+    file = get_sqlite_file(uri)
+    with ExitStack() as stack:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{file.resolve()}.lock", timeout=OPENING_SECONDS)
+            try:
+                stack.enter_context(lock)
+            except Timeout:
+                raise TrackingError(
+                    f"another process has been opening the tracking store {uri} for {OPENING_SECONDS} seconds; wait "
+                    f"for it, or end the process that holds {lock.lock_file}"
+                ) from None
+            except (OSError, NotImplementedError):  # the folder is read-only, or its file system has no locks
+                pass
         yield
-    except UserError:
-        raise
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip() and "autoflush" not in line]
-        reason = (lines or [type(error).__name__])[0].strip()[:200]
-        raise TrackingError(
-            f"the tracking store {hide_password(uri)} cannot be used ({reason}); start it or give it room, or name "
-            "another with --tracking-uri"
-        ) from None
 
 
-class StoreClient(Protocol):
-    """An object whose methods talk to the store at `uri`."""
-
-    uri: str
-
-
-C = TypeVar("C", bound=StoreClient)
-P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def raises_tracking_errors(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
-    """Decorate a method to raise `TrackingError` for whatever goes wrong between here and the store."""
-
-    @wraps(method)
-    def call(client: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with convert_store_errors(client.uri):
-            return method(client, *args, **kwargs)
-
-    return call
 
 
 def retry_for(action: Callable[[], R], seconds: float) -> R:

@@ -10,10 +10,9 @@ the caller knows what can wait.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -25,18 +24,19 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from trainables.checksums import CHECKSUMS
 from trainables.errors import BadInputError
+from trainables.persistence.artifacts import RunArtifacts
 from trainables.persistence.connection import (
     CHECKSUM_TAG,
     DRIVER_TAG,
     PARENT_TAG,
     STORAGE_TAG,
-    SWEEP_TAG,
     TRIAL_ID_TAG,
-    convert_store_errors,
-    get_sqlite_file,
-    raises_tracking_errors,
+    get_mlflow_uri,
+    lock_database,
     resolve_uri,
 )
+from trainables.persistence.failures import convert_store_errors, raises_tracking_errors
+from trainables.persistence.parent_run import ensure_experiment, ensure_parent_run
 from trainables.persistence.stored_run import StoredRun
 from trainables.persistence.trial_run import RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
@@ -56,12 +56,12 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = resolve_uri(uri)
         self.ignored: dict[str, StoredRun] = {}
-        with convert_store_errors(uri):
+        with convert_store_errors(self.uri), lock_database(self.uri):
             if not self.uri.startswith("http"):
                 from mlflow.store.db import utils
 
                 utils.MAX_RETRY_COUNT = 3  # otherwise MLflow tries for minutes to open an unreachable database
-            self.client = MlflowClient(self.uri)
+            self.client = MlflowClient(get_mlflow_uri(self.uri))
             self.experiments = self._experiments()
 
     def _experiments(self) -> dict[str, str]:
@@ -126,40 +126,15 @@ class Store:
     def ensure_parent(self, sweep: str, dataset: str) -> tuple[str, str]:
         """Return the ids of the sweep's experiment and parent run, creating them if needed.
 
-        The parent run is a folder for its children. It holds no state of its own and is finished from the start, so
-        that the death of a driver cannot leave it running.
-
         Raises:
-            BadInputError: The experiment was deleted in the store.
+            BadInputError: The experiment was deleted in the store, or its artifacts cannot be written from here.
         """
-        experiment = self.client.get_experiment_by_name(sweep)
-        if experiment is None:
-            database = get_sqlite_file(self.uri)
-            location = None if database is None else str(database.parent / "mlartifacts" / sweep)
-            experiment_id = self.client.create_experiment(sweep, artifact_location=location)
-            self.experiments[experiment_id] = sweep
-        elif experiment.lifecycle_stage != "active":
-            raise BadInputError(
-                f"the experiment '{sweep}' was deleted in the tracking store; restore it with "
-                f"'mlflow experiments restore --experiment-id {experiment.experiment_id}', or use another store"
-            )
-        else:
-            experiment_id = experiment.experiment_id
+        experiment_id = ensure_experiment(self.client, self.uri, sweep)
+        self.experiments[experiment_id] = sweep
         label = f"{sweep} · {dataset}"
-        oldest = self._parent(experiment_id, label)
-        if oldest is None:
-            run = self.client.create_run(experiment_id, run_name=label, tags={SWEEP_TAG: label})
-            self.client.set_terminated(run.info.run_id)
-            oldest = self._parent(experiment_id, label) or run.info.run_id
-            if oldest != run.info.run_id:  # another driver made one at the same moment
-                self.client.delete_run(run.info.run_id)
-        return experiment_id, oldest
-
-    def _parent(self, experiment_id: str, label: str) -> str | None:
-        """Return the id of the oldest parent run with this label, if there is one."""
-        runs = self.client.search_runs([experiment_id], f"tags.{SWEEP_TAG} = '{label}'")
-        ids = [(run.info.start_time, run.info.run_id) for run in runs]
-        return min(ids)[1] if ids else None
+        run = ensure_parent_run(self.client, experiment_id, label)
+        RunArtifacts.of(self.uri, run).check_writing(label)
+        return experiment_id, run.info.run_id
 
     @raises_tracking_errors
     def read_tags(self, run_id: str) -> dict[str, str]:
@@ -251,21 +226,14 @@ class Store:
         """Move a run to MLflow's deleted runs."""
         self.client.delete_run(run_id)
 
-    @contextmanager
-    def open_artifact(self, run: StoredRun, name: str) -> Iterator[Path]:
-        """Download a file of a finished trial, and keep it for as long as the context lasts.
+    def open_artifact(self, run: StoredRun, name: str) -> AbstractContextManager[Path]:
+        """Find or download a file of a finished trial, and keep it for as long as the context lasts.
 
         Raises:
-            BadInputError: The file is missing or damaged. Any error of the block that reads it is taken to mean that.
+            BadInputError: The file is missing or damaged. Any error of the block that reads it is taken to mean the
+                last.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                yield Path(self.client.download_artifacts(run.run_id, name, folder))
-            except Exception as error:  # MLflow, the file system, NumPy, zlib and torch each raise their own
-                raise BadInputError(
-                    f"the artifact {name} of '{run.name}' (run {run.run_id}) cannot be read ({error}); "
-                    "delete that run in the MLflow UI and run the sweep again"
-                ) from None
+        return RunArtifacts(self.uri, run.run_id, run.artifact_uri).open(name, run.name)
 
     def read_result(self, run: StoredRun) -> Result:
         """Return the exact result of a finished trial.

@@ -31,6 +31,7 @@ class StoredRun:
     diverged: bool
     storage: str
     driver: str
+    artifact_uri: str
     dataset: str
     checksum: str
 
@@ -47,6 +48,7 @@ class StoredRun:
             diverged=DIVERGED_TAG in run.data.tags,
             storage=run.data.tags.get(STORAGE_TAG, ""),
             driver=run.data.tags.get(DRIVER_TAG, ""),
+            artifact_uri=run.info.artifact_uri,
             dataset=run.data.params.get("dataset", ""),
             checksum=run.data.tags.get(CHECKSUM_TAG, ""),
         )

@@ -14,7 +14,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag
 from numpy.typing import NDArray
 
-from trainables.persistence.connection import DIVERGED_TAG, raises_tracking_errors
+from trainables.persistence.artifacts import RunArtifacts
+from trainables.persistence.connection import DIVERGED_TAG
+from trainables.persistence.failures import raises_tracking_errors
 from trainables.result import Result
 
 MAX_METRICS_PER_CALL = 1000  # MLflow's limit
@@ -28,6 +30,7 @@ class TrialRun:
     Its methods raise `TrackingError` where the store cannot be used, and leave a finished run as it is.
 
     Attributes:
+        artifacts: The run's files.
         finished: Whether the store has everything of the trial already.
         records_sent: The number of records that this process has sent. Those of an earlier process are sent again, and
             dropped by the store.
@@ -38,6 +41,7 @@ class TrialRun:
         self.uri = uri
         self.run_id: str = run.info.run_id
         self.start_milliseconds: int = run.info.start_time
+        self.artifacts = RunArtifacts.of(uri, run)
         self.finished = run.info.status == "FINISHED"
         self.records_sent = 0
 
@@ -68,7 +72,7 @@ class TrialRun:
         if self.finished:
             return
         self.send_records(result.steps, result.curves)
-        self.client.log_artifacts(self.run_id, str(artifacts))
+        self.artifacts.write(artifacts)
         timestamp = self.start_milliseconds + last_step
         outcome = {DIVERGED_TAG: str(last_step)} if result.diverged else {}
         self.client.log_batch(
