@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import make_dataclass
-from io import TextIOWrapper
 from typing import Annotated, TypeVar
 
 import tyro
 
 from sweeps.driver.options import RunOptions
 from sweeps.driver.signals import stop_on_signals
+from sweeps.driver.streams import protect_streams
 from sweeps.experiment import SweepOptions
 from trainables.errors import UserError
 
@@ -63,9 +63,7 @@ def run_to_exit_status(script: Callable[[], int]) -> int:
     A `UserError` becomes one sentence and status 2; Ctrl-C and SIGTERM become status 130.
     """
     stop_on_signals()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal or file that cannot show a character gets a replacement
-            stream.reconfigure(errors="replace")
+    protect_streams()
     try:
         return script()
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -13,6 +14,7 @@ from sweeps.driver.autotune import CACHE_FILE
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan
 from sweeps.driver.resources import Allocation
+from sweeps.driver.streams import is_coloured, is_terminal
 from sweeps.experiment import SweepOptions, format_options
 from sweeps.intervals import format_mean
 from trainables.accelerated.backends import NATIVE, get_environment
@@ -21,7 +23,19 @@ from trainables.persistence.store import StoredRun
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.worker.pack import Outcome, Pack
 
-console = Console()
+
+def make_console() -> Console:
+    """Return a console for standard output; its `is_terminal` says whether a progress bar can be drawn there."""
+    live, coloured = is_terminal(sys.stdout), is_coloured(sys.stdout)
+    return Console(
+        force_terminal=live,
+        force_interactive=live,
+        color_system=("auto" if live else "standard") if coloured else None,
+        no_color=not coloured,
+    )
+
+
+console = make_console()
 
 
 def say(text: str, style: str | None = None) -> None:

@@ -152,14 +152,20 @@ def convolve(
 
 
 def get_padding(convolution: nn.Conv2d) -> int:
-    """Return a convolution's padding, and assert that the native code can compute the convolution.
+    """Return a convolution's padding.
 
-    It needs square kernels, stride 1, and a padding below the kernel's size.
+    Raises:
+        ValueError: The native code cannot compute the convolution: it needs square kernels, stride 1, and a padding
+            below the kernel's size.
     """
     kernel, padding = convolution.kernel_size, convolution.padding
-    assert isinstance(padding, tuple)
-    assert kernel[0] == kernel[1] > padding[0] == padding[1]
-    assert (convolution.stride, convolution.dilation, convolution.groups) == ((1, 1), (1, 1), 1)
+    steps = convolution.stride, convolution.dilation, convolution.groups
+    if (
+        isinstance(padding, str)
+        or not kernel[0] == kernel[1] > padding[0] == padding[1]
+        or steps != ((1, 1), (1, 1), 1)
+    ):
+        raise ValueError(f"the native backend has no code for {convolution}")
     return padding[0]
 
 
@@ -227,7 +233,8 @@ def get_pointer(tensor: Tensor | None) -> int | None:
     """Return the address of a tensor's float32 numbers; None for no tensor."""
     if tensor is None:
         return None
-    assert tensor.dtype == torch.float32
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"the native backend computes with float32, not {tensor.dtype}")
     return tensor.data_ptr()
 
 
