@@ -13,7 +13,7 @@ from sweeps.driver.options import RunOptions
 from sweeps.driver.signals import stop_on_signals
 from sweeps.driver.streams import protect_streams
 from sweeps.experiment import SweepOptions
-from trainables.errors import UserError
+from trainables.errors import BadInputError, UserError
 
 S = TypeVar("S", bound=SweepOptions)
 T = TypeVar("T")
@@ -65,6 +65,10 @@ def run_to_exit_status(script: Callable[[], int]) -> int:
     stop_on_signals()
     protect_streams()
     try:
+        if sys.flags.optimize > 1:
+            raise BadInputError(
+                "python -OO and PYTHONOPTIMIZE=2 remove the docstrings that Ray reads when it starts; use -O at most"
+            )
         return script()
     except UserError as error:
         print("error:", *str(error).splitlines(), file=sys.stderr)  # a path or a reason may have several lines

@@ -125,3 +125,15 @@ def test_results_are_the_same_without_assertions_and_with_warnings_as_errors(tmp
     assert usual.curves.keys() == strict.curves.keys()
     for curve, values in usual.curves.items():
         np.testing.assert_array_equal(values, strict.curves[curve])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["sweeps/part3.py", "analysis/part3.py", "analysis/part1.py"])
+def test_python_without_docstrings_is_refused(script: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "ignore"}
+    words = [sys.executable, str(ROOT / script), *(QUICK if "3" in script else ())]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: python -OO and PYTHONOPTIMIZE=2 remove the docstrings")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
