@@ -155,8 +155,7 @@ def get_padding(convolution: nn.Conv2d) -> int:
     """Return a convolution's padding.
 
     Raises:
-        ValueError: The native code cannot compute the convolution: it needs square kernels, stride 1, and a padding
-            below the kernel's size.
+        ValueError: It is not one that the native code computes: with square kernels, stride 1, and less padding.
     """
     kernel, padding = convolution.kernel_size, convolution.padding
     steps = convolution.stride, convolution.dilation, convolution.groups
