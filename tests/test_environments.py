@@ -108,12 +108,10 @@ def test_results_are_the_same_without_assertions_and_with_warnings_as_errors(tmp
     for name, variables in (("usual", {}), ("strict", STRICT)):
         folder = tmp_path / name
         folder.mkdir()
-        done = [
-            wait_for(start_script(folder, package, *QUICK, **variables)) for package in ("sweeps", "sweeps", "analysis")
-        ]
-        assert [status for status, _ in done] == [0, 0, 0]
-        trained, again, drawn = (out for _, out in done)
-        summaries.append([trained[trained.index("Test accuracy") :], again, drawn])
+        done = [wait_for(start_script(folder, package, *QUICK, **variables)) for package in ("sweeps", "analysis")]
+        (trained, summary), (drawn, files) = done
+        assert (trained, drawn) == (0, 0)
+        summaries.append([summary[summary.index("Test accuracy") :], files])
         store = check_store(folder, 1)
         [[run]] = store.find_runs().values()
         results.append(store.read_result(run))

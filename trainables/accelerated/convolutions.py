@@ -157,15 +157,11 @@ def get_padding(convolution: nn.Conv2d) -> int:
     Raises:
         ValueError: It is not one that the native code computes: with square kernels, stride 1, and less padding.
     """
-    kernel, padding = convolution.kernel_size, convolution.padding
-    steps = convolution.stride, convolution.dilation, convolution.groups
-    if (
-        isinstance(padding, str)
-        or not kernel[0] == kernel[1] > padding[0] == padding[1]
-        or steps != ((1, 1), (1, 1), 1)
-    ):
-        raise ValueError(f"the native backend has no code for {convolution}")
-    return padding[0]
+    c, kernel, padding = convolution, convolution.kernel_size, convolution.padding
+    square = kernel[0] == kernel[1] and not isinstance(padding, str) and padding[0] == padding[1] < kernel[0]
+    if not square or (c.stride, c.dilation, c.groups) != ((1, 1), (1, 1), 1):
+        raise ValueError(f"the native backend has no code for {c}")
+    return int(padding[0])
 
 
 class LayerStruct(ctypes.Structure):
