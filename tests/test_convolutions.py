@@ -237,5 +237,5 @@ def test_a_convolution_that_the_native_code_does_not_compute_is_refused(settings
 
 
 def test_numbers_of_another_type_are_refused() -> None:
-    with pytest.raises(TypeError, match="computes with float32, not torch.float64"):
+    with pytest.raises(TypeError, match="computes with float32"):
         get_pointer(torch.zeros(1, dtype=torch.float64))
