@@ -7,7 +7,7 @@ import through this package.
 
 import os
 
-import trainables  # noqa: F401 (before any library: it sets up how warnings are treated)
+import trainables  # noqa: F401 (first, as it sets up how warnings are treated)
 
 os.environ["MPLBACKEND"] = "agg"  # figures are saved, and never shown
 

@@ -1,6 +1,6 @@
 """One trial: its settings and data, how it trains, what must survive of it, and the worker that runs it.
 
-Every process imports this package before it imports any library. So here is where `python -W error` and
+Every process imports this package before MLflow, Ray, torch and matplotlib. So here is where `python -W error` and
 `PYTHONWARNINGS=error` lose their effect: libraries warn of how they use each other, and a sweep must not end for that.
 Other settings of warnings stay. (The tests turn warnings into errors by pytest's own means.)
 """

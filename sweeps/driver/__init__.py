@@ -1,7 +1,7 @@
 """The driver: the process that runs a sweep, from a plan to its end.
 
 Ray reads its settings from the environment when it is imported, so they are made here, before any module of this
-package imports it. What the user has set stays.
+package imports it. What the user has set stays, except for what would send files to the workers of a local sweep.
 """
 
 import os
