@@ -7,6 +7,8 @@ import through this package.
 
 import os
 
+import trainables  # noqa: F401 (first, as it sets up how warnings are treated)
+
 os.environ["MPLBACKEND"] = "agg"  # figures are saved, and never shown
 
 import matplotlib

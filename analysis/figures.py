@@ -266,15 +266,15 @@ def draw_accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -
     Returns:
         The band of the test accuracy.
     """
-    test = None
-    for quantity, style, dashed in (
-        ("train_set_accuracy", PALETTE[0], False),
-        ("test_set_accuracy", PALETTE[1], True),
-    ):
+
+    def draw(quantity: str, style: Style, *, dashed: bool) -> Band:
         recorded = runs.dropna("step", how="all", subset=[quantity])  # all epochs, fewer if all seeds diverged
-        test = compute_band(recorded.assign_coords(step=np.arange(1, recorded.sizes["step"] + 1)), quantity)
-        draw_band(axes, test, style, dashed=dashed)
-    assert test is not None
+        band = compute_band(recorded.assign_coords(step=np.arange(1, recorded.sizes["step"] + 1)), quantity)
+        draw_band(axes, band, style, dashed=dashed)
+        return band
+
+    draw("train_set_accuracy", PALETTE[0], dashed=False)
+    test = draw("test_set_accuracy", PALETTE[1], dashed=True)
     label_axes(axes, "epoch", "accuracy (%)", title)
     axes.set_xticks(range(1, epochs + 1))
     return test

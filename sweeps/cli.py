@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import make_dataclass
-from io import TextIOWrapper
 from typing import Annotated, TypeVar
 
 import tyro
 
 from sweeps.driver.options import RunOptions
 from sweeps.driver.signals import exit_on_signals, stop_on_signals
+from sweeps.driver.streams import protect_streams
 from sweeps.experiment import SweepOptions
-from trainables.errors import UserError
+from trainables.errors import BadInputError, UserError
 
 S = TypeVar("S", bound=SweepOptions)
 T = TypeVar("T")
@@ -63,10 +63,12 @@ def run_to_exit_status(script: Callable[[], int]) -> int:
     A `UserError` becomes one sentence and status 2; Ctrl-C and SIGTERM become status 130.
     """
     stop_on_signals()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal or file that cannot show a character gets a replacement
-            stream.reconfigure(errors="replace")
+    protect_streams()
     try:
+        if sys.flags.optimize > 1:
+            raise BadInputError(
+                "python -OO and PYTHONOPTIMIZE=2 remove the docstrings that Ray reads when it starts; use -O at most"
+            )
         status = script()
     except UserError as error:
         status = 2

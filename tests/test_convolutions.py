@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from trainables.accelerated.convolutions import (
     choose_forward,
     compute_logits,
     forward_native,
+    get_padding,
+    get_pointer,
     load_library,
 )
 from trainables.architectures import ACTIVATIONS, ARCHITECTURES, POOLINGS, build
@@ -223,3 +226,16 @@ def test_the_error_gives_the_reason_why_compiling_failed(
     with pytest.raises(CompilerError, match=reason):
         choose_forward("cnn_3", NATIVE, CPU)
     assert choose_forward("cnn_3", None, CPU) is forward_torch
+
+
+@pytest.mark.parametrize(
+    "settings", [{"kernel_size": (3, 5)}, {"padding": (0, 1)}, {"padding": 3}, {"padding": "same"}, {"stride": 2}]
+)
+def test_a_convolution_that_the_native_code_does_not_compute_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="the native backend has no code for Conv2d"):
+        get_padding(nn.Conv2d(1, 1, **{"kernel_size": 3, **settings}))
+
+
+def test_numbers_of_another_type_are_refused() -> None:
+    with pytest.raises(TypeError, match="computes with float32"):
+        get_pointer(torch.zeros(1, dtype=torch.float64))

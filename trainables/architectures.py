@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from torch import nn
@@ -187,11 +187,9 @@ def build(
                     modules.append(nn.Flatten())
                 modules.append(nn.Linear(math.prod(shape), features, bias=bias))
             case Activation():
-                assert activation is not None
-                modules.append(getattr(nn, ACTIVATIONS[activation])())
+                modules.append(getattr(nn, ACTIVATIONS[cast("str", activation)])())
             case Pool():
-                assert pooling is not None
-                modules.append(getattr(nn, POOLINGS[pooling])(2))
+                modules.append(getattr(nn, POOLINGS[cast("str", pooling)])(2))
         shape = after
     return nn.Sequential(*modules)
 

@@ -143,9 +143,7 @@ def compute_accuracy(model: nn.Sequential, images: Tensor, labels: Tensor, forwa
 
 def compute_gradient_norm(model: nn.Module) -> Tensor:
     """Compute the Euclidean norm of the first layer's gradient, as the last step has left it."""
-    gradient = get_first_layer(model).grad
-    assert gradient is not None
-    return cast("Tensor", torch.linalg.vector_norm(gradient))
+    return cast("Tensor", torch.linalg.vector_norm(cast("Tensor", get_first_layer(model).grad)))
 
 
 QUANTITY_FUNCTIONS: dict[str, Callable[[StepOutput], Tensor]] = {

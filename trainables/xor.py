@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,8 +94,7 @@ def train_epochs(trial: Trial) -> Iterator[Weights]:
 
     It is the same array each time, which the next epoch changes.
     """
-    assert trial.noise_sigma is not None
-    points = make_noisy_points(trial.seed, trial.noise_sigma)
+    points = make_noisy_points(trial.seed, cast("float", trial.noise_sigma))
     weights = draw_initial_weights(trial.seed)
     for _ in range(trial.epochs):
         for point, target, p in zip(points, TARGETS, predict(weights, points).tolist(), strict=True):
@@ -112,8 +112,7 @@ def train(trial: Trial) -> Result:
         The loss on the trial's noisy points after every epoch, the accuracy on the points without noise, and the final
         weights. A step is one point's update, so that an epoch has four.
     """
-    assert trial.noise_sigma is not None
-    points = make_noisy_points(trial.seed, trial.noise_sigma)
+    points = make_noisy_points(trial.seed, cast("float", trial.noise_sigma))
     losses = []
     for weights in train_epochs(trial):
         losses.append(compute_loss(predict(weights, points)))

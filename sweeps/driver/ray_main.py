@@ -83,8 +83,9 @@ class RayHolder:
         cpus: int,
         storage: Path,
     ) -> Tuning:
-        """Return what autotuning finds for this process's data set."""
-        assert self.data is not None
+        """Return what autotuning finds for the data set that was loaded."""
+        if self.data is None:
+            raise ValueError("no data set is loaded")
         return autotune(trials, gpus, unknown, most, cpus, storage, self.data)
 
     def train(self, packs: Sequence[Pack], settings: WorkerSettings, at_once: int, folder: Path) -> dict[str, Outcome]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -14,6 +15,7 @@ from sweeps.driver.autotune import CACHE_FILE
 from sweeps.driver.options import DEFAULT_STORAGE, RunOptions
 from sweeps.driver.plan import Plan
 from sweeps.driver.resources import Allocation
+from sweeps.driver.streams import is_coloured, is_terminal
 from sweeps.experiment import DEFAULT_DATA_ROOT, JOB_ADDRESS_VARIABLE, SweepOptions, format_options
 from sweeps.intervals import format_mean
 from trainables.accelerated.backends import NATIVE, get_environment
@@ -22,7 +24,19 @@ from trainables.persistence.stored_run import StoredRun, describe_ignored
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.worker.pack import Outcome, Pack
 
-console = Console()
+
+def make_console() -> Console:
+    """Return a console for standard output; its `is_terminal` says whether a progress bar can be drawn there."""
+    live, coloured = is_terminal(sys.stdout), is_coloured(sys.stdout)
+    return Console(
+        force_terminal=live,
+        force_interactive=live,
+        color_system=("auto" if live else "standard") if coloured else None,
+        no_color=not coloured,
+    )
+
+
+console = make_console()
 
 
 def say(text: str, style: str | None = None) -> None:

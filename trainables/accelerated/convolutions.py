@@ -152,15 +152,16 @@ def convolve(
 
 
 def get_padding(convolution: nn.Conv2d) -> int:
-    """Return a convolution's padding, and assert that the native code can compute the convolution.
+    """Return a convolution's padding.
 
-    It needs square kernels, stride 1, and a padding below the kernel's size.
+    Raises:
+        ValueError: It is not one that the native code computes: with square kernels, stride 1, and less padding.
     """
-    kernel, padding = convolution.kernel_size, convolution.padding
-    assert isinstance(padding, tuple)
-    assert kernel[0] == kernel[1] > padding[0] == padding[1]
-    assert (convolution.stride, convolution.dilation, convolution.groups) == ((1, 1), (1, 1), 1)
-    return padding[0]
+    c, kernel, padding = convolution, convolution.kernel_size, convolution.padding
+    square = kernel[0] == kernel[1] and not isinstance(padding, str) and padding[0] == padding[1] < kernel[0]
+    if not square or (c.stride, c.dilation, c.groups) != ((1, 1), (1, 1), 1):
+        raise ValueError(f"the native backend has no code for {c}")
+    return int(padding[0])
 
 
 class LayerStruct(ctypes.Structure):
@@ -227,7 +228,8 @@ def get_pointer(tensor: Tensor | None) -> int | None:
     """Return the address of a tensor's float32 numbers; None for no tensor."""
     if tensor is None:
         return None
-    assert tensor.dtype == torch.float32
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"the native backend computes with float32, not {tensor.dtype}")
     return tensor.data_ptr()
 
 

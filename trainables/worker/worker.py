@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import groupby
+from typing import cast
 
 import torch
 
@@ -82,8 +83,7 @@ def train_pack(
 
     @cache
     def get_tensors(task: str | None) -> Tensors:
-        assert data is not None
-        return training.to_tensors(data, choose_device(pack.gpus), task)
+        return training.to_tensors(cast("Dataset", data), choose_device(pack.gpus), task)
 
     together: list[ActiveTrial] = []
     alone: list[list[ActiveTrial]] = []
