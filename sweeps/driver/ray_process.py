@@ -155,7 +155,7 @@ class RayProcess:
 
     def kill(self) -> None:
         """Kill the process, and those of Ray that it has started."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # there is none any more; macOS: only some that have ended
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
