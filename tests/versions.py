@@ -1,6 +1,6 @@
 """Versions of the dependencies: the lowest that pyproject.toml allows, and a record of those that passed all tests.
 
-`make test-oldest` and `make test-newest` start this file before anything is installed, so it needs Python alone.
+`make test-oldest` starts this file before anything is installed, so it needs Python alone.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ RECORD = ROOT / "tests" / "passed-versions.json"
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[\w+\])?>=([\d.]+),<([\d.]+)")
 
 
-def read_bounds() -> tuple[str, dict[str, tuple[str, str]]]:
-    """Return the lowest version of Python, and for each package the lowest version and the one that is too new.
+def read_bounds() -> dict[str, tuple[str, str]]:
+    """Return the lowest version of each dependency, and the one that is too new; Python is one of them.
 
     Raises:
         ValueError: A requirement has another form, or a package has different bounds in two places.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    bounds: dict[str, tuple[str, str]] = {}
+    bounds = {"python": (project["requires-python"].removeprefix(">="), "4")}
     for requirements in (project["dependencies"], *project["optional-dependencies"].values()):
         for requirement in requirements:
             match = REQUIREMENT.fullmatch(requirement)
@@ -34,7 +34,7 @@ def read_bounds() -> tuple[str, dict[str, tuple[str, str]]]:
             name, lowest, too_new = match.groups()
             if bounds.setdefault(name, (lowest, too_new)) != (lowest, too_new):
                 raise ValueError(f"{name} has different bounds in two places of pyproject.toml")
-    return project["requires-python"].removeprefix(">="), bounds
+    return bounds
 
 
 def parse(text: str) -> tuple[int, ...]:
@@ -46,46 +46,64 @@ def parse(text: str) -> tuple[int, ...]:
 
 
 def read_record() -> dict[str, dict[str, str]]:
-    """Return the versions that passed all tests, by `oldest` and `newest`."""
+    """Return the versions that passed all tests, under `oldest` and `newest`."""
     return json.loads(RECORD.read_text()) if RECORD.exists() else {}
 
 
 def find_differences(which: str, passed: dict[str, str]) -> list[str]:
-    """Return a sentence for each version that passed as the oldest or newest but does not fit the bounds."""
-    python, bounds = read_bounds()
-    found: list[str] = []
-    if passed.keys() != {"python", *bounds}:
-        found.append(f"other packages were tested: {', '.join(sorted(passed.keys() ^ {'python', *bounds}))}")
-    if which == "oldest" and parse(passed.get("python", ""))[:2] != parse(python):
-        found.append(f"Python {python} is the lowest allowed, {passed.get('python')} was tested")
-    for name in sorted(bounds.keys() & passed.keys()):
-        (lowest, too_new), tested = bounds[name], passed[name]
-        if which == "oldest" and parse(tested) != parse(lowest):
-            found.append(f"{name} {lowest} is the lowest allowed, {tested} was tested")
-        if which == "newest" and not parse(lowest) <= parse(tested) < parse(too_new):
-            found.append(f"{name} {tested} was tested, which is not among those allowed: >={lowest},<{too_new}")
+    """Return a sentence for each dependency whose bounds are not those that were tested.
+
+    The `oldest` versions that passed must equal the lowest ones, the `newest` must be allowed.
+    """
+    bounds = read_bounds()
+    found = [f"{name} is recorded, but no dependency" for name in passed.keys() - bounds.keys()]
+    for name, (lowest, too_new) in bounds.items():
+        if name not in passed:
+            found.append(f"{name} was not tested")
+        elif which == "oldest" and parse(passed[name]) != parse(lowest):
+            found.append(f"{name} {lowest} is the lowest allowed, but {passed[name]} was tested")
+        elif which == "newest" and not parse(lowest) <= parse(passed[name]) < parse(too_new):
+            found.append(f"{name}>={lowest},<{too_new} is allowed, but {passed[name]} was tested")
     return found
 
 
-def main(command: str, which: str) -> str | None:
-    """Run a command for the `oldest` or `newest` versions; return what is wrong.
+def print_constraints(which: str) -> None:
+    """Print the constraints with which pip installs the lowest versions; for the newest there are none.
 
-    `constraints` prints the constraints to install; `record` records the versions that are installed here, after they
-    passed all tests; `check` compares the record with pyproject.toml.
+    Raises:
+        SystemExit: This is not the oldest Python.
     """
-    python, bounds = read_bounds()
-    if command == "constraints" and which == "oldest":
-        if parse(platform.python_version())[:2] != parse(python):
-            return f"the oldest versions are tested with the oldest Python: make test-oldest PYTHON=python{python}"
-        print(*(f"{name}=={lowest}" for name, (lowest, _) in bounds.items()), sep="\n")
-    passed = read_record()
-    if command == "record":
-        versions = {name: version(name) for name in sorted(bounds)}
-        passed[which] = {"python": platform.python_version(), **versions}
-        RECORD.write_text(json.dumps(passed, indent=4, sort_keys=True) + "\n")
-    differences = find_differences(which, passed.get(which, {})) if command != "constraints" else []
-    return "\n".join([*differences, f"run make test-{which}"]) if differences else None
+    if which != "oldest":
+        return
+    bounds = read_bounds()
+    python, _ = bounds.pop("python")
+    if get_python_version() != python:
+        sys.exit(f"the oldest versions are tested with the oldest Python: make test-oldest PYTHON=python{python}")
+    print(*(f"{name}=={lowest}" for name, (lowest, _) in bounds.items()), sep="\n")
+
+
+def get_python_version() -> str:
+    """Return the version of the Python that runs this, without its last number."""
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def record(which: str) -> None:
+    """Record the versions that are installed here, where all tests have passed."""
+    versions = {name: get_python_version() if name == "python" else version(name) for name in read_bounds()}
+    RECORD.write_text(json.dumps(read_record() | {which: versions}, indent=4, sort_keys=True) + "\n")
+
+
+def check(which: str) -> None:
+    """Compare the record with pyproject.toml.
+
+    Raises:
+        SystemExit: They differ.
+    """
+    differences = find_differences(which, read_record().get(which, {}))
+    if differences:
+        sys.exit("\n".join([*differences, f"run make test-{which}"]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    command, which = sys.argv[1:]
+    {"constraints": print_constraints, "record": record, "check": check}[command](which)
