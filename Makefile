@@ -41,6 +41,7 @@ test-oldest test-newest: test-%:
 	$(VENV)-$*/bin/python tests/versions.py constraints $* > $(VENV)-$*/constraints.txt
 	$(VENV)-$*/bin/python -m pip install --quiet --constraint $(VENV)-$*/constraints.txt --editable '.[test,cluster]'
 	$(VENV)-$*/bin/python -m ruff check .
+	$(VENV)-$*/bin/python -m ruff format --check .
 	$(VENV)-$*/bin/python -m mypy
 	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/test_versions.py
 	$(VENV)-$*/bin/python cluster/suite.py && $(VENV)-$*/bin/python tests/versions.py record $* || test $$? -eq 77
