@@ -5,8 +5,8 @@ RUN = $(VENV)/bin/python
 # Import the packages of this checkout, even if several checkouts share one environment.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install install-cluster quickstart test fast-test chaos chaos-quick cluster-test bench bench-compare \
-	bench-safety bench-cluster lint types
+.PHONY: help install install-cluster quickstart test fast-test test-oldest test-newest chaos chaos-quick cluster-test \
+	bench bench-compare bench-safety bench-cluster lint types
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -32,6 +32,19 @@ test: install ## Run all tests, end-to-end runs included, two at a time
 
 fast-test: install ## Run the fast tests, which take under a minute together
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
+
+test-oldest: ## Run lint, types, test and cluster-test with the oldest versions allowed, and record them
+test-newest: ## The same with the newest versions allowed
+# They have environments of their own. Without root the cluster is not tested, and nothing is recorded.
+test-oldest test-newest: test-%:
+	$(PYTHON) -m venv --clear $(VENV)-$*
+	$(VENV)-$*/bin/python tests/versions.py constraints $* > $(VENV)-$*/constraints.txt
+	$(VENV)-$*/bin/python -m pip install --quiet --constraint $(VENV)-$*/constraints.txt --editable '.[test,cluster]'
+	$(VENV)-$*/bin/python -m ruff check .
+	$(VENV)-$*/bin/python -m ruff format --check .
+	$(VENV)-$*/bin/python -m mypy
+	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/test_versions.py
+	$(VENV)-$*/bin/python cluster/suite.py && $(VENV)-$*/bin/python tests/versions.py record $* || test $$? -eq 77
 
 chaos: install ## Run sweeps with a fault each, and count points lost or doubled; needs root for the full disks
 	$(RUN) chaos/suite.py

@@ -90,8 +90,9 @@ def start_hosts(laboratory: Laboratory) -> None:
     checkout = laptop.home / "neural-sweeps"
     for name in ("analysis", "cluster", "sweeps", "trainables"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("constraints.txt", "pyproject.toml"):
-        shutil.copy(ROOT / name, checkout)
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    own = Path(sys.prefix, "constraints.txt")  # an environment of `make test-oldest` or `make test-newest` has it
+    shutil.copy(own if own.exists() else ROOT / "constraints.txt", checkout)
     (checkout / CONFIG).write_text(yaml.safe_dump(make_config()))
     key = laptop.home / ".ssh" / "id_ed25519"
     shutil.copyfile(laboratory.key, key)

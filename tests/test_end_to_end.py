@@ -284,3 +284,41 @@ def test_trials_share_a_gpu_and_get_more_of_it_where_memory_runs_out(tmp_path: P
     assert out.count("0.25 of a GPU had too little memory; it had 0.5 in the end") == 2
     assert "Trained 3 of 3 trials" in out
     check_store(tmp_path, 3)
+
+
+LOCAL_RAY = """
+import os, tempfile
+from pathlib import Path
+
+from sweeps.driver.cluster import start_or_join
+from sweeps.driver.resources import Node
+import ray
+
+with tempfile.TemporaryDirectory() as folder:  # a short name, as Ray's sockets need
+    start_or_join(None, "sqlite:///mlflow.db", Node(1, 0), Path(folder, "ray"))
+    print(ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"], flush=True)
+    input()
+    ray.shutdown()
+"""
+
+
+def test_ray_of_one_machine_refuses_clients_without_its_token(tmp_path: Path) -> None:
+    """Ray before 2.52 knows no tokens, and answers everybody without a word."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", LOCAL_RAY]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, text=True, **pipes) as process:  # type: ignore[call-overload]
+        address, token = process.stdout.readline().split()
+        refused: list[bool] = []
+        for variables in (
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+            {"RAY_AUTH_MODE": "disabled"},
+        ):
+            status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]
+            done = subprocess.run(status, env=environment | variables, capture_output=True, check=False)
+            refused.append(done.returncode != 0)
+        process.stdin.write("\n")
+        process.stdin.close()
+    assert refused == [False, True, True]

@@ -108,6 +108,7 @@ def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashb
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")  # --address takes precedence
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # the home folder may have none
     with Dashboard() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
