@@ -102,6 +102,11 @@ def driver_killed(lab: Lab) -> None:
     lab.rerun()
 
 
+def check_summary(output: str) -> None:
+    """Check that a sweep's output ends with the command that goes on."""
+    check(re.search(r"To go on: \S+ \S*sweeps/part3\.py ", output), f"no summary: {output}")
+
+
 def driver_stopped(kind: signal.Signals, *, group: bool = False) -> Fault:
     """Return the fault that a signal asks the driver, or its whole process group, to stop."""
 
@@ -112,7 +117,7 @@ def driver_stopped(kind: signal.Signals, *, group: bool = False) -> Fault:
         (os.killpg if group else os.kill)(sweep.process.pid, kind)
         lab.injected = True
         output = sweep.wait_for_status(130)
-        check(re.search(r"To go on: \S+ \S*sweeps/part3\.py ", output) is not None, f"no summary: {output}")
+        check_summary(output)
         lab.rerun()
 
     return stopped
@@ -237,7 +242,7 @@ def expect_ray_failure(sweep: SweepProcess, reason: str) -> None:
         check(time.monotonic() < killed + 30, f"nothing was said in 30 seconds: {sweep.read_output()}")
         time.sleep(0.1)
     output = sweep.wait_for_status(1)
-    check("To go on: python sweeps/part3.py" in output, f"no summary: {output}")
+    check_summary(output)
 
 
 @fault("Ray's head hangs, then the driver is SIGTERMed")
@@ -250,7 +255,7 @@ def head_hangs(lab: Lab) -> None:
     lab.wait_until(lambda: "Ray has not answered for" in sweep.read_output(), "words", sweep)
     sweep.process.terminate()
     output = sweep.wait_for_status(130)
-    check("To go on: python sweeps/part3.py" in output, f"no summary: {output}")
+    check_summary(output)
     lab.rerun()
 
 
