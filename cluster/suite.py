@@ -147,16 +147,26 @@ class NodeWatch:
 def count_trials(laboratory: Laboratory) -> Counter[str]:
     """Count the trials that train on each host now.
 
+    Processes are listed twice, which takes a moment on a busy machine: those that train in both lists train at the
+    same time.
+    """
+    first, second = find_training_processes(laboratory), find_training_processes(laboratory)
+    return Counter(host for process, host in first.items() if process in second)
+
+
+def find_training_processes(laboratory: Laboratory) -> dict[Path, str]:
+    """Return the host of each process that trains a trial.
+
     They are the processes that Ray names after the method that Tune's actor runs; a process's namespace tells its host.
     An actor that is ending has returned its share of the GPU, and its process is named after the actor alone, however
     long a busy machine takes to end it.
     """
     names = {Path(f"/proc/{host.init_pid}/ns/pid").readlink(): name for name, host in laboratory.hosts.items()}
-    found: Counter[str] = Counter()
+    found: dict[Path, str] = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if b"ImplicitFunc.train" in (process / "cmdline").read_bytes():
-                found[names[(process / "ns" / "pid").readlink()]] += 1
+                found[process] = names[(process / "ns" / "pid").readlink()]
         except (OSError, KeyError):  # The process has just ended, or its host has been switched off.
             pass
     return found
