@@ -83,7 +83,8 @@ def inject(fault: faults.Fault, reference: Reference, folder: Path, options: Seq
         lab.close()
     verdict = Verdict(fault.name, time.monotonic() - started, lab.injected, failure, lost, doubled)
     word = "survived" if verdict.passed else "FAILED"
-    console.print(f"{word}: {verdict.name} ({verdict.seconds:.0f} s)", highlight=False)
+    reason = f": {verdict.failure}" if verdict.failure else ""
+    console.print(f"{word}: {verdict.name} ({verdict.seconds:.0f} s){reason}", markup=False, highlight=False)
     return verdict
 
 
@@ -120,9 +121,6 @@ def main(options: Options) -> int:
             ]
             verdicts = [job.result() for job in jobs]
     console.print(make_table(verdicts))
-    for verdict in verdicts:
-        if not verdict.passed:
-            console.print(f"FAILED: {verdict.name}: {verdict.failure or 'points'}", markup=False, highlight=False)
     passed = sum(verdict.passed for verdict in verdicts)
     console.print(f"{passed} of {len(verdicts)} faults survived in {(time.monotonic() - started) / 60:.1f} minutes.")
     return 0 if passed == len(verdicts) else 1
