@@ -9,10 +9,11 @@ import versions
 from versions import find_differences, read_bounds, read_record
 
 
-@pytest.mark.parametrize("which", ["oldest", "newest"])
-def test_the_bounds_are_those_that_were_tested(which: str) -> None:
+def test_the_bounds_are_those_that_were_tested() -> None:
     """`make test-oldest` and `make test-newest` record what passed; the record is never edited by hand."""
-    assert find_differences(which, read_record()[which]) == []
+    record = read_record()
+    assert "oldest" in record
+    assert [difference for which in record for difference in find_differences(which, record[which])] == []
 
 
 def test_constraints_are_inside_the_bounds() -> None:
