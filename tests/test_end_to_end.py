@@ -306,6 +306,7 @@ def test_ray_of_one_machine_refuses_clients_without_its_token(tmp_path: Path) ->
     """Ray before 2.52 knows no tokens, and answers everybody without a word."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else a client would not use the loopback address
     command = [sys.executable, "-c", LOCAL_RAY]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env=environment, cwd=tmp_path, text=True, **pipes) as process:  # type: ignore[call-overload]

@@ -141,7 +141,7 @@ def give_advice(error: BaseException, uri: str) -> str:
     """Return what to do about an error of the store at `uri`."""
     code = getattr(error, "error_code", "")  # MLflow's, which its text may lack
     text = f"{code if code != 'INTERNAL_ERROR' else ''} {error}"
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError):  # also of a namespace such as google.cloud, which other packages share
         package = PACKAGES.get(error.name or "", error.name)
         return f"install the package that it needs with: {name_program('python')} -m pip install {package}"
     found = re.search(r"out-of-date database schema \(found version (\w+)", text)
