@@ -18,6 +18,7 @@ from sweeps.driver import provenance
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan, check_records
 from sweeps.driver.provenance import collect_provenance, get_version, run_git
+from sweeps.driver.ray_process import LOG_NAME
 from sweeps.driver.recovery import close_own_runs, deliver_waiting_results, remove_leftovers
 from sweeps.driver.report import make_result_table, print_backend
 from sweeps.driver.run import run
@@ -145,13 +146,16 @@ def test_leftovers_are_removed_while_nobody_trains(store: Store, tmp_path: Path)
         folder.write_checkpoint(1, {})
     ray_folder = tmp_path / "ray"
     ray_folder.mkdir()
+    (tmp_path / LOG_NAME).touch()  # Ray has failed
     plan = Plan(sweep, (trial,), store.find_runs())
     with FileLock(tmp_path / "sweep.lock"):  # another driver trains
         remove_leftovers(plan, tmp_path, ray_folder)
     assert folder.path.exists()
     assert ray_folder.exists()
+    assert (tmp_path / LOG_NAME).exists()
     remove_leftovers(plan, tmp_path, None)
     assert not folder.path.exists()
+    assert not (tmp_path / LOG_NAME).exists()
     assert ray_folder.exists()
     remove_leftovers(plan, tmp_path, ray_folder)
     assert not ray_folder.exists()

@@ -45,7 +45,6 @@ class RayProcess:
         self.storage = storage
         self.watch = Watch(address, say)
         self.busy = False
-        (storage / LOG_NAME).unlink(missing_ok=True)
         make_private_folder(folder)
         self.connection, theirs = Pipe()
         with (folder / LOG_NAME).open("wb") as log:

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from sweeps.driver.lease import is_alive
 from sweeps.driver.plan import Plan
+from sweeps.driver.ray_process import LOG_NAME
 from sweeps.driver.report import say
 from trainables.errors import BadInputError, UserError
 from trainables.persistence.connection import RETRY_SECONDS, SweepContext
@@ -27,7 +28,7 @@ STORAGE_LOCK = "sweep.lock"  # a file in the storage folder, locked by the drive
 
 
 def remove_leftovers(plan: Plan, storage: Path, ray_folder: Path | None) -> None:
-    """Remove the folders of finished trials, and Ray's files, that a driver left because it died.
+    """Remove what a driver left because it or Ray died: the folders of finished trials, Ray's files, and Ray's log.
 
     Nothing is removed while another driver trains with this storage.
 
@@ -39,8 +40,10 @@ def remove_leftovers(plan: Plan, storage: Path, ray_folder: Path | None) -> None
     finished = [TrialFolder(storage, trial) for trial in plan.trials if plan.find_finished(trial)]
     folders = [folder for folder in finished if folder.path.exists()]
     left_by_ray = ray_folder if ray_folder and ray_folder.exists() and storage.exists() else None
-    if folders or left_by_ray:
+    log = storage / LOG_NAME
+    if folders or left_by_ray or log.exists():
         with suppress(Timeout), FileLock(storage / STORAGE_LOCK, blocking=False):
+            log.unlink(missing_ok=True)
             for folder in folders:
                 folder.remove()
             if left_by_ray:
