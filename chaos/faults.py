@@ -248,7 +248,7 @@ def expect_ray_failure(sweep: SweepProcess, reason: str) -> None:
 @fault("Ray's head hangs, then the driver is SIGTERMed")
 def head_hangs(lab: Lab) -> None:
     """Stop the head (GCS) of Ray on this machine, and then the sweep."""
-    sweep = lab.start()
+    sweep = lab.start(STEP_SECONDS="0.2")  # it must not end before its silence is noticed
     lab.wait_for_mid_training(sweep)
     sweep.find_processes("gcs_server")[0].suspend()
     lab.injected = True
