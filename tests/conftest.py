@@ -136,5 +136,5 @@ class FakeRayProcess:
 @pytest.fixture
 def train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sweeps do all but train."""
-    monkeypatch.setattr("sweeps.driver.trainer.RayProcess", FakeRayProcess)
+    monkeypatch.setattr("sweeps.driver.ray_process.RayProcess", FakeRayProcess)
     monkeypatch.setattr(Trainer, "train", lambda *_: {})

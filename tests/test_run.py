@@ -233,8 +233,8 @@ def test_a_dry_run_on_a_cluster_leaves_a_living_sweep_alone(
 ) -> None:
     """Ray's files lie in a folder that follows from the storage, and a living sweep may use both."""
     monkeypatch.setattr(FakeRayProcess, "folders", folders := [])
-    monkeypatch.setattr("sweeps.driver.run.RayProcess", FakeRayProcess)
-    monkeypatch.setattr("sweeps.driver.run.check_address", lambda address: None)
+    monkeypatch.setattr("sweeps.driver.ray_process.RayProcess", FakeRayProcess)
+    monkeypatch.setattr("sweeps.driver.ray_process.check_address", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert run(replace(OPTIONS, tracking_uri=store.uri), RunOptions(storage=tmp_path, dry_run=True)) == 0
     assert RunOptions(storage=tmp_path).private_folder not in folders

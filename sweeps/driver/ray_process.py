@@ -17,13 +17,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 from sweeps.driver.signals import delay_signals
-from sweeps.driver.watch import REFUSED, Message, RayFailedError, Watch, try_connection
+from sweeps.driver.watch import REFUSED, Message, RayFailedError, Watch, check_address, try_connection
 from trainables.errors import BadInputError
 
 STOP_SECONDS = 30.0  # in which Tune must end its trials
@@ -171,6 +171,22 @@ class RayProcess:
             while self.folder.exists() and time.monotonic() < deadline:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 time.sleep(0.1)
+
+
+def start_ray_process(
+    address: str | None, folder: Path, storage: Path, say: Callable[[str], None], stack: ExitStack
+) -> RayProcess:
+    """Start the process that holds Ray; it ends when `stack` closes.
+
+    Raises:
+        BadInputError: Nothing listens at the address of the cluster, or the folder cannot be made.
+    """
+    if address is not None:
+        check_address(address)
+    with delay_signals():
+        process = RayProcess(address, folder, storage, say)
+        stack.callback(process.close)
+    return process
 
 
 def make_private_folder(folder: Path) -> None:

@@ -10,13 +10,11 @@ from pathlib import Path
 
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan
-from sweeps.driver.ray_process import RayProcess
+from sweeps.driver.ray_process import start_ray_process
 from sweeps.driver.recovery import remove_leftovers
 from sweeps.driver.report import console, make_result_table, print_allocation, print_missing, print_plan, say
 from sweeps.driver.resources import Allocation, Node, allocate, detect_machine, parse_gpu_requests, request_gpus
 from sweeps.driver.session import Session
-from sweeps.driver.signals import delay_signals
-from sweeps.driver.watch import check_address
 from sweeps.experiment import StagesEndedEarly, SweepOptions
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
@@ -109,13 +107,10 @@ def print_dry_run(trials: Sequence[Trial], run_options: RunOptions, address: str
     with ExitStack() as stack:
         nodes = [detect_machine()]
         if address:
-            check_address(address)
             # Another driver with the same storage may have its files in the usual folder.
             temporary = tempfile.TemporaryDirectory(prefix="neural-sweeps-", ignore_cleanup_errors=True)
             folder = Path(stack.enter_context(temporary)) / "ray"
-            with delay_signals():
-                ray = RayProcess(address, folder, folder, say)
-                stack.callback(ray.close)
+            ray = start_ray_process(address, folder, folder, say, stack)
             nodes = ray.ask("the cluster is joined", "start", address, tracking_uri, nodes[0], folder)
         print_allocation(allocate_as_requested(trials, run_options, nodes))
     if None in parse_gpu_requests(run_options.gpus_per_trial).values() and any(node.gpus > 0 for node in nodes):

@@ -11,7 +11,7 @@ from sweeps.driver.options import RunOptions
 from sweeps.driver.packing import MAX_STACKED_TRIALS, ImageCounts, make_packs, parse_pack_size
 from sweeps.driver.plan import check_records
 from sweeps.driver.progress import show_progress
-from sweeps.driver.ray_process import RayProcess
+from sweeps.driver.ray_process import start_ray_process
 from sweeps.driver.report import console, print_allocation, print_backend, print_packs, say
 from sweeps.driver.resources import (
     DEFAULT_GPU_SHARE,
@@ -24,8 +24,7 @@ from sweeps.driver.resources import (
     request_gpus,
     size_gpu_share,
 )
-from sweeps.driver.signals import delay_signals
-from sweeps.driver.watch import RayFailedError, check_address
+from sweeps.driver.watch import RayFailedError
 from trainables.persistence.connection import CHECKSUM_TAG, SweepContext
 from trainables.trial import Trial
 from trainables.worker.pack import Outcome, Pack, WorkerSettings
@@ -53,11 +52,7 @@ class Trainer:
         self.nodes: list[Node] = []
         self.images: ImageCounts | None = None
         self.allocation: Allocation | None = None
-        if address is not None:
-            check_address(address)
-        with delay_signals():
-            self.ray = RayProcess(address, options.private_folder, self.storage, say)
-            stack.callback(self.ray.close)
+        self.ray = start_ray_process(address, options.private_folder, self.storage, say, stack)
 
     def train(self, trials: Sequence[Trial], names: Mapping[str, str], context: SweepContext) -> Mapping[str, Outcome]:
         """Train trials, and return their outcomes by id; fewer if the user stops them, or if Ray fails.
