@@ -53,9 +53,13 @@ def draw(options: Grid, stages: Sequence[SweepResults], output: Output, draw_opt
     """Write the curves, the heat map and the table."""
     draw_options.check()
     [results] = stages
-    output.save_figure(draw_curves(results.data, draw_options, options.dataset), "curves", results, pdf=True)
-    output.save_figure(draw_heat_map(results.data, draw_options, options.dataset), "heat_map", results, pdf=True)
-    output.save_table(make_table(results), "table")
+    curves = draw_curves(results.data, draw_options, options.dataset)
+    description = f"Mean curves of {draw_options.quantity}, by {draw_options.by} and {draw_options.facet}."
+    output.save_figure(curves, "curves", description, results)
+    heat_map = draw_heat_map(results.data, draw_options, options.dataset)
+    description = f"Mean test accuracy by {' and '.join(draw_options.heat_map)}."
+    output.save_figure(heat_map, "heat_map", description, results)
+    output.save_table(make_table(results), "table", "Test accuracy (%) of each setting over its seeds.")
 
 
 def select_runs(data: xr.Dataset, values: Mapping[str, Any]) -> xr.Dataset:

@@ -32,9 +32,9 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
         rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values)})
     figures.add_accuracy_legend(figure)
     figures.add_caption(figure, f"{options.dataset}, logistic regression. {figures.describe_bands(bands)}")
-    output.save_figure(figure, "mnist", results, pdf=True)
+    output.save_figure(figure, "mnist", "Training and test accuracy by epoch, in a panel for each setting.", results)
     output.save_json({"trials": trials}, "mnist")
-    output.save_table(rows, "table")
+    output.save_table(rows, "table", "Accuracy (%) after the last epoch.")
     for task in ("digits", "even_odd"):
         best = find_best_run(results.data.sel(setting=[name for name in settings if name.startswith(task)]))
         if best is None:
@@ -42,7 +42,7 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
             continue
         title = f"{options.dataset}, {best.setting.item()}, seed {int(best.seed)} (best test accuracy)"
         gallery = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
-        output.save_figure(gallery, f"misclassified_{task}", results)
+        output.save_figure(gallery, f"misclassified_{task}", "Test images that the best model names wrong.", results)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.answers import Answer
 from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
@@ -57,17 +58,53 @@ S = TypeVar("S", bound=SweepOptions)
 D = TypeVar("D", bound=DrawOptions)
 
 
+@dataclass(frozen=True)
+class SavedFigure:
+    """A figure that an analysis has saved.
+
+    Attributes:
+        name: Name of its files, without ending.
+        figure: The figure as it was drawn, its note included.
+        description: What it shows, in a sentence or two, for readers who cannot see it.
+    """
+
+    name: str
+    figure: Figure
+    description: str
+
+
+@dataclass(frozen=True)
+class SavedTable:
+    """A table that an analysis has saved.
+
+    Attributes:
+        name: Name of its files, without ending.
+        rows: Rows that have the same keys, the headings.
+        caption: What it shows, in a sentence.
+    """
+
+    name: str
+    rows: Sequence[dict[str, Any]]
+    caption: str
+
+
 @dataclass
 class Output:
-    """A folder for an analysis's files, and the list of the files written into it.
+    """A folder for an analysis's files, and what was put into them, for the report.
 
     Attributes:
         folder: Folder that is made when its first file is written.
         written: Paths of the files, in the order in which they were written.
+        figures: Figures that were saved, in that order.
+        tables: Tables that were saved, in that order.
+        answers: Answers to the questions of the experiment.
     """
 
     folder: Path
     written: list[Path] = field(default_factory=list)
+    figures: list[SavedFigure] = field(default_factory=list)
+    tables: list[SavedTable] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
 
     @contextmanager
     def convert_write_errors(self) -> Iterator[None]:
@@ -84,14 +121,14 @@ class Output:
         self.written.append(path)
         return path
 
-    def save_figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
-        """Save a figure as `name`.png, with a note below it about the trials of its stages that it leaves out.
+    def save_figure(self, figure: Figure, name: str, description: str, *stages: SweepResults) -> None:
+        """Save a figure as `name`.png and `name`.pdf, with a note below it about the trials that it leaves out.
 
         Args:
             figure: Figure to save; the note is added to it.
-            name: Name of the file, without its ending.
+            name: Name of the files, without their endings.
+            description: What the figure shows, in a sentence or two, for readers who cannot see it.
             stages: Results that the figure shows.
-            pdf: True to save `name`.pdf as well.
         """
         lines = [
             line
@@ -102,8 +139,8 @@ class Output:
             figure.text(0.005, 0, "\n".join(lines), color="red", fontsize=8, va="top")
         box = "tight" if lines else None  # the page grows downwards to hold the note, so that it covers nothing
         figure.savefig(self.add_file(f"{name}.png"), dpi=150, bbox_inches=box)
-        if pdf:
-            figure.savefig(self.add_file(f"{name}.pdf"), bbox_inches=box)
+        figure.savefig(self.add_file(f"{name}.pdf"), bbox_inches=box)
+        self.figures.append(SavedFigure(name, figure, description))
 
     def save_json(self, content: Any, name: str) -> None:
         """Save `content` as `name`.json, with null for NaN and infinities, which JSON cannot express."""
@@ -111,8 +148,15 @@ class Output:
             json.dumps(replace_non_finite(content), allow_nan=False) + "\n", encoding="utf-8"
         )
 
-    def save_table(self, rows: Sequence[dict[str, Any]], name: str) -> None:
-        """Save rows that have the same keys as `name`.csv (exact) and `name`.md (numbers with two decimals)."""
+    def save_table(self, rows: Sequence[dict[str, Any]], name: str, caption: str) -> None:
+        """Save rows that have the same keys as `name`.csv (exact) and `name`.md (numbers with two decimals).
+
+        Args:
+            rows: Rows that have the same keys, the headings.
+            name: Name of the files, without their endings.
+            caption: What the table shows, in a sentence.
+        """
+        self.tables.append(SavedTable(name, rows, caption))
         with self.add_file(f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()

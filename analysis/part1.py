@@ -107,7 +107,7 @@ def main(options: Part1) -> int:
     )
     output = Output(options.out)
     with output.convert_write_errors():
-        output.save_table(rows, "part1")
+        output.save_table(rows, "part1", "Numbers of parameters, from the formulas and from the networks.")
     print("\n".join(str(path) for path in output.written))
     return 0
 

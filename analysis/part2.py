@@ -155,7 +155,11 @@ def main(options: Part2) -> int:
         raise BadInputError(f"{len(kernels)} kernels do not fit in a figure; give {MAX_COLUMNS} at most")
     output = Output(options.out)
     with output.convert_write_errors():
-        output.save_figure(draw_grid(outputs[: options.show]), "part2")
+        output.save_figure(
+            draw_grid(outputs[: options.show]),
+            "part2",
+            "The outputs of the convolution: a row for each image, a column for each kernel.",
+        )
         np.save(output.add_file("part2.npy"), outputs, allow_pickle=False)
     print("\n".join(str(path) for path in output.written))
     print(f"input {images.shape}, kernel {kernels.shape} → output {outputs.shape}")

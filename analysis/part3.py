@@ -31,7 +31,8 @@ def draw(options: Part3, stages: Sequence[SweepResults], output: Output, draw_op
     [results] = stages
     records_per_epoch = results.data.sizes["step"] / options.epochs
     last_epoch = slice(-max(1, round(records_per_epoch)), None)
-    output.save_figure(draw_comparison(results.data, last_epoch, options.dataset), "part3", results, pdf=True)
+    description = "Training loss, training and validation accuracy by step, and test against training accuracy."
+    output.save_figure(draw_comparison(results.data, last_epoch, options.dataset), "part3", description, results)
     rows = []
     for architecture in list_finished_architectures(results.data):
         runs = select_finished(results.data, architecture=architecture)
@@ -43,10 +44,12 @@ def draw(options: Part3, stages: Sequence[SweepResults], output: Output, draw_op
             score = f"seed {int(best.seed)}, test accuracy {float(best.test_accuracy):.2f} %"
             title = f"{architecture}, first layer of the best run ({score})"
             tiles = figures.draw_tiles(figures.reshape_to_tiles(weights), title)
-            output.save_figure(tiles, f"weights_{architecture}", results)
+            output.save_figure(
+                tiles, f"weights_{architecture}", f"The first layer's weights of {architecture}.", results
+            )
         output.save_json(make_export(architecture, runs, weights), f"part3_{architecture}")
         rows.append(make_row(architecture, runs, last_epoch))
-    output.save_table(rows, "table")
+    output.save_table(rows, "table", "Test accuracy (%) of each architecture over its seeds.")
 
 
 def make_export(architecture: str, runs: xr.Dataset, weights: NDArray[np.floating] | None) -> dict[str, Any]:

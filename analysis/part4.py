@@ -43,9 +43,10 @@ def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_op
     lines = [figures.make_line_handle("relu"), figures.make_line_handle("sigmoid", dashed=True)]
     figure.legend(handles=handles + lines, loc="outside upper center", ncols=len(handles) + 2)
     figures.add_caption(figure, f"{options.dataset}. {figures.describe_bands(bands['train_loss'])}")
-    output.save_figure(figure, "part4", results, pdf=True)
+    description = "Training loss and gradient norm of the first layer by step, with ReLU and with the sigmoid."
+    output.save_figure(figure, "part4", description, results)
     if rows:
-        output.save_table(rows, "table")
+        output.save_table(rows, "table", "Gradient norms of the first layer, medians over the steps.")
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:

@@ -45,12 +45,14 @@ class Part5DrawOptions(DrawOptions):
 def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_options: Part5DrawOptions) -> None:
     """Write the constant rates, the schedule, the export and the comparison with Adam."""
     constant, *scheduled = stages
-    output.save_figure(draw_constant(options, constant), "part5", constant, pdf=True)
+    description = "Training loss and validation accuracy by step, for each constant learning rate."
+    output.save_figure(draw_constant(options, constant), "part5", description, constant)
     runs = {EXPORT_NAMES[rate]: select_finished(constant.data, learning_rate=rate) for rate in LEARNING_RATES}
     output.save_json(make_export(options.architecture, runs), f"part5_{options.architecture}")
     compared: dict[str, tuple[xr.Dataset, int]] = {}
     if scheduled:
-        output.save_figure(draw_schedule(options, scheduled), "schedule", *scheduled, pdf=True)
+        description = "Validation accuracy by step of the scheduled runs, with the switches of the learning rate."
+        output.save_figure(draw_schedule(options, scheduled), "schedule", description, *scheduled)
         for stage in scheduled:
             [name] = stage.data.schedule.values
             compared[f"SGD {name}"] = (select_finished(stage.data, schedule=name), options.schedule_epochs)
@@ -70,7 +72,7 @@ def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_op
         print(f"Of part 3, {line}")
     if compared:
         rows = [make_row(name, runs, epochs, draw_options.targets) for name, (runs, epochs) in compared.items()]
-        output.save_table(rows, "table")
+        output.save_table(rows, "table", "Scheduled SGD against Adam.")
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:

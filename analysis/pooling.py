@@ -37,10 +37,11 @@ def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_
         rows.append(row)
     figures.add_accuracy_legend(figure)
     figures.add_caption(figure, f"{options.dataset}. {figures.describe_bands(bands)}")
-    output.save_figure(figure, "pooling", results, pdf=True)
-    output.save_table(rows, "table")
+    description = "Training and test accuracy by epoch, in a panel for each model and batch size."
+    output.save_figure(figure, "pooling", description, results)
+    output.save_table(rows, "table", "Test accuracy (%) after each epoch.")
     parameters = [make_parameter_row(model, options.dataset) for model in MODELS]
-    output.save_table(parameters, "parameters")
+    output.save_table(parameters, "parameters", "Numbers of weights and biases.")
     totals = {row["model"]: row["parameters"] for row in parameters}
     with_totals = [{**trial, "parameters": totals[trial["model"]]} for trial in trials]
     output.save_json({"trials": with_totals, "parameters": totals}, "pooling")
@@ -50,7 +51,7 @@ def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_
     title = f"{options.dataset}, model {best.model.item()}, batch {int(best.batch_size)}, seed {int(best.seed)}"
     title += " (best test accuracy)"
     gallery = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
-    output.save_figure(gallery, "misclassified", results)
+    output.save_figure(gallery, "misclassified", "Test images that the best model names wrong.", results)
 
 
 def make_parameter_row(model: str, dataset: str) -> dict[str, str | int]:

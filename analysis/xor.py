@@ -35,10 +35,12 @@ def draw(options: Xor, stages: Sequence[SweepResults], output: Output, draw_opti
     ]
     report = [row for row in rows if row["seed"] == REPORT_SEED]
     output.save_json({"report": [remove_seed(row) for row in report], "seeds": rows}, "xor")
-    output.save_figure(draw_surfaces(results, report), "surfaces", results)
-    output.save_figure(draw_loss_curves(results.data), "loss", results)
-    output.save_figure(draw_losses_by_sigma(rows, options), "xor", results, pdf=True)
-    output.save_table(make_table(rows, options), "table")
+    description = "The network's output over the plane, with the clean points and with the noisy points."
+    output.save_figure(draw_surfaces(results, report), "surfaces", description, results)
+    output.save_figure(draw_loss_curves(results.data), "loss", "The training loss by epoch, for each σ.", results)
+    description = "The losses on the clean and on the noisy points by σ, with every seed."
+    output.save_figure(draw_losses_by_sigma(rows, options), "xor", description, results)
+    output.save_table(make_table(rows, options), "table", "The losses by σ.")
 
 
 def evaluate_trial(seed: int, sigma: float, weights: NDArray[np.float64]) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def record(
 class OutputWithNotes(Output):
     """An output that keeps the text of the red note on each figure, by the figure's name."""
 
-    def save_figure(self, figure: Figure, name: str, *stages: SweepResults, pdf: bool = False) -> None:
-        super().save_figure(figure, name, *stages, pdf=pdf)
+    def save_figure(self, figure: Figure, name: str, description: str, *stages: SweepResults) -> None:
+        super().save_figure(figure, name, description, *stages)
         self.notes = {
             **getattr(self, "notes", {}),
             name: " ".join(text.get_text() for text in figure.texts if text.get_color() == "red"),

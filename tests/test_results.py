@@ -166,7 +166,8 @@ def test_part3_writes_the_files_that_the_report_asks_for(results: SweepResults, 
     draw(Part3(epochs=2, dataset="digits"), [results], output, DrawOptions())
     assert {path.name for path in output.written} == {
         *("part3.png", "part3.pdf", "table.csv", "table.md"),
-        *("weights_mlp_1.png", "weights_cnn_3.png", "part3_mlp_1.json", "part3_cnn_3.json"),
+        *("weights_mlp_1.png", "weights_mlp_1.pdf", "weights_cnn_3.png", "weights_cnn_3.pdf"),
+        *("part3_mlp_1.json", "part3_cnn_3.json"),
     }
     assert all(path.stat().st_size > 0 for path in output.written)
     export = json.loads((tmp_path / "figures" / "part3_cnn_3.json").read_text())
@@ -202,7 +203,7 @@ def test_part3_draws_the_trials_that_are_not_missing(store: Store, tmp_path: Pat
 def draw_note(stage: SweepResults, folder: Path) -> list[str]:
     """Return the lines of the note on a wide figure of a stage."""
     figure = Figure(figsize=(20, 2))
-    Output(folder).save_figure(figure, "x", stage)
+    Output(folder).save_figure(figure, "x", "A figure.", stage)
     return [line for text in figure.texts for line in text.get_text().splitlines()]
 
 

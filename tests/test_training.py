@@ -267,3 +267,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert page_faults("keep") < page_faults() / 5
+
+
+def test_a_result_names_the_test_images_that_the_network_gets_right(data: training.Tensors) -> None:
+    trial = make_trial(epochs=1)
+    state = training.start(trial, data)
+    result = train_fully(trial, data)
+    assert result.test_correct is not None
+    assert len(result.test_correct) == len(data.test_labels)
+    assert result.test_accuracy == pytest.approx(100 * result.test_correct.mean(), abs=1e-4)
+    for _ in training.train(trial, data, state):
+        pass
+    with torch.inference_mode():
+        expected = state.model(data.test_images).argmax(dim=1) == data.test_labels
+    assert result.test_correct.tolist() == expected.tolist()

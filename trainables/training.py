@@ -1,7 +1,7 @@
 """Training of one trial, without Ray or MLflow: records on the way, a result at the end.
 
     state = start(trial, data)
-    for _ in train(trial, data, state): ...   # the body runs after every step
+    for _ in train(trial, data, state): ...  # after every step
     result = finish(trial, data, state)
 
 On the CPU, with the same number of threads, a trial that is resumed from `make_state_dict` equals an uninterrupted one
@@ -29,9 +29,7 @@ from trainables.trial import Trial
 
 EVALUATION_BATCH = 2500  # images in a forward pass outside training: enough to keep a GPU busy, within its memory
 
-# Images that go through the layers together, outside training on the CPU: convolutional networks were fastest with 50
-# to 100 images, a tenth faster than with 250.
-CPU_CHUNK_IMAGES = 96
+CPU_CHUNK_IMAGES = 96  # outside training on the CPU: convolutional networks were a tenth slower with 250
 
 # A forward pass: a network and images `(n, channels, height, width)` → logits `(n, classes)`
 Forward = Callable[[nn.Sequential, Tensor], Tensor]
@@ -131,14 +129,19 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=-1) == labels).sum(dim=-1)
 
 
-def compute_accuracy(model: nn.Sequential, images: Tensor, labels: Tensor, forward: Forward = forward_torch) -> Tensor:
-    """Compute the model's accuracy on all images in percent, in eval mode, as a scalar tensor on the device."""
+def find_correct(model: nn.Sequential, images: Tensor, labels: Tensor, forward: Forward = forward_torch) -> Tensor:
+    """Find the images that the model names right in eval mode, as bools `(n,)` on the device."""
     model.eval()
     with torch.inference_mode():
         batches = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-        correct = torch.stack([count_correct(forward(model, x), y) for x, y in batches]).sum()
+        correct = torch.cat([forward(model, x).argmax(dim=-1) == y for x, y in batches])
     model.train()
-    return 100 * correct / len(labels)
+    return correct
+
+
+def compute_accuracy(model: nn.Sequential, images: Tensor, labels: Tensor, forward: Forward = forward_torch) -> Tensor:
+    """Compute the model's accuracy on all images in percent, in eval mode, as a scalar tensor on the device."""
+    return 100 * find_correct(model, images, labels, forward).sum() / len(labels)
 
 
 def compute_gradient_norm(model: nn.Module) -> Tensor:
@@ -196,10 +199,10 @@ def move_order(order: Tensor, device: torch.device) -> Tensor:
 
 def start(trial: Trial, data: Tensors) -> State:
     """Return the state of a trial before its first step: PyTorch's default initialisation with the trial's seed."""
+    kinds = {"activation": trial.activation, "pooling": trial.pooling}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trial.seed)
-        architecture, activation, pooling = trial.architecture, trial.activation, trial.pooling
-        model = build(architecture, data.input_shape, classes=data.classes, activation=activation, pooling=pooling)
+        model = build(trial.architecture, data.input_shape, classes=data.classes, **kinds)
     device = data.train_images.device
     # This makes PyTorch's convolutions on the CPU 1.1 to 1.4 times as fast in training, 1.4 to 2 times in validation.
     model.to(device).to(memory_format=torch.channels_last)  # both work in place
@@ -290,8 +293,9 @@ def finish(trial: Trial, data: Tensors, state: State) -> Result:
     """Return the result of a trial that has ended; only this and `test_set_accuracy` look at the test images."""
     steps = list_record_steps(trial, len(data.train_images))
     steps = steps[steps <= state.step]  # all of them, unless the trial diverged
-    test_accuracy = math.nan
-    if not state.diverged:
-        test_accuracy = float(compute_accuracy(state.model, data.test_images, data.test_labels, state.forward))
+    curves = fetch_curves(trial, state, len(steps))
     first_layer = get_first_layer(state.model).detach().cpu().numpy().copy()
-    return Result(steps, fetch_curves(trial, state, len(steps)), test_accuracy, first_layer)
+    if state.diverged:
+        return Result(steps, curves, math.nan, first_layer)
+    correct = find_correct(state.model, data.test_images, data.test_labels, state.forward)
+    return Result(steps, curves, float(100 * correct.sum() / len(correct)), first_layer, correct.cpu().numpy())

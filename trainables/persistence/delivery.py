@@ -152,6 +152,7 @@ def encode_result(
         "steps": torch.from_numpy(result.steps),
         "curves": {name: torch.from_numpy(curve) for name, curve in result.curves.items()},
         "first_layer": torch.from_numpy(result.first_layer),
+        "test_correct": None if result.test_correct is None else torch.from_numpy(result.test_correct),
         "last_step": last_step,
         "tags": dict(tags),
         "model": model,
@@ -160,9 +161,11 @@ def encode_result(
 
 def decode_result(content: Mapping[str, Any]) -> Result:
     """Return the result that `encode_result` was given."""
+    correct = content.get("test_correct")  # results of earlier versions do not have it
     return Result(
         steps=content["steps"].numpy(),
         curves={name: curve.numpy() for name, curve in content["curves"].items()},
         test_accuracy=content["test_accuracy"],
         first_layer=content["first_layer"].numpy(),
+        test_correct=None if correct is None else correct.numpy(),
     )
