@@ -133,10 +133,9 @@ def find_correct(model: nn.Sequential, images: Tensor, labels: Tensor, forward: 
     """Find the images that the model names right in eval mode, as bools `(n,)` on the device."""
     model.eval()
     with torch.inference_mode():
-        batches = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-        correct = torch.cat([forward(model, x).argmax(dim=-1) == y for x, y in batches])
+        predicted = torch.cat([forward(model, batch).argmax(dim=-1) for batch in images.split(EVALUATION_BATCH)])
     model.train()
-    return correct
+    return predicted == labels
 
 
 def compute_accuracy(model: nn.Sequential, images: Tensor, labels: Tensor, forward: Forward = forward_torch) -> Tensor:
