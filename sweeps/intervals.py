@@ -1,4 +1,4 @@
-"""Means over seeds and their confidence intervals, as pure functions of arrays."""
+"""Estimates of one setting over its seeds, with their confidence intervals, as pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -24,15 +24,37 @@ class Interval(NamedTuple):
     n: NDArray[np.int64]
 
 
-def compute_mean_interval(values: ArrayLike, axis: int = 0, confidence: float = 0.95) -> Interval:
+class Share(NamedTuple):
+    """A share with its confidence interval, from 0 to 1.
+
+    Attributes:
+        share: Share that was observed; NaN where nothing was.
+        low: Lower end of the interval; NaN where nothing was observed.
+        high: Upper end of the interval; NaN where nothing was observed.
+        n: Number of observations.
+    """
+
+    share: float
+    low: float
+    high: float
+    n: int
+
+
+def compute_mean_interval(
+    values: ArrayLike, axis: int = 0, confidence: float = 0.95, *, lowest: float = -np.inf, highest: float = np.inf
+) -> Interval:
     """Compute the mean over an axis with its confidence interval by Student's t distribution.
 
     For normally distributed values this interval is exact even if there are few of them, which a bootstrap is not.
+    Its ends are clipped to the range of the quantity. The true mean lies in that range, so an interval that held it
+    still does: clipping costs no coverage.
 
     Args:
         values: Values with at least one dimension, such as `(seeds, …)`. NaN values are left out and not counted.
         axis: Dimension that the result does not have any more.
         confidence: Coverage of the interval.
+        lowest: Least value that the quantity can have, such as 0 for a loss.
+        highest: Greatest value that the quantity can have, such as 100 for an accuracy in %.
     """
     from scipy import stats  # imported here because it takes half a second, and a sweep's plan does not need it
 
@@ -44,7 +66,27 @@ def compute_mean_interval(values: ArrayLike, axis: int = 0, confidence: float = 
     degrees = np.where(n > 1, n - 1, 1)
     half = stats.t.ppf((1 + confidence) / 2, degrees) * np.sqrt(squares / degrees / np.maximum(n, 1))
     half = np.where(n > 1, half, np.nan)
-    return Interval(mean, mean - half, mean + half, n)
+    return Interval(mean, np.clip(mean - half, lowest, highest), np.clip(mean + half, lowest, highest), n)
+
+
+def compute_share_interval(successes: int, n: int, confidence: float = 0.95) -> Share:
+    """Compute a share of n observations with its interval by Wilson's score method.
+
+    It keeps about its nominal coverage on average over all true shares even if n is small, never leaves 0 to 1, and is
+    not empty where all or none succeed. Source: E. B. Wilson, Journal of the American Statistical Association 22
+    (1927), 209–212; recommended for small n by Brown, Cai and DasGupta, Statistical Science 16 (2001), 101–133.
+
+    Args:
+        successes: Number of observations that succeeded, such as seeds that learnt.
+        n: Number of observations.
+        confidence: Coverage of the interval on average.
+    """
+    from scipy import stats
+
+    if n == 0:
+        return Share(np.nan, np.nan, np.nan, 0)
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Share(successes / n, float(interval.low), float(interval.high), n)
 
 
 def format_mean(values: ArrayLike) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sweeps.intervals import compute_mean_interval, format_mean
+from sweeps.intervals import compute_mean_interval, compute_share_interval, format_mean
 
 
 def test_the_interval_of_the_mean_equals_that_of_scipy() -> None:
@@ -41,3 +41,17 @@ def test_95_percent_of_intervals_hold_the_true_mean(n: int) -> None:
 def test_a_mean_is_shown_with_half_the_width_of_its_interval() -> None:
     assert format_mean([1.0, 3.0]) == "2.00 ± 12.71"
     assert format_mean([1.0]) == "1.00"
+
+
+def test_an_interval_ends_where_the_quantity_does() -> None:
+    interval = compute_mean_interval([9.8, 94.9, 95.0], lowest=0, highest=100)
+    assert (interval.low, interval.high) == (0, 100)
+    assert interval.mean == pytest.approx(66.5666667)
+
+
+def test_the_interval_of_a_share_equals_wilsons_formula() -> None:
+    z = 1.959963984540054
+    centre, half = (7 + z**2 / 2) / (10 + z**2), z / (10 + z**2) * (7 * 3 / 10 + z**2 / 4) ** 0.5
+    assert compute_share_interval(7, 10) == pytest.approx((0.7, centre - half, centre + half, 10))
+    assert compute_share_interval(0, 3)[:2] == (0, 0)
+    assert np.isnan(compute_share_interval(0, 0)[:3]).all()
