@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.answers import Answer
+from analysis.publish import add_to_parent_run
 from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
@@ -288,6 +289,9 @@ def main(
                 print(line)
         if ended_early:
             print(ended_early)
+        dataset = sweeps[0].trials()[0].dataset
+        if problem := add_to_parent_run(store, options.experiment, dataset, output.written):
+            print(problem)
         print(f"Every trial's curves: {describe_store(options.tracking_uri)}")
         return 0
 
