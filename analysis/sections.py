@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from analysis.experiments import EXPERIMENTS, Experiment
 from analysis.output import Output, load_stages
@@ -126,8 +127,8 @@ def find_last_options(kind: type[SweepOptions], parents: Sequence[ParentRun], st
     has_dataset = "dataset" in {option.name for option in fields(kind)}
     usual: list[SweepOptions] = [make_quick_options(kind, store.uri)] if older else []
     for dataset in older:
-        options = kind(tracking_uri=store.uri)
-        usual.append(replace(options, **{"dataset": dataset} if has_dataset else {}))
+        settings: dict[str, Any] = {"dataset": dataset} if has_dataset else {}
+        usual.append(kind(**settings, tracking_uri=store.uri))
     return min(
         (options for options in usual if count_finished(options, store)),
         key=lambda options: (count_trials(options) - count_finished(options, store), -count_trials(options)),
