@@ -62,6 +62,7 @@ report-test: install ## Check a report in a browser: make report-test REPORT=fig
 
 bench: install ## Compare sweeps with a plain script, a sweep as in Ray's tutorial, and the machine's peak
 	$(RUN) benchmarks/bench.py
+	$(RUN) benchmarks/reports.py
 
 bench-compare: install ## Compare two results of make bench: make bench-compare OLD=a.json NEW=b.json
 	$(RUN) benchmarks/compare.py --old '$(OLD)' --new '$(NEW)'

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from conftest import FakeRayProcess
@@ -186,6 +186,20 @@ def test_options_that_cannot_be_read_are_named(store: Store) -> None:
     store.tag_parent("part3", "digits", {OPTIONS_TAG: '{"seeds": ', LAST_RUN_TAG: "2026-01-01T00:00:00+00:00"})
     with pytest.raises(BadInputError, match="options that the tracking store keeps of the last part3 sweep"):
         choose(store)
+
+
+def test_every_experiment_can_be_reported(tmp_path: Path) -> None:
+    scripts = {path.stem for path in (ROOT / "sweeps").glob("*.py")} & {
+        p.stem for p in (ROOT / "analysis").glob("*.py")
+    }
+    assert set(EXPERIMENTS) == scripts - {"__init__"}
+    for experiment in EXPERIMENTS.values():
+        kinds = get_type_hints(experiment.load_draw())
+        assert kinds["options"] is experiment.options_type
+        draw_options = experiment.make_draw_options(tmp_path)
+        assert kinds["draw_options"] is type(draw_options)
+        assert draw_options.allow_missing
+        assert getattr(draw_options, "data_root", tmp_path) == tmp_path
 
 
 # The command line
