@@ -189,10 +189,8 @@ def test_options_that_cannot_be_read_are_named(store: Store) -> None:
 
 
 def test_every_experiment_can_be_reported(tmp_path: Path) -> None:
-    scripts = {path.stem for path in (ROOT / "sweeps").glob("*.py")} & {
-        p.stem for p in (ROOT / "analysis").glob("*.py")
-    }
-    assert set(EXPERIMENTS) == scripts - {"__init__"}
+    sweeps, analyses = ({path.stem for path in (ROOT / folder).glob("*.py")} for folder in ("sweeps", "analysis"))
+    assert set(EXPERIMENTS) == sweeps & analyses - {"__init__"}
     for experiment in EXPERIMENTS.values():
         kinds = get_type_hints(experiment.load_draw())
         assert kinds["options"] is experiment.options_type
@@ -309,7 +307,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def section(store: Store, tmp_path: Path) -> Section:
+def section(store: Store, tmp_path: Path, draw_little: None) -> Section:
     """Return a section of small sweeps, one trial of which is missing and one has diverged."""
     options = replace(SMALL, tracking_uri=store.uri)
     record(
@@ -321,7 +319,7 @@ def section(store: Store, tmp_path: Path) -> Section:
     return make_section(options, Snapshot(store.uri), tmp_path / "out", tmp_path)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def draw_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let part 3 draw two small figures, with what a page could get wrong: equal ids, signs, images."""
 
@@ -422,6 +420,7 @@ def test_answers_are_written_with_their_estimates(section: Section) -> None:
     assert second["smallest_difference"] == 2.0
 
 
+@pytest.mark.usefixtures("draw_little")
 def test_a_report_is_written_and_put_on_the_parent_run(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
