@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis import style
 from analysis.answers import Answer
 from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_TRIALS_NAMED = 3  # diverged trials that a note names; an ellipsis stands for the others
-NOTE_CHARACTERS_PER_INCH = 14  # characters of a note, in font size 8, that fit in an inch of a figure's width
 NO_VALUE = "–"  # the cell of a table where there is no value
 
 
@@ -121,6 +120,7 @@ class Output:
         self.written.append(path)
         return path
 
+    @style.with_style
     def save_figure(self, figure: Figure, name: str, description: str, *stages: SweepResults) -> None:
         """Save a figure as `name`.png and `name`.pdf, with a note below it about the trials that it leaves out.
 
@@ -130,15 +130,14 @@ class Output:
             description: What the figure shows, in a sentence or two, for readers who cannot see it.
             stages: Results that the figure shows.
         """
-        lines = [
-            line
-            for note in list_omissions(stages)
-            for line in textwrap.wrap(note, int(NOTE_CHARACTERS_PER_INCH * figure.get_figwidth()))
-        ]
-        if lines:
-            figure.text(0.005, 0, "\n".join(lines), color="red", fontsize=8, va="top")
-        box = "tight" if lines else None  # the page grows downwards to hold the note, so that it covers nothing
-        figure.savefig(self.add_file(f"{name}.png"), dpi=150, bbox_inches=box)
+        notes = [style.wrap(note, figure.get_figwidth()) for note in list_omissions(stages)]
+        if notes:
+            figure.text(0.01, 0, "\n".join(notes), color="red", va="top")
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
+            figure.set_layout_engine("none")  # it would be computed anew for every format, which takes longest
+        box = "tight" if notes else None  # the page grows downwards to hold the note, so that it covers nothing
+        figure.savefig(self.add_file(f"{name}.png"), bbox_inches=box)
         figure.savefig(self.add_file(f"{name}.pdf"), bbox_inches=box)
         self.figures.append(SavedFigure(name, figure, description))
 
