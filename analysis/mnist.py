@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from analysis import figures
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
-from analysis.results import SweepResults, find_best_run, list_accuracies_by_epoch, select_completed, select_finished
+from analysis.results import (
+    SweepResults,
+    find_best_run,
+    list_accuracies_by_epoch,
+    select_completed,
+    select_finished,
+    summarise_learnt,
+)
 from sweeps.mnist import Mnist
 
 
@@ -15,6 +22,7 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
     """Write the panels, the galleries of mistakes, the export and the table."""
     [results] = stages
     settings = [str(setting) for setting in results.data.setting.values]
+    any_stuck = bool(results.data.stuck.any())
     figure = figures.make_figure(3.2 * len(settings), 4.4)
     bands, trials, rows = [], [], []
     for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
@@ -29,7 +37,10 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
             trials.append({**head, **list_accuracies_by_epoch(run)})
         kept = select_completed(runs)
         row = {"setting": setting, "seeds": kept.sizes["seed"], "diverged": int(runs.diverged.sum())}
-        rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values)})
+        if any_stuck:
+            row["stuck"] = int(runs.stuck.sum())
+        learnt = summarise_learnt(runs) if any_stuck else {}
+        rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values), **learnt})
     figures.add_accuracy_legend(figure)
     figures.add_caption(figure, f"{options.dataset}, logistic regression. {figures.describe_bands(bands)}")
     output.save_figure(figure, "mnist", "Training and test accuracy by epoch, in a panel for each setting.", results)
