@@ -388,7 +388,7 @@ def test_the_table_of_a_sweep_counts_diverged_trials(store: Store) -> None:
     columns = {str(column.header): list(column.cells) for column in table.columns}
     assert columns["trials"] == ["1", "0"]
     assert columns["diverged"] == ["1", "2"]
-    assert columns["best run"] == ["80.00", "–"]
+    assert columns["best\nrun"] == ["80.00", "–"]
 
 
 def test_a_running_trial_does_not_count_as_finished(store: Store) -> None:

@@ -248,7 +248,7 @@ def test_the_table_leaves_out_axes_of_one_value(store: Store) -> None:
         "trials",
         "mean",
         "95 % CI",
-        "best run",
+        "best\nrun",
     ]
 
 

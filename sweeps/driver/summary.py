@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from sweeps.driver.plan import Plan
@@ -97,12 +98,13 @@ def make_result_table(settings: Sequence[Setting]) -> Table:
     any_diverged = any(setting.diverged for setting in settings)
     any_stuck = any(setting.stuck_accuracies for setting in settings)
     columns = ["trials", *(["diverged"] if any_diverged else []), *(["stuck"] if any_stuck else []), "mean", "95 % CI"]
-    columns += [*(["learnt", "mean of learnt"] if any_stuck else []), "best run"]
-    table = Table(title="Test accuracy (%) over seeds")
+    columns += [*(["learnt", "mean of\nlearnt"] if any_stuck else []), "best\nrun"]
+    title = "Test accuracy (%) over seeds"
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits in 80 characters
     for axis in settings[0].values:
-        table.add_column(axis.replace("_", " "))
+        table.add_column(axis.replace("_", " "), overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for setting in settings:
         cells = make_cells(setting)
         table.add_row(*setting.values.values(), *(cells[column] for column in columns))
@@ -120,8 +122,8 @@ def make_cells(setting: Setting) -> dict[str, str]:
         "mean": format_accuracy(float(interval.mean)),
         "95 % CI": f"{interval.low:.2f} – {interval.high:.2f}" if len(found) > 1 else NO_VALUE,
         "learnt": f"{100 * len(learnt) / len(setting.runs):.0f} %" if setting.runs else NO_VALUE,
-        "mean of learnt": format_accuracy(float(np.mean(learnt))) if learnt else NO_VALUE,
-        "best run": format_accuracy(max(found, default=np.nan)),
+        "mean of\nlearnt": format_accuracy(float(np.mean(learnt))) if learnt else NO_VALUE,
+        "best\nrun": format_accuracy(max(found, default=np.nan)),
     }
 
 
@@ -136,8 +138,8 @@ def describe_stuck(setting: Setting) -> str:
     The share of seeds that learnt is of all its seeds, those that diverged included, with its 95 % interval by Wilson.
     """
     stuck, learnt, seeds = setting.stuck_accuracies, setting.learnt_accuracies, len(setting.runs)
-    count = f"all {seeds} seeds" if seeds == len(stuck) > 1 else f"{len(stuck)} of {format_count(seeds, 'seed')}"
-    sentence = f"{count} never left chance ({np.mean(stuck):.1f} %)"
+    who = f"{len(stuck)} of {format_count(seeds, 'seed')} never left"
+    sentence = f"{f'none of {seeds} seeds left' if seeds == len(stuck) > 1 else who} chance ({np.mean(stuck):.1f} %)"
     if setting.diverged:
         sentence += f", {setting.diverged} diverged"
     if learnt:
@@ -146,6 +148,6 @@ def describe_stuck(setting: Setting) -> str:
     if seeds > 1:
         share = compute_share_interval(len(learnt), seeds)
         percent = [f"{100 * value:.0f}" for value in (share.share, share.low, share.high)]
-        sentence += f" (share that learnt: {percent[0]} %, 95 % CI {percent[1]} – {percent[2]})"
+        sentence += f"; share that learnt: {percent[0]} % (95 % CI {percent[1]} – {percent[2]})"
     name = " · ".join(f"{NAME_PREFIXES.get(axis, '')}{value}" for axis, value in setting.values.items())
     return f"{name}: {sentence}" if name else sentence
