@@ -13,7 +13,7 @@ from sweeps.intervals import compute_mean_interval
 
 MIN_RUNS_FOR_INTERVALS = 5  # fewer runs are drawn without an interval
 POINTS_SHOWN = 25  # a running mean leaves about this many independent points of a noisy curve
-STUCK = "never left chance"
+STUCK = "stuck at chance"
 
 
 @dataclass(frozen=True, kw_only=True)

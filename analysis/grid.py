@@ -12,7 +12,7 @@ import xarray as xr
 
 from analysis import bands, figures, style
 from analysis.output import DrawOptions, Output, main
-from analysis.results import SweepResults, select_completed
+from analysis.results import SweepResults, select_completed, summarise_learnt
 from sweeps.grid import Grid
 from sweeps.intervals import compute_mean_interval
 from trainables.errors import BadInputError, check_choice
@@ -151,8 +151,6 @@ def draw_heat_map(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str)
     axes.set(xlabel=x_name, ylabel=y_name)
     figures.add_heading(figure, f"{dataset}: mean test accuracy (%)")
     figure.colorbar(shown, ax=axes, label="mean test accuracy (%)")
-    if any("stuck" in text for text in named):
-        figures.add_caption(figure, f"Stuck trials {bands.STUCK}; they count in the mean.")
     return figure, f"Mean test accuracy (%) on {dataset} by {y_name} and {x_name}. {'; '.join(named)}."
 
 
@@ -160,7 +158,7 @@ def format_heat_map_cell(data: xr.Dataset, values: Mapping[str, Any]) -> str:
     """Return the text of a heat map's cell; it is empty if no trial at these values of the axes is finished.
 
     The lines of the text are the mean test accuracy, the numbers of seeds and trials behind it, the number of these
-    trials that never left chance, and the number of trials that diverged and are not in the mean.
+    trials that are stuck, and the number of trials that diverged and are not in the mean.
     """
     runs = select_runs(data, values)
     kept, lines = select_completed(runs), []
@@ -178,18 +176,23 @@ def format_heat_map_cell(data: xr.Dataset, values: Mapping[str, Any]) -> str:
 
 def make_table(results: SweepResults) -> list[dict[str, Any]]:
     """Return a row for each distinct setting, with its test accuracy over seeds, the highest mean first."""
-    groups: dict[tuple[str, ...], list[float]] = {}
-    for trial in results.sweep.trials():
-        if (result := results.by_trial.get(trial.id)) is not None:
-            settings = tuple(str(getattr(trial, axis)) for axis in AXES if axis != "seed")
-            groups.setdefault(settings, []).append(result.test_accuracy)
+    finished = select_runs(results.data[["trial_id", "test_accuracy", "diverged", "stuck"]], {})
+    any_stuck = bool(finished.stuck.any())
+    trials = {trial.id: trial for trial in results.sweep.trials()}
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, trial_id in enumerate(finished.trial_id.values):
+        settings = tuple(str(getattr(trials[trial_id], axis)) for axis in AXES if axis != "seed")
+        groups.setdefault(settings, []).append(index)
     rows = []
-    for settings, accuracies in groups.items():
-        interval = compute_mean_interval(accuracies)  # leaves out NaN, the test accuracy of a trial that diverged
+    for settings, indices in groups.items():
+        runs = finished.isel(run=indices)
+        interval = compute_mean_interval(select_completed(runs).test_accuracy.values, lowest=0, highest=100)
         row: dict[str, Any] = dict(zip(AXES, settings, strict=False))
-        row |= {"seeds": int(interval.n), "diverged": len(accuracies) - int(interval.n)}
+        row |= {"seeds": int(interval.n), "diverged": int(runs.diverged.sum())}
+        row |= {"stuck": int(runs.stuck.sum())} if any_stuck else {}
         row |= {"test_mean": float(interval.mean)}
-        rows.append(row | {"test_ci95_low": float(interval.low), "test_ci95_high": float(interval.high)})
+        row |= {"test_ci95_low": float(interval.low), "test_ci95_high": float(interval.high)}
+        rows.append(row | (summarise_learnt(runs) if any_stuck else {}))
     return sorted(rows, key=lambda row: -np.nan_to_num(row["test_mean"], nan=-np.inf))
 
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from analysis import bands, figures, style
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
-from analysis.results import SweepResults, find_best_run, list_accuracies_by_epoch, select_completed, select_finished
+from analysis.results import (
+    SweepResults,
+    find_best_run,
+    list_accuracies_by_epoch,
+    select_completed,
+    select_finished,
+    summarise_learnt,
+)
 from sweeps.mnist import Mnist
 
 if TYPE_CHECKING:
@@ -19,6 +26,7 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
     """Write the panels, the galleries of mistakes, the export and the table."""
     [results] = stages
     settings = [str(setting) for setting in results.data.setting.values]
+    any_stuck = bool(results.data.stuck.any())
     figure, description = draw_panels(options, results)
     output.save_figure(figure, "mnist", description, results)
     trials, rows = [], []
@@ -33,7 +41,10 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
             trials.append({**head, **list_accuracies_by_epoch(run)})
         kept = select_completed(runs)
         row = {"setting": setting, "seeds": kept.sizes["seed"], "diverged": int(runs.diverged.sum())}
-        rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values)})
+        if any_stuck:
+            row["stuck"] = int(runs.stuck.sum())
+        learnt = summarise_learnt(runs) if any_stuck else {}
+        rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values), **learnt})
     output.save_json({"trials": trials}, "mnist")
     output.save_table(rows, "table", "Accuracy (%) after the last epoch.")
     for task in ("digits", "even_odd"):

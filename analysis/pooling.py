@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from analysis import bands, figures, style
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
-from analysis.results import SweepResults, find_best_run, list_accuracies_by_epoch, select_completed, select_finished
+from analysis.results import (
+    SweepResults,
+    find_best_run,
+    list_accuracies_by_epoch,
+    select_completed,
+    select_finished,
+    summarise_learnt,
+)
 from sweeps.pooling import MODELS, Pooling
 from trainables.architectures import count_parameters
 from trainables.sources import IMAGE_SHAPES
@@ -24,12 +31,16 @@ def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_
     output.save_figure(figure, "pooling", description, results)
     trials: list[dict[str, Any]] = []
     rows = []
+    any_stuck = bool(results.data.stuck.any())
     for model in MODELS:
-        row: dict[str, Any] = {"model": model, "diverged": 0}
+        row: dict[str, Any] = {"model": model, "diverged": 0, **({"stuck": 0} if any_stuck else {})}
         for batch_size in options.batch_sizes:
             runs = select_finished(results.data, model=model, batch_size=batch_size)
             row["diverged"] += int(runs.diverged.sum())
             row[f"batch {batch_size}"] = format_mean_cell(select_completed(runs).test_accuracy.values)
+            if any_stuck:
+                row["stuck"] += int(runs.stuck.sum())
+                row |= {f"batch {batch_size} {column}": value for column, value in summarise_learnt(runs).items()}
             for seed in runs.seed.values:
                 head = {"model": model, "batch_size": batch_size, "seed": int(seed)}
                 trials.append({**head, **list_accuracies_by_epoch(runs.sel(seed=seed))})
