@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.figure import Figure
 
+from analysis.style import with_style
+
 SVG = "http://www.w3.org/2000/svg"
 LINK = "{http://www.w3.org/1999/xlink}href"
 POINTS_PER_INCH = 72
@@ -22,6 +24,7 @@ METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # None leaves a
 ElementTree.register_namespace("", SVG)
 
 
+@with_style
 def draw_svg(figure: Figure, prefix: str, title: str, description: str) -> str:
     """Return a figure that was drawn before as an `svg` element with the role of an image.
 

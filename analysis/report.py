@@ -133,7 +133,7 @@ def write_pages(sections: Sequence[Section], output: Output, command: str) -> No
 
 def print_summary(sections: Sequence[Section], output: Output, store: Store) -> None:
     """Print what the report lacks and where it is, and put it on the parent runs of its sweeps."""
-    from analysis.output import describe_diverged
+    from analysis.notes import describe_diverged, list_stuck
     from analysis.publish import add_to_parent_run
 
     for section in sections:
@@ -142,7 +142,7 @@ def print_summary(sections: Sequence[Section], output: Output, store: Store) -> 
             print(f"{section.name}: {missing} trials are missing; train them with: {command}")
         if diverged := [name for stage in section.stages for name in stage.diverged]:
             print(f"{section.name}: {describe_diverged(diverged)}")
-        for line in (section.ended_early, *section.ignored, section.problem):
+        for line in (*list_stuck(section.stages), section.ended_early, *section.ignored, section.problem):
             if line:
                 print(f"{section.name}: {line}")
         files = [*section.output.written, *output.written]

@@ -37,6 +37,8 @@ class StoredRun:
     """A trial's run as the store holds it.
 
     Attributes:
+        metrics: Latest value of each metric by name: of the recorded quantities and, if the trial has finished without
+            diverging, of "test_accuracy".
         provenance: Those of `PROVENANCE_TAGS` that the run has. Runs with equal ones share a mapping, as there may be
             100,000 of them.
         training_seconds: Seconds that the trial trained, its share of them if it trained in a stack; NaN if unknown.
@@ -47,7 +49,7 @@ class StoredRun:
     name: str
     status: str
     experiment: str
-    test_accuracy: float | None
+    metrics: Mapping[str, float]
     diverged: bool
     storage: str
     driver: str
@@ -66,7 +68,7 @@ class StoredRun:
             name=run.info.run_name or run.info.run_id,
             status=run.info.status,
             experiment=experiment,
-            test_accuracy=run.data.metrics.get("test_accuracy"),
+            metrics=run.data.metrics,
             diverged=DIVERGED_TAG in run.data.tags,
             storage=run.data.tags.get(STORAGE_TAG, ""),
             driver=run.data.tags.get(DRIVER_TAG, ""),
@@ -76,6 +78,11 @@ class StoredRun:
             provenance=share_mapping(tuple((t, run.data.tags[t]) for t in PROVENANCE_TAGS if t in run.data.tags)),
             training_seconds=read_seconds(run.data.tags),
         )
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Test accuracy in %; None if the trial has diverged or not finished."""
+        return self.metrics.get("test_accuracy")
 
     @property
     def finished(self) -> bool:
