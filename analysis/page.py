@@ -54,7 +54,9 @@ def render_pages(sections: Sequence[Section], command: str, made_at: datetime) -
     )
     figures, tables = count(1), count(1)
     context = {
-        "title": f"Report of {len(sections)} sweeps" if len(sections) > 1 else f"Report: {sections[0].experiment.title}",
+        "title": f"Report of {len(sections)} sweeps"
+        if len(sections) > 1
+        else f"Report: {sections[0].experiment.title}",
         "date": f"{made_at:%-d %B %Y}",
         "sections": [describe_section(section, figures, tables) for section in sections],
         "trials": sum(len(list_runs(section)) for section in sections),
