@@ -66,11 +66,13 @@ class SavedFigure:
         name: Name of its files, without ending.
         figure: The figure as it was drawn, its note included.
         description: What it shows, in a sentence or two, for readers who cannot see it.
+        box: Part of the figure that is saved, as matplotlib's `bbox_inches` has it.
     """
 
     name: str
     figure: Figure
     description: str
+    box: str | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Output:
         figures: Figures that were saved, in that order.
         tables: Tables that were saved, in that order.
         answers: Answers to the questions of the experiment.
+        formats: Formats in which figures are saved, as endings of files.
     """
 
     folder: Path
@@ -105,6 +108,7 @@ class Output:
     figures: list[SavedFigure] = field(default_factory=list)
     tables: list[SavedTable] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    formats: Sequence[str] = ("png", "pdf")
 
     @contextmanager
     def convert_write_errors(self) -> Iterator[None]:
@@ -123,7 +127,7 @@ class Output:
 
     @style.with_style
     def save_figure(self, figure: Figure, name: str, description: str, *stages: SweepResults) -> None:
-        """Save a figure as `name`.png and `name`.pdf, with a note below it about missing, diverged and stuck trials.
+        """Save a figure in each format, with a note below it about missing, diverged and stuck trials.
 
         Args:
             figure: Figure to save; the note is added to it.
@@ -138,9 +142,9 @@ class Output:
             layout.execute(figure)
             figure.set_layout_engine("none")  # it would be computed anew for every format, which takes longest
         box = "tight" if notes else None  # the page grows downwards to hold the note, so that it covers nothing
-        figure.savefig(self.add_file(f"{name}.png"), bbox_inches=box)
-        figure.savefig(self.add_file(f"{name}.pdf"), bbox_inches=box)
-        self.figures.append(SavedFigure(name, figure, description))
+        for ending in self.formats:
+            figure.savefig(self.add_file(f"{name}.{ending}"), bbox_inches=box)
+        self.figures.append(SavedFigure(name, figure, description, box))
 
     def save_json(self, content: Any, name: str) -> None:
         """Save `content` as `name`.json, with null for NaN and infinities, which JSON cannot express."""

@@ -53,10 +53,9 @@ def render_pages(sections: Sequence[Section], command: str, made_at: datetime) -
         keep_trailing_newline=True,
     )
     figures, tables = count(1), count(1)
+    several = len(sections) > 1
     context = {
-        "title": f"Report of {len(sections)} sweeps"
-        if len(sections) > 1
-        else f"Report: {sections[0].experiment.title}",
+        "title": f"Report of {len(sections)} sweeps" if several else f"Report: {sections[0].experiment.title}",
         "date": f"{made_at:%-d %B %Y}",
         "sections": [describe_section(section, figures, tables) for section in sections],
         "trials": sum(len(list_runs(section)) for section in sections),
@@ -143,7 +142,7 @@ def describe_figure(section: Section, saved: SavedFigure, number: int) -> dict[s
     prefix = f"{section.name}-{saved.name}"
     return {
         "number": number,
-        "svg": Markup(draw_svg(saved.figure, f"figure-{prefix}", label, saved.description)),
+        "svg": Markup(draw_svg(saved, f"figure-{prefix}", label)),
         "width": round(get_width_points(saved.figure)),
         "path": f"{section.name}/{saved.name}.png",
         "label": label,

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.figure import Figure
 
+from analysis.output import SavedFigure
 from analysis.style import with_style
 
 SVG = "http://www.w3.org/2000/svg"
@@ -25,19 +26,17 @@ ElementTree.register_namespace("", SVG)
 
 
 @with_style
-def draw_svg(figure: Figure, prefix: str, title: str, description: str) -> str:
-    """Return a figure that was drawn before as an `svg` element with the role of an image.
+def draw_svg(saved: SavedFigure, prefix: str, title: str) -> str:
+    """Return a figure that was saved before as an `svg` element with the role of an image.
 
     Args:
-        figure: Figure to draw; its layout stays as it is.
+        saved: Figure to draw; its description becomes that of the element.
         prefix: Beginning of all ids in the element.
         title: Name of the figure, for readers who cannot see it.
-        description: What it shows, for the same readers.
     """
-    figure.set_layout_engine("none")  # the parts have their places since the figure was saved for the first time
     buffer = io.BytesIO()
     with matplotlib.rc_context(SETTINGS):
-        figure.savefig(buffer, format="svg", dpi=IMAGE_DPI, bbox_inches="tight", metadata=METADATA)
+        saved.figure.savefig(buffer, format="svg", dpi=IMAGE_DPI, bbox_inches=saved.box, metadata=METADATA)
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in [element for element in parent if element.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style")]:
@@ -48,7 +47,7 @@ def draw_svg(figure: Figure, prefix: str, title: str, description: str) -> str:
     for name in ("width", "height", "version"):  # the page decides the size, by the view box
         root.attrib.pop(name, None)
     root.attrib |= {"role": "img", "aria-labelledby": f"{prefix}-title {prefix}-desc", "focusable": "false"}
-    for position, (name, text) in enumerate((("title", title), ("desc", description))):
+    for position, (name, text) in enumerate((("title", title), ("desc", saved.description))):
         element = ElementTree.Element(f"{{{SVG}}}{name}", id=f"{prefix}-{name}")
         element.text = text
         root.insert(position, element)

@@ -165,7 +165,7 @@ def make_section(options: SweepOptions, store: Store, folder: Path, data_root: P
         BadInputError: The report's folder cannot be written.
     """
     experiment = EXPERIMENTS[options.experiment]
-    output = Output(folder / options.experiment)
+    output = Output(folder / options.experiment, formats=("png",))
     fill = options.format_command("sweeps")
     try:
         sweeps, stages, ended_early = load_stages(options, store, fill, allow_missing=True)
