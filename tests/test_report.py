@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from test_analyses import record
 
 import analysis.report
-from analysis import figures
+from analysis import style
 from analysis.answers import Answer, Estimate
 from analysis.experiments import EXPERIMENTS
 from analysis.output import DrawOptions, Output
@@ -326,7 +326,7 @@ def draw_little(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(options: Part3, stages: Any, output: Output, draw_options: DrawOptions) -> None:
         assert draw_options.allow_missing
         for name in ("one", "two"):
-            figure = figures.make_figure(4, 3)
+            figure = style.make_figure(3, 4)
             axes, image = figure.subplots(1, 2)
             axes.plot([0, 1], [0, 1], marker="o")
             axes.set_title("a < b & σ")
