@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
@@ -19,6 +20,7 @@ from analysis.output import NO_VALUE, SavedFigure, SavedTable, format_cell, form
 from analysis.pictures import draw_svg, get_width_points
 from analysis.sections import Section, collect_provenance, list_runs
 
+NUMBER = re.compile(r"[-−]?[\d.,]+(e[-+]\d+)?( ± [\d.,]+)?|inf|never|–")  # cells that are set flush right
 MAX_TRIALS_NAMED = 12  # in a list of trials; it counts the others
 PROVENANCE_LABELS = {
     "data": "data set",
@@ -111,6 +113,7 @@ def describe_answer(answer: Answer) -> dict[str, Any]:
         for estimate in answer.estimates
     ]
     unit = answer.estimates[0].unit if answer.estimates else ""
+    unit = "percentage points" if unit == "%" else unit  # of differences
     smallest = answer.smallest_difference
     return {
         "question": answer.question,
@@ -153,12 +156,13 @@ def describe_figure(section: Section, saved: SavedFigure, number: int) -> dict[s
 
 def describe_table(saved: SavedTable, number: int) -> dict[str, Any]:
     """Return a table as headings and rows of text."""
+    rows = [[format_cell(value) for value in row.values()] for row in saved.rows]
     return {
         "number": number,
         "caption": saved.caption,
         "headings": [name.replace("_", " ") for name in saved.rows[0]],
-        "rows": [[format_cell(value) for value in row.values()] for row in saved.rows],
-        "numeric": [isinstance(value, int | float) for value in saved.rows[0].values()],
+        "rows": rows,
+        "numeric": [all(NUMBER.fullmatch(cell) for cell in column) for column in zip(*rows, strict=True)],
         "markdown": format_markdown(saved.rows),
     }
 

@@ -39,7 +39,8 @@ from trainables.result import Result
 from trainables.trial import Trial
 
 READER = """
-import sys
+import os, sys
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 import matplotlib.figure, numpy, scipy.stats, xarray
 {imports}
 from mlflow import MlflowClient, artifacts

@@ -21,11 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_analyses import record
 
+import analysis.part3
 import analysis.report
 from analysis import style
 from analysis.answers import Answer, Estimate
 from analysis.experiments import EXPERIMENTS
 from analysis.output import DrawOptions, Output
+from analysis.output import main as analysis_main
 from analysis.page import list_answers, render_pages
 from analysis.report import StoredSweeps, parse_command
 from analysis.sections import Section, Snapshot, choose_options, make_section
@@ -393,7 +395,7 @@ def test_the_report_tells_what_it_rests_on(section: Section, tmp_path: Path) -> 
         assert "--allow-missing" in text
         assert "digits (checksum " in text
         assert "-0.5 – 3" in text
-        assert "a difference of 2 percentage points or more" in text
+        assert "this number of seeds could have shown is 2 percentage points." in text
         assert str(tmp_path) not in text
         assert "sqlite" not in text
     assert "Which is &lt;best&gt;?" in html
@@ -446,6 +448,21 @@ def test_a_report_is_written_and_put_on_the_parent_run(
     capsys.readouterr()
     assert run_report(monkeypatch, "part3") == 0
     assert "The files are not in MLflow" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("draw_little")
+def test_an_analysis_puts_its_figures_on_the_parent_run(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record(store, SMALL)
+    words = ["--seeds", "2", "--dataset", "digits", "--epochs", "2", "--architectures", "mlp_1", "cnn_3"]
+    monkeypatch.setattr(sys, "argv", ["part3.py", *words, "--allow-missing", "--tracking-uri", store.uri])
+    with pytest.raises(SystemExit, match="0"):
+        analysis_main(Part3, analysis.part3.draw, "Part 3.")
+    _, run_id = store.ensure_parent("part3", "digits")
+    kept = tmp_path / "mlartifacts" / "part3" / run_id / "artifacts" / "report"
+    assert {path.name for path in kept.iterdir()} >= {"one.png", "one.pdf", "table.csv"}
 
 
 def test_what_cannot_be_drawn_holds_the_rest_not_back(
