@@ -42,8 +42,14 @@ def draw(options: Xor, stages: Sequence[SweepResults], output: Output, draw_opti
         f"one with the noisy points. Losses on the clean points: {losses}."
     )
     output.save_figure(draw_surfaces(results, report), "surfaces", description, results)
+    last = results.data.train_loss.isel(step=-1)
+    ends = "; ".join(
+        f"σ = {sigma:g}: {format_loss(float(values.median()))}"
+        for sigma in options.sigmas
+        if (values := last.sel(noise_sigma=sigma).dropna("seed")).size
+    )
     description = (
-        f"The training loss of every seed by epoch on a log scale, in a panel for each of {len(options.sigmas)} σ."
+        f"The training loss of every seed by epoch on a log scale, a panel for each σ. Medians at the end: {ends}."
     )
     output.save_figure(draw_loss_curves(results.data), "loss", description, results)
     medians = "; ".join(

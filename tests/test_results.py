@@ -356,9 +356,7 @@ def test_a_band_whose_runs_all_diverged_has_no_mean(store: Store) -> None:
     band, axes = draw_losses(store, *(f"mlp_1 · seed {seed}" for seed in range(3)))
     assert np.isnan(band.mean).all()
     assert band.diverged.shape == (3, RECORDS)
-    assert (
-        bands.describe_bands([band]) == "No mean curves, as all trials diverged. A × is where a diverged trial ends."
-    )
+    assert bands.describe_bands([band]) == "No mean curves, as all trials diverged. A × is where a diverged trial ends."
     assert axes.get_ylim()[1] > 1e30  # only the diverged trials are left to decide the range
 
 
