@@ -115,7 +115,7 @@ def draw_surfaces(results: SweepResults, report: Sequence[dict[str, Any]]) -> Fi
             axes.set(xlabel="input 1" if line else "", ylabel="" if column else "input 2")
     if report:
         figure.colorbar(shown, ax=grid, label="prediction", shrink=0.6, location="bottom", aspect=40)
-    title = f"Decision surfaces, seed {REPORT_SEED}, with clean and noisy points: targets 1 as ●, 0 as ▲"
+    title = f"XOR: decision surfaces of seed {REPORT_SEED} (● target 1, ▲ target 0)"
     figures.add_heading(figure, title)
     return figure
 

@@ -189,7 +189,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Figure, s
         "digits, model b, batch 25, seed 1 (best test accuracy): test images that it takes for the class at the left"
     )
     output.save_figure(tiles.draw_gallery(images, titles, title), "gallery", "A gallery. " * 9)
-    output.save_figure(tiles.draw_tiles(generator.normal(size=(32, 28, 28)), title), "tiles", "Grey tiles. " * 9)
+    output.save_figure(
+        tiles.draw_tiles(generator.normal(size=(32, 28, 28)).astype(np.float32), title), "tiles", "Grey tiles. " * 9
+    )
     output.save_figure(tiles.draw_grid(generator.normal(size=(5, 8, 9, 9)), title), "outputs", "Grey tiles. " * 9)
     return {
         f"{experiment}/{saved.name}": (saved.figure, saved.description)
@@ -215,7 +217,7 @@ def test_all_text_is_legible_at_half_a_pages_width(drawn: dict[str, tuple[Figure
     for name, (figure, _) in drawn.items():
         assert figure.get_figwidth() <= style.PAGE_WIDTH, name
         shrunk = min(1.0, style.HALF_PAGE_WIDTH / figure.get_figwidth())
-        small = {text.get_text() for text in list_texts(figure) if text.get_fontsize() * shrunk < SMALLEST_FONT}
+        small = {text.get_text() for text in list_texts(figure) if float(text.get_fontsize()) * shrunk < SMALLEST_FONT}
         assert small == set(), name
 
 
@@ -273,7 +275,8 @@ def test_figures_say_what_bands_are_and_how_many_seeds_there_are(drawn: dict[str
     captions = {name: figure.get_supxlabel().replace("\n", " ") for name, (figure, _) in drawn.items()}
     assert captions["part3/part3"].startswith(
         "Mean curves, n = 6 seeds; thin lines: single seeds; bands: 95 % CI of the mean (Student's t, n = 6), none "
-        "where only some seeds learnt. All are running means of 2 records. Dotted up to an open symbol: stuck at "
+        "where only some seeds learnt. All are running means of 2 records. A large open symbol at the "
+        "end of a dotted line: stuck at chance, counts in the mean."
     )
     assert "Outside the axes: cnn_3 seed 1 (stuck at chance)" in captions["part3/part3"]
     assert "95 %" not in captions["part4/part4"]
