@@ -183,8 +183,9 @@ def describe_bands(bands: Sequence[Band]) -> str:
         text += "."
     if windows := sorted({band.window for band in shown if band.window > 1}):
         text += f" All are running means of {' or '.join(map(str, windows))} records."
+    dotted = any(len(band.runs) > 1 for band in shown)
     if any(band.stuck.any() for band in shown):
-        text += f" Dotted up to an open symbol: {STUCK}; counts in the mean."
+        text += f" A large open symbol at the end{' of a dotted line' if dotted else ''}: {STUCK}, counts in the mean."
     return text + (" A × is where a diverged trial ends." if any(len(band.diverged) for band in bands) else "")
 
 

@@ -45,17 +45,17 @@ def draw_runs(axes: Axes, x: NDArray[Any], y: NDArray[np.float64], **line: Any) 
     axes.plot(*joined, **{"linewidth": 0.6, "alpha": 0.45, "zorder": 1.8, **line})
 
 
-def draw_stuck_ends(axes: Axes, ends: NDArray[np.float64], look: style.Style) -> None:
-    """Draw open symbols at the ends, `(runs, 2)`, of curves that never left chance."""
+def draw_stuck_ends(axes: Axes, ends: NDArray[np.float64], look: style.Style, size: float) -> None:
+    """Draw open symbols at the ends, `(runs, 2)`, of runs that are stuck at chance."""
     mark: dict[str, Any] = {"marker": look.marker, "markerfacecolor": "white", "markeredgewidth": 1, "zorder": 2.6}
-    axes.plot(*ends.T, linestyle="", color=look.color, **mark)
+    axes.plot(*ends.T, linestyle="", color=look.color, markersize=size, **mark)
 
 
 def draw_band(axes: Axes, band: Band, look: style.Style, *, dashed: bool = False) -> None:
     """Draw a mean curve with its interval and its single runs.
 
-    Runs that never left chance are dotted and end with an open symbol, runs that diverged end with a ×. The symbols on
-    a dashed mean are open, so that dashes need not be seen.
+    Runs that are stuck at chance are dotted and end with a large open symbol, runs that diverged end with a ×. The
+    symbols on a dashed mean are open too, so that dashes need not be seen.
     """
     line = "--" if dashed else "-"
     color = look.color
@@ -67,7 +67,7 @@ def draw_band(axes: Axes, band: Band, look: style.Style, *, dashed: bool = False
         draw_runs(axes, band.steps, band.runs[~band.stuck], color=color, linestyle=line)
     if band.stuck.any():
         draw_runs(axes, band.steps, band.runs[band.stuck], color=color, linestyle=":", linewidth=1, alpha=0.8)
-        draw_stuck_ends(axes, band.ends[band.stuck], look)
+        draw_stuck_ends(axes, band.ends[band.stuck], look, 8)
     shown = thin(len(band.steps))
     steps = band.steps[shown]
     if band.has_interval:
@@ -90,11 +90,11 @@ def draw_path(axes: Axes, x: Band, y: Band, look: style.Style) -> None:
 def draw_points(axes: Axes, points: Points, look: style.Style) -> None:
     """Draw every run as a small symbol and the mean as a large one, with 95 % intervals if there are enough runs.
 
-    A run that never left chance is open. Where only some did, a large open symbol is the mean over those that learnt.
+    A run that is stuck at chance is open. Where only some are, a large open symbol is the mean over those that learnt.
     """
     learnt, color = points.ends[~points.stuck], look.color
     axes.plot(*learnt.T, linestyle="", marker=look.marker, color=color, alpha=0.6, markersize=3.5, zorder=2)
-    draw_stuck_ends(axes, points.ends[points.stuck], look)
+    draw_stuck_ends(axes, points.ends[points.stuck], look, 5)
     if len(points.ends) == 0:
         return
     x, y = points.center
@@ -131,7 +131,7 @@ def collect_deciding(bands: Sequence[Band]) -> NDArray[np.float64]:
 def limit_y_range(axes: Axes, bands: Sequence[Band]) -> None:
     """Fit the y range to the single runs, so that neither wide intervals nor diverging runs decide it.
 
-    Nor do runs that never left chance, where others of their setting did. Without any run the range stays as it is.
+    Nor do runs that are stuck at chance, where others of their setting learnt. Without any run, the range stays.
     """
     log = axes.get_yscale() == "log"
     if limits := compute_limits(collect_deciding(bands), log=log):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from analysis import tiles
+from analysis import style, tiles
 from analysis.results import SweepResults
 from trainables.datasets import load_dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def describe_empty(wrong: Mapping[str, NDArray[np.int64]]) -> str:
+    """Return words that name the classes that no image is wrongly taken for, or "" if there are none."""
+    empty = [name for name, index in wrong.items() if len(index) == 0]
+    return f", none for {style.join_names(empty)}" if empty else ""
 
 
 def draw_misclassified(results: SweepResults, trial_id: str, data_root: Path, title: str) -> tuple[Figure, str]:
@@ -47,7 +55,7 @@ def draw_misclassified(results: SweepResults, trial_id: str, data_root: Path, ti
     figure = tiles.draw_gallery(
         {name: data.test_images[index] for name, index in wrong.items()},
         {name: [f"is {names[actual[i]]}" for i in index] for name, index in wrong.items()},
-        f"{title}: test images that it takes for the class at the left ({counts})",
+        f"{title}: test images that it takes for the class at the left{describe_empty(wrong)} ({counts})",
     )
     numbers = ", ".join(f"{len(index)} for {name}" for name, index in wrong.items())
     return figure, (

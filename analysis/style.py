@@ -37,8 +37,7 @@ SETTINGS: Any = {  # a dict; newer versions of matplotlib type its keys one by o
     "lines.linewidth": 1.5,
     "lines.markersize": 5,
     "savefig.dpi": 200,
-    "pdf.fonttype": 42,  # text stays text, as journals ask
-    "svg.fonttype": "none",  # the same in a browser, which can search it and read it aloud
+    "svg.fonttype": "none",  # text stays text, which a browser can search and read aloud
     "svg.hashsalt": "figures",  # ids within an SVG follow from its content, so that equal figures are equal files
 }
 # A decorator for functions that make or save figures, as matplotlib reads its settings when it makes a part.

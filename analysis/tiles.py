@@ -91,7 +91,7 @@ def draw_tiles(images: NDArray[np.float32], title: str, columns: int = 8) -> Fig
 
 @style.with_style
 def draw_gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str, Sequence[str]], title: str) -> Figure:
-    """Draw images as tiles, with one row for each name.
+    """Draw images as tiles, with one row for each name that has any.
 
     Args:
         images: Images of each row by its name, `(n, channels, height, width)` with n at most `GALLERY_COLUMNS`. One
@@ -99,25 +99,29 @@ def draw_gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str
         titles: Texts above the images of each row, by its name.
         title: Title of the whole figure.
     """
+    names = [name for name, shown in images.items() if len(shown)]
+    text = style.wrap_bold(title, style.PAGE_WIDTH)
+    heading = style.LINE_HEIGHT * (len(text.splitlines()) + 0.5)
+    if not names:
+        figure = style.make_figure(heading)
+        figure.suptitle(text)
+        return figure
     rows = []
-    for shown in images.values():
+    for shown in (images[name] for name in names):
         row = np.full((GALLERY_COLUMNS, *shown.shape[1:]), np.nan)
         row[: len(shown)] = scale_each(shown)
         rows.append(np.broadcast_to(row.transpose(0, 2, 3, 1), (*row.shape[:1], *row.shape[2:], 3)))
     mosaic = make_mosaic(np.concatenate(rows), GALLERY_COLUMNS, above=TEXT_SPACE)
-    cell_height, cell_width = mosaic.shape[0] / len(images), mosaic.shape[1] / GALLERY_COLUMNS
-    text = style.wrap_bold(title, style.PAGE_WIDTH)
-    height = 0.94 * style.PAGE_WIDTH * mosaic.shape[0] / mosaic.shape[1]
-    figure = style.make_figure(height + style.LINE_HEIGHT * (len(text.splitlines()) + 0.5))
+    cell_height, cell_width = mosaic.shape[0] / len(names), mosaic.shape[1] / GALLERY_COLUMNS
+    figure = style.make_figure(0.94 * style.PAGE_WIDTH * mosaic.shape[0] / mosaic.shape[1] + heading)
     axes = figure.subplots()
     axes.imshow(np.nan_to_num(mosaic, nan=1.0), interpolation="none")
     axes.set_frame_on(False)
     top = cell_height * TEXT_SPACE / (1 + TEXT_SPACE)
-    centers = [cell_height * line + (cell_height + top) / 2 for line in range(len(images))]
     axes.set_xticks([])
-    axes.set_yticks(centers, list(images))
+    axes.set_yticks([cell_height * line + (cell_height + top) / 2 for line in range(len(names))], names)
     axes.tick_params(length=0)
-    for line, name in enumerate(images):
+    for line, name in enumerate(names):
         for column, above in enumerate(titles[name]):
             x, y = (column + 0.5) * cell_width, line * cell_height + 0.9 * top
             axes.text(x, y, above, horizontalalignment="center", verticalalignment="bottom")

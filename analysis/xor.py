@@ -42,8 +42,14 @@ def draw(options: Xor, stages: Sequence[SweepResults], output: Output, draw_opti
         f"one with the noisy points. Losses on the clean points: {losses}."
     )
     output.save_figure(draw_surfaces(results, report), "surfaces", description, results)
+    last = results.data.train_loss.isel(step=-1)
+    ends = "; ".join(
+        f"σ = {sigma:g}: {format_loss(float(values.median()))}"
+        for sigma in options.sigmas
+        if (values := last.sel(noise_sigma=sigma).dropna("seed")).size
+    )
     description = (
-        f"The training loss of every seed by epoch on a log scale, in a panel for each of {len(options.sigmas)} σ."
+        f"The training loss of every seed by epoch on a log scale, a panel for each σ. Medians at the end: {ends}."
     )
     output.save_figure(draw_loss_curves(results.data), "loss", description, results)
     medians = "; ".join(
@@ -109,7 +115,7 @@ def draw_surfaces(results: SweepResults, report: Sequence[dict[str, Any]]) -> Fi
             axes.set(xlabel="input 1" if line else "", ylabel="" if column else "input 2")
     if report:
         figure.colorbar(shown, ax=grid, label="prediction", shrink=0.6, location="bottom", aspect=40)
-    title = f"Decision surfaces, seed {REPORT_SEED}, with clean and noisy points: targets 1 as ●, 0 as ▲"
+    title = f"XOR: decision surfaces of seed {REPORT_SEED} (● target 1, ▲ target 0)"
     figures.add_heading(figure, title)
     return figure
 

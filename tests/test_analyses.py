@@ -319,7 +319,7 @@ def test_a_diverging_loss_does_not_decide_the_range_of_the_grids_panels(store: S
     options = Grid(**SMALL, architectures=("mlp_1",), learning_rates=(0.1, 0.01))
     record(store, options, diverged=lambda trial: trial.learning_rate == 0.01)
     data = load_results(options.sweep(), store, fill="").data
-    figure = analysis.grid.draw_curves(data, GridDrawOptions(quantity="train_loss"), "digits")
+    figure, _ = analysis.grid.draw_curves(data, GridDrawOptions(quantity="train_loss"), "digits")
     assert all(axes.get_ylim()[1] < 10 for axes in figure.axes)
 
 
