@@ -41,6 +41,7 @@ from trainables.trial import Trial
 READER = """
 import os, sys
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+from urllib.parse import unquote, urlsplit
 import matplotlib.figure, numpy, scipy.stats, xarray
 {imports}
 from mlflow import MlflowClient, artifacts
@@ -52,7 +53,11 @@ token, results = None, 0
 while True:
     page = client.search_runs(experiments, "tags.trial_id LIKE '%'", max_results=1000, page_token=token)
     for run in page:
-        path = artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="result.npz", tracking_uri=uri)
+        path = f"{{run.info.artifact_uri}}/result.npz"
+        if path.startswith("file:"):
+            path = unquote(urlsplit(path).path)
+        else:
+            path = artifacts.download_artifacts(path, tracking_uri=uri)
         with numpy.load(path) as file:
             arrays = {{name: file[name] for name in file.files}}
         results += 1
