@@ -312,8 +312,7 @@ def test_a_picture_of_many_images_has_few_axes(drawn: dict[str, tuple[Figure, st
 
 @pytest.mark.slow
 def test_text_in_an_svg_stays_text(drawn: dict[str, tuple[Figure, str]], tmp_path: Path) -> None:
-    with style.with_style:
-        drawn["part3/part3"][0].savefig(tmp_path / "x.svg")
+    style.with_style(drawn["part3/part3"][0].savefig)(tmp_path / "x.svg")
     svg = (tmp_path / "x.svg").read_text()
     assert re.search(r"<text[^>]*>training loss \(nats\)</text>", svg)
     assert len(svg) < 700_000
