@@ -96,7 +96,8 @@ def compute_band(trials: xr.Dataset, quantity: str, *, sample: bool = True) -> B
     n, records = runs.shape
     mean = runs.mean(axis=0) if n else np.full(records, np.nan)
     if sample and n >= MIN_RUNS_FOR_INTERVALS:
-        interval = compute_mean_interval(runs)
+        highest = 100 if quantity.endswith("accuracy") else np.inf  # in %; no recorded quantity is below zero
+        interval = compute_mean_interval(runs, lowest=0, highest=highest)
         low, high = (np.where(np.isnan(mean), np.nan, bound) for bound in (interval.low, interval.high))
         meaning = f"bands: 95 % CI of the mean (Student's t, n = {n} {over}s)"
     else:
@@ -143,16 +144,18 @@ def draw_point(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], style
 
     Args:
         axes: Axes to draw on.
-        x: Horizontal values, `(seeds,)`.
-        y: Vertical values, `(seeds,)`.
+        x: Horizontal values, accuracies in %, `(seeds,)`.
+        y: Vertical values, accuracies in %, `(seeds,)`.
         style: Colour, and marker of the means.
     """
     axes.plot(x, y, linestyle="", marker=".", color=style.color, alpha=0.5, markersize=5, zorder=2)
-    intervals = [compute_mean_interval(values) for values in (x, y)]
+    intervals = [compute_mean_interval(values, lowest=0, highest=100) for values in (x, y)]
     mean_x, mean_y = (float(interval.mean) for interval in intervals)
     if intervals[0].n >= MIN_RUNS_FOR_INTERVALS:
-        half_x, half_y = (float(interval.high - interval.mean) for interval in intervals)
-        axes.errorbar(mean_x, mean_y, xerr=half_x, yerr=half_y, color=style.color, linewidth=1)
+        x_error, y_error = (
+            [[float(interval.mean - interval.low)], [float(interval.high - interval.mean)]] for interval in intervals
+        )
+        axes.errorbar(mean_x, mean_y, xerr=x_error, yerr=y_error, color=style.color, linewidth=1)
     mark: dict[str, Any] = {"marker": style.marker, "markersize": 8, "markeredgecolor": "black"}
     axes.plot([mean_x], [mean_y], linestyle="", color=style.color, zorder=3, **mark)
 

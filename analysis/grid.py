@@ -147,7 +147,8 @@ def make_table(results: SweepResults) -> list[dict[str, Any]]:
             groups.setdefault(settings, []).append(result.test_accuracy)
     rows = []
     for settings, accuracies in groups.items():
-        interval = compute_mean_interval(accuracies)  # leaves out NaN, the test accuracy of a trial that diverged
+        # NaN, the test accuracy of a trial that diverged, is left out.
+        interval = compute_mean_interval(accuracies, lowest=0, highest=100)
         row: dict[str, Any] = dict(zip(AXES, settings, strict=False))
         row |= {"seeds": int(interval.n), "diverged": len(accuracies) - int(interval.n)}
         row |= {"test_mean": float(interval.mean)}

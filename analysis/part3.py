@@ -82,7 +82,7 @@ def make_row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str
         last_epoch: Slice of the records of the last epoch.
     """
     kept = select_completed(runs)
-    test = compute_mean_interval(kept.test_accuracy.values)
+    test = compute_mean_interval(kept.test_accuracy.values, lowest=0, highest=100)
     validation = compute_mean_interval(kept.val_accuracy.isel(step=last_epoch).mean("step").values)
     return {
         "architecture": architecture,

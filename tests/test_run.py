@@ -245,7 +245,7 @@ def test_the_table_leaves_out_axes_of_one_value(store: Store) -> None:
     plan = Plan(OPTIONS.sweep(), OPTIONS.sweep().trials(), {})
     assert [column.header for column in make_result_table(plan).columns] == [
         "trials",
-        "mean ± 95 % CI over seeds",
+        "mean (95 % CI) over seeds",
         "best run",
     ]
 

@@ -165,7 +165,7 @@ def make_result_table(plan: Plan) -> Table:
     table = Table(title="Test accuracy (%)")
     for axis in axes:
         table.add_column(axis.replace("_", " "))
-    for heading in ("trials", *(["diverged"] if any_diverged else []), "mean ± 95 % CI over seeds", "best run"):
+    for heading in ("trials", *(["diverged"] if any_diverged else []), "mean (95 % CI) over seeds", "best run"):
         table.add_column(heading, justify="right")
     for group, runs in groups.items():
         found = [run.test_accuracy for run in runs.values() if run.test_accuracy is not None]
