@@ -194,7 +194,7 @@ def format_cell(value: Any) -> str:
 
 
 def format_mean_cell(values: NDArray[np.floating]) -> str:
-    """Return the mean ± the half width of its 95 % interval as text, for values of shape `(trials,)`.
+    """Return the mean accuracy in % with its 95 % interval as text, for values of shape `(trials,)`.
 
     A single value has no interval, so it stands alone. A dash stands for the mean of no values.
     """
