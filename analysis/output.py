@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from analysis import style
 from analysis.answers import Answer
 from analysis.notes import describe_diverged, list_omissions, list_stuck
+from analysis.publish import add_to_parent_run
 from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
@@ -65,11 +66,13 @@ class SavedFigure:
         name: Name of its files, without ending.
         figure: The figure as it was drawn, its note included.
         description: What it shows, in a sentence or two, for readers who cannot see it.
+        box: Part of the figure that is saved, as matplotlib's `bbox_inches` has it.
     """
 
     name: str
     figure: Figure
     description: str
+    box: str | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Output:
         figures: Figures that were saved, in that order.
         tables: Tables that were saved, in that order.
         answers: Answers to the questions of the experiment.
+        formats: Formats in which figures are saved, as endings of files.
     """
 
     folder: Path
@@ -104,6 +108,7 @@ class Output:
     figures: list[SavedFigure] = field(default_factory=list)
     tables: list[SavedTable] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    formats: Sequence[str] = ("png", "pdf")
 
     @contextmanager
     def convert_write_errors(self) -> Iterator[None]:
@@ -122,7 +127,7 @@ class Output:
 
     @style.with_style
     def save_figure(self, figure: Figure, name: str, description: str, *stages: SweepResults) -> None:
-        """Save a figure as `name`.png and `name`.pdf, with a note below it about missing, diverged and stuck trials.
+        """Save a figure in each format, with a note below it about missing, diverged and stuck trials.
 
         Args:
             figure: Figure to save; the note is added to it.
@@ -137,9 +142,9 @@ class Output:
             layout.execute(figure)
             figure.set_layout_engine("none")  # it would be computed anew for every format, which takes longest
         box = "tight" if notes else None  # the page grows downwards to hold the note, so that it covers nothing
-        figure.savefig(self.add_file(f"{name}.png"), bbox_inches=box)
-        figure.savefig(self.add_file(f"{name}.pdf"), bbox_inches=box)
-        self.figures.append(SavedFigure(name, figure, description))
+        for ending in self.formats:
+            figure.savefig(self.add_file(f"{name}.{ending}"), bbox_inches=box)
+        self.figures.append(SavedFigure(name, figure, description, box))
 
     def save_json(self, content: Any, name: str) -> None:
         """Save `content` as `name`.json, with null for NaN and infinities, which JSON cannot express."""
@@ -189,7 +194,7 @@ def format_cell(value: Any) -> str:
 
 
 def format_mean_cell(values: NDArray[np.floating]) -> str:
-    """Return the mean ± the half width of its 95 % interval as text, for values of shape `(trials,)`.
+    """Return the mean accuracy in % with its 95 % interval as text, for values of shape `(trials,)`.
 
     A single value has no interval, so it stands alone. A dash stands for the mean of no values.
     """
@@ -273,6 +278,9 @@ def main(
                 print(line)
         if ended_early:
             print(ended_early)
+        dataset = sweeps[0].trials()[0].dataset
+        if problem := add_to_parent_run(store, options.experiment, dataset, output.written):
+            print(problem)
         print(f"Every trial's curves: {describe_store(options.tracking_uri)}")
         return 0
 
