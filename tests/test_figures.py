@@ -31,6 +31,7 @@ import analysis.xor
 from analysis import bands, figures, style, tiles
 from analysis.bands import Band, Points
 from analysis.grid import GridDrawOptions
+from analysis.misclassified import describe_empty
 from analysis.output import DrawOptions, Output
 from analysis.part5 import Part5DrawOptions
 from analysis.results import SweepResults, arrange_on_axes
@@ -484,3 +485,13 @@ def test_single_runs_of_a_setting_are_one_line() -> None:
     figures.draw_runs(axes, np.arange(3), np.stack([LEARNS, CHANCE]), color="black")
     [line] = axes.lines
     np.testing.assert_array_equal(line.get_ydata(), [50, 90, 95, np.nan, 10, 10, 10, np.nan])
+
+
+def test_a_gallery_has_a_row_for_each_name_that_has_images() -> None:
+    nothing, two = np.zeros((0, 1, 8, 8)), np.ones((2, 1, 8, 8))
+    [axes] = tiles.draw_gallery({"even": nothing, "odd": two}, {"even": [], "odd": ["is even"] * 2}, "A title").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["odd"]
+    assert [text.get_text() for text in axes.texts] == ["is even"] * 2
+    assert tiles.draw_gallery({"even": nothing}, {"even": []}, "A title").axes == []
+    assert describe_empty({"0": np.arange(0), "1": np.arange(3), "2": np.arange(0)}) == ", none for 0 and 2"
+    assert describe_empty({"1": np.arange(3)}) == ""
