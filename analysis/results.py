@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from sweeps.stuck import is_stuck_result
 from sweeps.sweep import Sweep
 from trainables.architectures import build
 from trainables.errors import BadInputError
@@ -30,8 +31,9 @@ class SweepResults:
 
     Attributes:
         data: Arrays with the sweep's axes as dimensions. There is one for each recorded quantity, which has the
-            dimension `step` too, and `test_accuracy`, `trial_id` and `diverged`. A missing trial has NaN, the id ""
-            and False. A trial that diverged has NaN after its last record and as its test accuracy.
+            dimension `step` too, and `test_accuracy`, `trial_id`, `diverged` and `stuck` (see `sweeps/stuck.py`). A
+            missing trial has NaN, the id "" and False. A trial that diverged has NaN after its last record and as its
+            test accuracy, and is not stuck.
         by_trial: Exact result of each finished trial by its id.
         missing: Labels of the trials that are not finished; empty unless missing trials were allowed.
         sweep: Sweep whose trials were loaded.
@@ -51,6 +53,12 @@ class SweepResults:
         """Labels of the trials that diverged, in the sweep's order."""
         diverged = {trial_id for trial_id, result in self.by_trial.items() if result.diverged}
         return [label for trial_id, label in self.sweep.labels().items() if trial_id in diverged]
+
+    @property
+    def stuck(self) -> list[str]:
+        """Labels of the trials that are stuck at chance, in the sweep's order."""
+        stuck = set(self.data.trial_id.values[self.data.stuck.values].tolist())
+        return [label for trial_id, label in self.sweep.labels().items() if trial_id in stuck]
 
     def find_trial(self, trial_id: str) -> Trial:
         """Return the sweep's trial with this id."""
@@ -146,7 +154,7 @@ def arrange_on_axes(sweep: Sweep, by_trial: Mapping[str, Result]) -> xr.Dataset:
     quantities = list(dict.fromkeys(name for result in by_trial.values() for name in result.curves))
     curves = {name: np.full((*shape, len(steps)), np.nan) for name in quantities}
     test_accuracy = np.full(shape, np.nan)
-    diverged = np.full(shape, False)
+    diverged, stuck = np.full(shape, False), np.full(shape, False)
     ids = np.full(shape, "", dtype="<U16")
     for index, (_, trial) in zip(np.ndindex(shape), sweep.cells(), strict=True):
         if (result := by_trial.get(trial.id)) is not None:
@@ -154,6 +162,7 @@ def arrange_on_axes(sweep: Sweep, by_trial: Mapping[str, Result]) -> xr.Dataset:
             ids[index] = trial.id
             test_accuracy[index] = result.test_accuracy
             diverged[index] = result.diverged
+            stuck[index] = is_stuck_result(trial, result)
             recorded = np.searchsorted(steps, result.steps)
             for name, curve in result.curves.items():
                 curves[name][index][recorded] = curve
@@ -163,6 +172,7 @@ def arrange_on_axes(sweep: Sweep, by_trial: Mapping[str, Result]) -> xr.Dataset:
             "test_accuracy": (dims, test_accuracy),
             "trial_id": (dims, ids),
             "diverged": (dims, diverged),
+            "stuck": (dims, stuck),
         },
         coords={**{name: list(values) for name, values in sweep.axes.items()}, "step": steps},
     )
@@ -171,7 +181,7 @@ def arrange_on_axes(sweep: Sweep, by_trial: Mapping[str, Result]) -> xr.Dataset:
 def check_curves(trial: Trial, result: Result) -> None:
     """Raise `BadInputError` if a result does not have one value of each of the trial's quantities at every step."""
     lengths = {name: len(curve) for name, curve in result.curves.items()}
-    if set(lengths) != set(trial.quantities) or set(lengths.values()) - {len(result.steps)}:
+    if set(lengths) != set(trial.quantities) or set(lengths.values()) - {len(result.steps)} or not len(result.steps):
         raise BadInputError(
             f"the artifact of trial {trial.id} holds {lengths} records for {len(result.steps)} steps, not one of each "
             f"of {', '.join(trial.quantities)} a step; put back a good copy of it, or delete its run in the MLflow UI "
@@ -193,9 +203,19 @@ def select_completed(runs: xr.Dataset) -> xr.Dataset:
     return runs.isel({runs.diverged.dims[0]: ~runs.diverged.values})
 
 
+def select_learnt(runs: xr.Dataset) -> xr.Dataset:
+    """Select the trials that trained to the end and are not stuck, among finished trials along one dimension."""
+    return runs.isel({runs.diverged.dims[0]: ~runs.diverged.values & ~runs.stuck.values})
+
+
 def list_diverged_seeds(runs: xr.Dataset) -> list[int]:
     """Return the seeds of the trials that diverged, among finished trials along `seed`."""
     return [int(seed) for seed in runs.seed.values[runs.diverged.values]]
+
+
+def list_stuck_seeds(runs: xr.Dataset) -> list[int]:
+    """Return the seeds of the trials that are stuck, among finished trials along `seed`."""
+    return [int(seed) for seed in runs.seed.values[runs.stuck.values]]
 
 
 def find_best_run(data: xr.Dataset) -> xr.Dataset | None:

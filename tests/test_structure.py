@@ -23,7 +23,7 @@ FOLDERS = (*PACKAGES, "benchmarks", "chaos", "cluster")
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
 SCRIPTS = {f"sweeps.{name}" for name in ("part3", "part4", "part5", "xor", "mnist", "pooling", "grid")}
-PURE = {"sweeps.sweep", "sweeps.intervals", "sweeps.experiment"}
+PURE = {"sweeps.sweep", "sweeps.intervals", "sweeps.stuck", "sweeps.experiment"}
 # room → the rooms that its files may import
 MAY_IMPORT = {
     "trainables": {"trainables"},
