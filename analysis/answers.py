@@ -1,23 +1,22 @@
-"""Answers to the questions that an experiment asks, each with the numbers that it rests on, and how they are worded.
+"""Answers to the questions that an experiment asks, each with the numbers that it rests on.
 
-A report makes many comparisons, and of twenty that have nothing to show, one is expected to look like an effect. So no
-answer decides by itself what it claims. A draft names the p-values of all that it could claim; `write_answers` selects
-among those of the whole experiment, so that the probability that a report of an experiment without any effect claims
-one is at most 5 %; and only then the drafts are written. Intervals are not widened for this: each has a coverage of
-95 % by itself.
+A report makes many comparisons, and of twenty where there is nothing to find, one is expected to look like an effect.
+So no answer decides by itself what it claims. A draft names the p-values of all that it could claim, `write_answers`
+selects among those of the experiment's whole report, and only then the answers are written. The probability that a
+report makes any false claim is 5 % at most. Intervals are not widened for this: they cover 95 % each, or 95 % together
+where all pairs of settings are compared.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from sweeps.comparisons import select_claims
 
-FAMILY_LEVEL = 0.05  # greatest probability that a report of an experiment without any effect claims one
-SEED_OPTION = "train more with --seeds"
+REPORT_LEVEL = 0.05  # greatest probability that the report of an experiment makes any false claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,41 +64,39 @@ class Claims(NamedTuple):
     """The claims of one draft that hold, among those of the whole report.
 
     Attributes:
-        held: Whether each claim holds, in the order of the draft's p-values.
-        level: Level at which a single comparison would have to be made if all of the report's had the same.
-        number: Number of the report's claims that could be tested.
+        held: Whether each claim holds, by family, as the draft's p-values are.
+        level: Level of the report divided by its families, at which a family is judged first; 0.05 for a single one.
     """
 
-    held: tuple[bool, ...]
+    held: Sequence[Sequence[bool]]
     level: float
-    number: int
 
 
 class Draft(NamedTuple):
     """Answers that can be written as soon as it is known which of their claims hold.
 
     Attributes:
-        p_values: A p-value for each claim that the answers could make; NaN for one that could not be tested.
+        families: p-values of what the answers could claim, by families as `sweeps.comparisons.select_claims` takes
+            them; NaN where nothing could be tested.
         write: A function that writes the answers.
     """
 
-    p_values: Sequence[float]
+    families: Sequence[Sequence[float]]
     write: Callable[[Claims], list[Answer]]
 
 
 def write_answers(drafts: Sequence[Draft]) -> list[Answer]:
     """Select the claims that hold, over all drafts of an experiment's report together, and write the answers."""
-    p_values = [p_value for draft in drafts for p_value in draft.p_values]
-    held = iter(select_claims(p_values, FAMILY_LEVEL).tolist())
-    number = sum(not math.isnan(p_value) for p_value in p_values)
-    level = FAMILY_LEVEL / max(1, number)
-    return [
-        answer
-        for draft in drafts
-        for answer in draft.write(Claims(tuple(next(held) for _ in draft.p_values), level, number))
-    ]
+    families = [family for draft in drafts for family in draft.families]
+    held = select_claims(families, REPORT_LEVEL)
+    tested = sum(not all(map(math.isnan, family)) for family in families)
+    answers: list[Answer] = []
+    for draft in drafts:
+        own, held = held[: len(draft.families)], held[len(draft.families) :]
+        answers += draft.write(Claims(own, REPORT_LEVEL / max(1, tested)))
+    return answers
 
 
 def answers_to_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Return answers as nested lists and dicts, with NaN where an estimate has no value or no interval."""
+    """Return answers as lists and dicts, for `Output.save_json`, which writes null for NaN."""
     return [{**asdict(answer), "estimates": [asdict(estimate) for estimate in answer.estimates]} for answer in answers]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from analysis import figures
+from analysis.answers import Answer, Claims, Draft, write_answers
+from analysis.differences import TEST_ACCURACY, estimate_mean, gather_settings
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
+from analysis.ranking import draft_ranking
 from analysis.results import SweepResults, find_best_run, list_accuracies_by_epoch, select_completed, select_finished
+from analysis.wording import format_estimate
 from sweeps.mnist import Mnist
 
 
 def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_options: GalleryDrawOptions) -> None:
     """Write the panels, the galleries of mistakes, the export and the table."""
     [results] = stages
+    output.answers += answer(options, results)
     settings = [str(setting) for setting in results.data.setting.values]
     figure = figures.make_figure(3.2 * len(settings), 4.4)
     bands, trials, rows = [], [], []
@@ -43,6 +49,27 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
         title = f"{options.dataset}, {best.setting.item()}, seed {int(best.seed)} (best test accuracy)"
         gallery = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
         output.save_figure(gallery, f"misclassified_{task}", "Test images that the best model names wrong.", results)
+
+
+def answer(options: Mnist, results: SweepResults) -> list[Answer]:
+    """Answer what the learning rate does, and how well even digits are told from odd ones."""
+    *digits, even_odd = results.data.setting.values.tolist()
+    data = results.data.sel(setting=digits)
+    rates = gather_settings(data.test_accuracy, data, "setting", TEST_ACCURACY)
+    rates = replace(rates, names=tuple(name.removeprefix("digits · ") for name in rates.names))
+    values = results.data.test_accuracy.sel(setting=even_odd).values
+    mean = estimate_mean(f"test accuracy of {even_odd}", values, TEST_ACCURACY)
+
+    def write_even_odd(claims: Claims) -> list[Answer]:
+        question = "How well does logistic regression tell even digits from odd ones?"
+        if mean.n == 0:
+            return [Answer(question=question, sentence="No trial of it has trained to its end.", estimates=())]
+        sentence = f"With {even_odd} the test accuracy is {format_estimate(mean, 1)}"
+        lack = "; one seed does not show how much seeds vary" if mean.n == 1 else ""
+        return [Answer(question=question, sentence=f"{sentence}{lack}.", estimates=(mean,))]
+
+    topic = "which learning rate gives logistic regression the highest test accuracy"
+    return write_answers([draft_ranking(topic, rates), Draft([], write_even_odd)])
 
 
 if __name__ == "__main__":

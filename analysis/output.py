@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.answers import Answer
+from analysis.answers import Answer, answers_to_json
 from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MAX_TRIALS_NAMED = 3  # diverged trials that a note names; an ellipsis stands for the others
 NOTE_CHARACTERS_PER_INCH = 14  # characters of a note, in font size 8, that fit in an inch of a figure's width
+LINE_WIDTH = 100  # characters of a line of an answer on the screen
 NO_VALUE = "–"  # the cell of a table where there is no value
 
 
@@ -278,6 +279,7 @@ def main(
         sweeps, stages, ended_early = load_stages(options, store, sweep_command, draw_options.allow_missing)
         with output.convert_write_errors():
             draw(options, stages, output, draw_options)
+            output.save_json(answers_to_json(output.answers), "answers")
         print("\n".join(str(path) for path in output.written))
         if missing := sum(len(stage.missing) for stage in stages):
             print(f"Drawn without {missing} missing trials. Train them with: {sweep_command}")
@@ -288,6 +290,8 @@ def main(
                 print(line)
         if ended_early:
             print(ended_early)
+        for answer in output.answers:
+            print(textwrap.fill(answer.sentence, LINE_WIDTH, break_long_words=False, break_on_hyphens=False))
         print(f"Every trial's curves: {describe_store(options.tracking_uri)}")
         return 0
 

@@ -9,6 +9,10 @@ import numpy as np
 import xarray as xr
 
 from analysis import figures
+from analysis.answers import Answer, Draft, write_answers
+from analysis.contrasts import Contrasts, draft_contrasts
+from analysis.differences import TEST_ACCURACY, TRAINING_LOSS, Quantity, average_last_epoch, gather_settings
+from analysis.gradients import draft_gradients
 from analysis.output import NO_VALUE, DrawOptions, Output, main
 from analysis.results import SweepResults, compute_mean_curve, list_diverged_seeds, select_completed, select_finished
 from sweeps.part4 import Part4
@@ -19,6 +23,7 @@ ACTIVATIONS = ("relu", "sigmoid")
 def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_options: DrawOptions) -> None:
     """Write the two panels, the exports and the table of gradients."""
     [results] = stages
+    output.answers += answer(options, results)
     figure = figures.make_figure(12, 5.4)
     panels = dict(zip(("train_loss", "gradient_norm"), figure.subplots(1, 2), strict=True))
     bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
@@ -47,6 +52,35 @@ def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_op
     output.save_figure(figure, "part4", description, results)
     if rows:
         output.save_table(rows, "table", "Gradient norms of the first layer, medians over the steps.")
+
+
+def answer(options: Part4, results: SweepResults) -> list[Answer]:
+    """Answer what the activation does to test accuracy and training loss, and to the gradient of the first layer."""
+    data = results.data
+
+    def draft(topic: str, values: xr.DataArray, quantity: Quantity) -> Draft:
+        contexts = {
+            name: gather_settings(
+                values.sel(architecture=name),
+                data.sel(architecture=name),
+                "activation",
+                quantity,
+                form=f"{{}} in {name}",
+            )
+            for name in options.architectures
+        }
+        return draft_contrasts(Contrasts(topic=topic, first="relu", second="sigmoid", contexts=contexts))
+
+    losses = average_last_epoch(data.train_loss, options.epochs)
+    return write_answers(
+        [
+            draft("in which networks the activation changes the test accuracy", data.test_accuracy, TEST_ACCURACY),
+            draft(
+                "in which networks the activation changes the training loss of the last epoch", losses, TRAINING_LOSS
+            ),
+            draft_gradients(data.gradient_norm.median("step", skipna=False), options.architectures),
+        ]
+    )
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:

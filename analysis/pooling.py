@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from analysis import figures
+from analysis.answers import Answer, Draft, write_answers
+from analysis.differences import TEST_ACCURACY, gather_settings
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
+from analysis.ranking import draft_ranking
 from analysis.results import SweepResults, find_best_run, list_accuracies_by_epoch, select_completed, select_finished
+from analysis.wording import join_words
 from sweeps.pooling import MODELS, Pooling
 from trainables.architectures import count_parameters
 from trainables.sources import IMAGE_SHAPES
@@ -17,6 +22,7 @@ from trainables.sources import IMAGE_SHAPES
 def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_options: GalleryDrawOptions) -> None:
     """Write the panels, the gallery of mistakes, the export and both tables."""
     [results] = stages
+    output.answers += answer(options, results)
     figure = figures.make_figure(3.4 * len(options.batch_sizes), 9)
     grid = figure.subplots(len(MODELS), len(options.batch_sizes), squeeze=False, sharex=True, sharey=True)
     bands: list[figures.Band] = []
@@ -52,6 +58,29 @@ def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_
     title += " (best test accuracy)"
     gallery = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
     output.save_figure(gallery, "misclassified", "Test images that the best model names wrong.", results)
+
+
+def answer(options: Pooling, results: SweepResults) -> list[Answer]:
+    """Answer what the kind of pooling, padding and the batch size do, each averaged over the other settings."""
+    sizes = f"averaged over batch sizes {join_words([str(size) for size in options.batch_sizes])}"
+
+    def draft(topic: str, axis: str, names: Mapping[Any, str]) -> Draft:
+        data = results.data.sel({axis: list(names)})
+        settings = gather_settings(data.test_accuracy, data, axis, TEST_ACCURACY)
+        return draft_ranking(topic, replace(settings, names=tuple(names.values())))
+
+    by_size = {size: f"batch size {size}" for size in options.batch_sizes}
+    return write_answers(
+        [
+            draft(f"which pooling generalises better, {sizes}", "model", {"a": "max pooling", "b": "average pooling"}),
+            draft(
+                f"which of padding and no padding generalises better, {sizes}",
+                "model",
+                {"a": "padding", "c": "no padding"},
+            ),
+            draft("which batch size generalises best, averaged over the models a, b and c", "batch_size", by_size),
+        ]
+    )
 
 
 def make_parameter_row(model: str, dataset: str) -> dict[str, str | int]:

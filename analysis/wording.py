@@ -1,31 +1,31 @@
-"""Words for numbers: estimates with their intervals, lists of names, and clauses on seeds that are not counted."""
+"""Words for numbers: estimates with their intervals, lists, and clauses on seeds that are stuck or left out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from analysis.answers import Estimate
+from analysis.differences import Comparison, Quantity, Settings
+from sweeps.intervals import compute_share_interval
+
+# Seeds that an answer is about, named where some are stuck.
+ALL_SEEDS, LEARNT_SEEDS = " over all seeds", " over the seeds that learnt alone"
+
+
+def choose_digits(values: Iterable[float], most: int = 2) -> int:
+    """Return the number of decimals, from 1 to `most`, that shows two digits of the smallest value that is not zero.
+
+    So accuracies have one decimal, and two where they differ by less than one percentage point.
+    """
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    return min(max(1, 1 - math.floor(math.log10(min(sizes)))), most) if sizes else 1
 
 
 def format_number(value: float, digits: int) -> str:
-    """Return a number with a fixed number of decimals, with a true minus sign, and without one before zero."""
-    text = f"{value:.{digits}f}"
-    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
-
-
-def format_estimate(estimate: Estimate, digits: int, *, with_n: bool = True) -> str:
-    """Return an estimate as "99.1 % (98.9 – 99.3, n = 10)"; what it lacks, unit or interval, is left out.
-
-    Args:
-        estimate: Estimate to write.
-        digits: Number of decimals.
-        with_n: Whether the number of seeds stands in the brackets.
-    """
-    value = " ".join(filter(None, (format_number(estimate.value, digits), estimate.unit)))
-    inside = [] if math.isnan(estimate.low) else [f"{format_range(estimate.low, estimate.high, digits)}"]
-    inside += [f"n = {estimate.n}"] if with_n else []
-    return f"{value} ({', '.join(inside)})" if inside else value
+    """Return a number with a fixed number of decimals, and a true minus sign unless it is zero when rounded."""
+    text = f"{value:,.{digits}f}"
+    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 
 
 def format_range(low: float, high: float, digits: int) -> str:
@@ -33,6 +33,93 @@ def format_range(low: float, high: float, digits: int) -> str:
     return f"{format_number(low, digits)} – {format_number(high, digits)}"
 
 
+def format_estimate(estimate: Estimate, digits: int, *, with_unit: bool = True, with_n: bool = True) -> str:
+    """Return an estimate as "99.1 % (98.9 – 99.3, n = 10)"; an interval or unit that it does not have is left out.
+
+    Args:
+        estimate: Estimate to write.
+        digits: Number of decimals.
+        with_unit: Whether its unit follows the number.
+        with_n: Whether the number of seeds stands in the brackets.
+    """
+    value = format_number(estimate.value, digits)
+    value += f" {estimate.unit}" if with_unit and estimate.unit else ""
+    inside = [] if math.isnan(estimate.low) else [format_range(estimate.low, estimate.high, digits)]
+    inside += [f"n = {estimate.n}"] if with_n else []
+    return f"{value} ({', '.join(inside)})" if inside else value
+
+
+def format_digits(value: float) -> str:
+    """Return a number with three significant digits."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
+def format_factor(factor: Estimate) -> str:
+    """Return a factor as "3.1 (2.5 – 3.9, n = 5)", with three significant digits."""
+    ends = [] if math.isnan(factor.low) else [f"{format_digits(factor.low)} – {format_digits(factor.high)}"]
+    return f"{format_digits(factor.value)} ({', '.join([*ends, f'n = {factor.n}'])})"
+
+
 def join_words(words: Sequence[str]) -> str:
-    """Return a list in a sentence: "a", "a and b", or "a, b and c"."""
+    """Return a list as it stands in a sentence: "a", "a and b", or "a, b and c"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def count_seeds(n: int) -> str:
+    """Return "1 seed" or "n seeds"."""
+    return f"{n} seed{'' if n == 1 else 's'}"
+
+
+def make_question(topic: str) -> str:
+    """Return a question from a clause such as "which network is best"."""
+    return f"{topic[0].upper()}{topic[1:]}?"
+
+
+def estimate_share(name: str, successes: int, n: int) -> Estimate:
+    """Return a share of n seeds in %, with its Wilson interval."""
+    share = compute_share_interval(successes, n)
+    return Estimate(name=name, value=100 * share.share, low=100 * share.low, high=100 * share.high, n=n, unit="%")
+
+
+def estimate_shares(settings: Settings) -> list[Estimate]:
+    """Return the share of each setting's seeds that learnt, in %, with its Wilson interval."""
+    return [
+        estimate_share(f"share of seeds of {name} that learnt", ended - stuck, ended)
+        for name, stuck, ended in zip(settings.names, *settings.count_stuck(), strict=True)
+    ]
+
+
+def describe_stuck(settings: Settings) -> list[str]:
+    """Return a clause for each setting with stuck seeds: how many they are, and the share that learnt."""
+    clauses = []
+    counts = zip(settings.names, *settings.count_stuck(), estimate_shares(settings), strict=True)
+    for name, stuck, ended, share in counts:
+        if stuck:
+            learnt = format_estimate(share, 0, with_n=False)
+            clauses.append(f"{stuck} of {ended} seeds of {name} never left chance (share that learnt: {learnt})")
+    return clauses
+
+
+def describe_left_out(comparison: Comparison, scope: str = "") -> list[str]:
+    """Return a clause for each setting that has too few seeds to be compared, or seeds that diverged."""
+    clauses = []
+    for name, diverged in zip(comparison.means, comparison.settings.diverged.sum(axis=1).tolist(), strict=True):
+        n = comparison.means[name].n
+        if n < 2:
+            seeds = (
+                f"{'one seed' if n else 'no seed'} that {'learnt' if scope == LEARNT_SEEDS else 'trained to the end'}"
+            )
+            clauses.append(f"{name} has {seeds} and is not compared")
+        if diverged:
+            are = "seed diverged and is" if diverged == 1 else "seeds diverged and are"
+            clauses.append(f"of {name}, {diverged} {are} left out")
+    return clauses
+
+
+def describe_power(smallest: float, quantity: Quantity) -> list[str]:
+    """Return a clause on the smallest difference that could have been seen; without one, no clause."""
+    if math.isnan(smallest):
+        return []
+    size = format_number(smallest, choose_digits([smallest], quantity.most_digits))
+    size = f"{size} {quantity.difference_unit}".rstrip()
+    return [f"a true difference of {size} would have been found with a probability of 80 %"]
