@@ -14,7 +14,7 @@ from analysis.answers import Answer, write_answers
 from analysis.differences import TEST_ACCURACY, gather_settings
 from analysis.output import DrawOptions, Output, main
 from analysis.ranking import draft_ranking
-from analysis.results import SweepResults, select_completed
+from analysis.results import SweepResults, select_completed, summarise_learnt
 from analysis.wording import join_words
 from sweeps.grid import Grid
 from sweeps.intervals import compute_mean_interval
@@ -172,18 +172,23 @@ def format_heat_map_cell(data: xr.Dataset, values: Mapping[str, Any]) -> str:
 
 def make_table(results: SweepResults) -> list[dict[str, Any]]:
     """Return a row for each distinct setting, with its test accuracy over seeds, the highest mean first."""
-    groups: dict[tuple[str, ...], list[float]] = {}
-    for trial in results.sweep.trials():
-        if (result := results.by_trial.get(trial.id)) is not None:
-            settings = tuple(str(getattr(trial, axis)) for axis in AXES if axis != "seed")
-            groups.setdefault(settings, []).append(result.test_accuracy)
+    finished = select_runs(results.data[["trial_id", "test_accuracy", "diverged", "stuck"]], {})
+    any_stuck = bool(finished.stuck.any())
+    trials = {trial.id: trial for trial in results.sweep.trials()}
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, trial_id in enumerate(finished.trial_id.values):
+        settings = tuple(str(getattr(trials[trial_id], axis)) for axis in AXES if axis != "seed")
+        groups.setdefault(settings, []).append(index)
     rows = []
-    for settings, accuracies in groups.items():
-        interval = compute_mean_interval(accuracies)  # leaves out NaN, the test accuracy of a trial that diverged
+    for settings, indices in groups.items():
+        runs = finished.isel(run=indices)
+        interval = compute_mean_interval(select_completed(runs).test_accuracy.values, lowest=0, highest=100)
         row: dict[str, Any] = dict(zip(AXES, settings, strict=False))
-        row |= {"seeds": int(interval.n), "diverged": len(accuracies) - int(interval.n)}
+        row |= {"seeds": int(interval.n), "diverged": int(runs.diverged.sum())}
+        row |= {"stuck": int(runs.stuck.sum())} if any_stuck else {}
         row |= {"test_mean": float(interval.mean)}
-        rows.append(row | {"test_ci95_low": float(interval.low), "test_ci95_high": float(interval.high)})
+        row |= {"test_ci95_low": float(interval.low), "test_ci95_high": float(interval.high)}
+        rows.append(row | (summarise_learnt(runs) if any_stuck else {}))
     return sorted(rows, key=lambda row: -np.nan_to_num(row["test_mean"], nan=-np.inf))
 
 

@@ -11,7 +11,14 @@ from analysis.differences import TEST_ACCURACY, estimate_mean, gather_settings
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
 from analysis.ranking import draft_ranking
-from analysis.results import SweepResults, find_best_run, list_accuracies_by_epoch, select_completed, select_finished
+from analysis.results import (
+    SweepResults,
+    find_best_run,
+    list_accuracies_by_epoch,
+    select_completed,
+    select_finished,
+    summarise_learnt,
+)
 from analysis.wording import format_estimate
 from sweeps.mnist import Mnist
 
@@ -21,6 +28,7 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
     [results] = stages
     output.answers += answer(options, results)
     settings = [str(setting) for setting in results.data.setting.values]
+    any_stuck = bool(results.data.stuck.any())
     figure = figures.make_figure(3.2 * len(settings), 4.4)
     bands, trials, rows = [], [], []
     for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
@@ -35,7 +43,10 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
             trials.append({**head, **list_accuracies_by_epoch(run)})
         kept = select_completed(runs)
         row = {"setting": setting, "seeds": kept.sizes["seed"], "diverged": int(runs.diverged.sum())}
-        rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values)})
+        if any_stuck:
+            row["stuck"] = int(runs.stuck.sum())
+        learnt = summarise_learnt(runs) if any_stuck else {}
+        rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values), **learnt})
     figures.add_accuracy_legend(figure)
     figures.add_caption(figure, f"{options.dataset}, logistic regression. {figures.describe_bands(bands)}")
     output.save_figure(figure, "mnist", "Training and test accuracy by epoch, in a panel for each setting.", results)

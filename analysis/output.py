@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.answers import Answer, answers_to_json
+from analysis.notes import describe_diverged, list_omissions, list_stuck
 from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
 from sweeps.intervals import format_mean
-from sweeps.sweep import Sweep
+from sweeps.sweep import Sweep, format_count
 from trainables.commands import explain_uri, hide_password, name_program, name_uri
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file, get_mlflow_uri, resolve_uri
@@ -31,7 +32,6 @@ from trainables.persistence.stored_run import describe_ignored
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_TRIALS_NAMED = 3  # diverged trials that a note names; an ellipsis stands for the others
 NOTE_CHARACTERS_PER_INCH = 14  # characters of a note, in font size 8, that fit in an inch of a figure's width
 LINE_WIDTH = 100  # characters of a line of an answer on the screen
 NO_VALUE = "–"  # the cell of a table where there is no value
@@ -123,7 +123,7 @@ class Output:
         return path
 
     def save_figure(self, figure: Figure, name: str, description: str, *stages: SweepResults) -> None:
-        """Save a figure as `name`.png and `name`.pdf, with a note below it about the trials that it leaves out.
+        """Save a figure as `name`.png and `name`.pdf, with a note below it about missing, diverged and stuck trials.
 
         Args:
             figure: Figure to save; the note is added to it.
@@ -133,7 +133,7 @@ class Output:
         """
         lines = [
             line
-            for note in list_omissions(stages)
+            for note in (*list_omissions(stages), *list_stuck(stages))
             for line in textwrap.wrap(note, int(NOTE_CHARACTERS_PER_INCH * figure.get_figwidth()))
         ]
         if lines:
@@ -163,22 +163,6 @@ class Output:
             writer.writeheader()
             writer.writerows(rows)
         self.add_file(f"{name}.md").write_text(format_markdown(rows), encoding="utf-8")
-
-
-def list_omissions(stages: Sequence[SweepResults]) -> list[str]:
-    """Return one note on the missing and one on the diverged trials of some stages, each only if there are any."""
-    missing = sum(len(stage.missing) for stage in stages)
-    diverged = [name for stage in stages for name in stage.diverged]
-    return [
-        *([f"incomplete: {missing} trials missing"] if missing else []),
-        *([describe_diverged(diverged)] if diverged else []),
-    ]
-
-
-def describe_diverged(names: Sequence[str]) -> str:
-    """Return a note that counts the trials that diverged, given by their names, and names the first of them."""
-    named = "; ".join([*names[:MAX_TRIALS_NAMED], *(["…"] if len(names) > MAX_TRIALS_NAMED else [])])
-    return f"{len(names)} {'trial' if len(names) == 1 else 'trials'} diverged, not in the means: {named}"
 
 
 def replace_non_finite(content: Any) -> Any:
@@ -243,7 +227,7 @@ def load_stages(
         for sweep in options.stages(store.read_trial):
             sweeps.append(sweep)
             if stages and allow_missing and not has_any_finished(sweep, store):
-                omitted = f"{len(sweep.trials())} trials of a later stage, none of which is finished"
+                omitted = f"{format_count(len(sweep.trials()), 'trial')} of a later stage, none of which is finished"
                 raise StagesEndedEarly(f"Drawn without {omitted}.")
             stages.append(load_results(sweep, store, fill=fill, allow_missing=allow_missing))
     except StagesEndedEarly as end:
@@ -282,9 +266,11 @@ def main(
             output.save_json(answers_to_json(output.answers), "answers")
         print("\n".join(str(path) for path in output.written))
         if missing := sum(len(stage.missing) for stage in stages):
-            print(f"Drawn without {missing} missing trials. Train them with: {sweep_command}")
+            print(f"Drawn without {format_count(missing, 'missing trial')}. To train what is missing: {sweep_command}")
         if diverged := [name for stage in stages for name in stage.diverged]:
             print(describe_diverged(diverged))
+        for note in list_stuck(stages):
+            print(note)
         for sweep in sweeps:
             if line := describe_ignored(store.ignored.values(), sweep.labels()):
                 print(line)

@@ -19,8 +19,10 @@ from analysis.results import (
     compute_mean_curve,
     find_best_run,
     list_diverged_seeds,
+    list_stuck_seeds,
     select_completed,
     select_finished,
+    summarise_learnt,
 )
 from analysis.seed_noise import write_best_seeds, write_images, write_order
 from sweeps.intervals import compute_mean_interval
@@ -55,7 +57,7 @@ def draw(options: Part3, stages: Sequence[SweepResults], output: Output, draw_op
                 tiles, f"weights_{architecture}", f"The first layer's weights of {architecture}.", results
             )
         output.save_json(make_export(architecture, runs, weights), f"part3_{architecture}")
-        rows.append(make_row(architecture, runs, last_epoch))
+        rows.append(make_row(architecture, runs, last_epoch, any_stuck=bool(results.data.stuck.any())))
     output.save_table(rows, "table", "Test accuracy (%) of each architecture over its seeds.")
 
 
@@ -79,7 +81,8 @@ def answer(options: Part3, results: SweepResults) -> list[Answer]:
 def make_export(architecture: str, runs: xr.Dataset, weights: NDArray[np.floating] | None) -> dict[str, Any]:
     """Return an architecture's curves, best test accuracy and weights in the report's format.
 
-    The curves are means over the seeds that did not diverge. The seeds that diverged are listed if there are any.
+    The curves are means over the seeds that did not diverge. The seeds that diverged are listed if there are any,
+    and so are those that are stuck, which are in the means.
     """
     kept = select_completed(runs)
     return {
@@ -90,6 +93,7 @@ def make_export(architecture: str, runs: xr.Dataset, weights: NDArray[np.floatin
         "test_acc": float(runs.test_accuracy.max()),
         "weights": None if weights is None else weights.tolist(),
         **({"diverged_seeds": list_diverged_seeds(runs)} if runs.diverged.any() else {}),
+        **({"stuck_seeds": list_stuck_seeds(runs)} if runs.stuck.any() else {}),
     }
 
 
@@ -98,7 +102,9 @@ def list_finished_architectures(data: xr.Dataset) -> list[str]:
     return [str(name) for name in data.architecture.values if (data.trial_id.sel(architecture=name) != "").any()]
 
 
-def make_row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str, str | int | float]:
+def make_row(
+    architecture: str, runs: xr.Dataset, last_epoch: slice, *, any_stuck: bool
+) -> dict[str, str | int | float]:
     """Return an architecture's row of the table.
 
     `best_test` is the only number that is selected on test data, as the report asks for it.
@@ -107,18 +113,21 @@ def make_row(architecture: str, runs: xr.Dataset, last_epoch: slice) -> dict[str
         architecture: Name of the architecture.
         runs: Its finished trials along `seed`.
         last_epoch: Slice of the records of the last epoch.
+        any_stuck: Whether the table has columns on trials that are stuck.
     """
     kept = select_completed(runs)
-    test = compute_mean_interval(kept.test_accuracy.values)
+    test = compute_mean_interval(kept.test_accuracy.values, lowest=0, highest=100)
     validation = compute_mean_interval(kept.val_accuracy.isel(step=last_epoch).mean("step").values)
     return {
         "architecture": architecture,
         "seeds": int(test.n),
         "diverged": int(runs.diverged.sum()),
+        **({"stuck": int(runs.stuck.sum())} if any_stuck else {}),
         "test_mean": float(test.mean),
         "test_ci95_low": float(test.low),
         "test_ci95_high": float(test.high),
         "test_sd": float(kept.test_accuracy.std("seed", ddof=1)) if test.n > 1 else float("nan"),
+        **(summarise_learnt(runs) if any_stuck else {}),
         "best_test": float(runs.test_accuracy.max()),
         "val_mean_last_epoch": float(validation.mean),
     }

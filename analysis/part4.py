@@ -14,7 +14,15 @@ from analysis.contrasts import Contrasts, draft_contrasts
 from analysis.differences import TEST_ACCURACY, TRAINING_LOSS, Quantity, average_last_epoch, gather_settings
 from analysis.gradients import draft_gradients
 from analysis.output import NO_VALUE, DrawOptions, Output, main
-from analysis.results import SweepResults, compute_mean_curve, list_diverged_seeds, select_completed, select_finished
+from analysis.results import (
+    SweepResults,
+    compute_mean_curve,
+    list_diverged_seeds,
+    list_stuck_seeds,
+    select_completed,
+    select_finished,
+    summarise_learnt,
+)
 from sweeps.part4 import Part4
 
 ACTIVATIONS = ("relu", "sigmoid")
@@ -38,7 +46,7 @@ def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_op
                     figures.draw_band(axes, bands[quantity][-1], style, dashed=activation == "sigmoid")
         if all(found.sizes["seed"] for found in runs.values()):
             output.save_json(make_export(architecture, runs), f"part4_{architecture}")
-            rows.append(make_row(architecture, runs))
+            rows.append(make_row(architecture, runs, any_stuck=bool(results.data.stuck.any())))
     panels["gradient_norm"].set_yscale("log")
     for quantity, axes in panels.items():
         figures.limit_y_range(axes, bands[quantity])
@@ -84,7 +92,7 @@ def answer(options: Part4, results: SweepResults) -> list[Answer]:
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
-    """Return an architecture's mean curves in the report's format, and the seeds that diverged if there are any.
+    """Return an architecture's mean curves in the report's format, and its diverged and stuck seeds if there are any.
 
     Args:
         architecture: Name of the architecture.
@@ -92,6 +100,7 @@ def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, 
     """
     kept = {activation: select_completed(found) for activation, found in runs.items()}
     diverged = {activation: seeds for activation, found in runs.items() if (seeds := list_diverged_seeds(found))}
+    stuck = {activation: seeds for activation, found in runs.items() if (seeds := list_stuck_seeds(found))}
     return {
         "name": architecture,
         "relu_loss_curve": compute_mean_curve(kept["relu"].train_loss),
@@ -99,15 +108,17 @@ def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, 
         "relu_grad_curve": compute_mean_curve(kept["relu"].gradient_norm),
         "sigmoid_grad_curve": compute_mean_curve(kept["sigmoid"].gradient_norm),
         **({"diverged_seeds": diverged} if diverged else {}),
+        **({"stuck_seeds": stuck} if stuck else {}),
     }
 
 
-def make_row(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+def make_row(architecture: str, runs: Mapping[str, xr.Dataset], *, any_stuck: bool) -> dict[str, Any]:
     """Return an architecture's row of the table: the median over steps of its mean gradient norms, and their ratio.
 
     Args:
         architecture: Name of the architecture.
         runs: Its finished trials along `seed`, by activation.
+        any_stuck: Whether the table has columns on trials that are stuck, with each activation's share that learnt.
     """
     curves = {
         activation: compute_mean_curve(select_completed(found).gradient_norm) for activation, found in runs.items()
@@ -117,8 +128,14 @@ def make_row(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any
     return {
         "architecture": architecture,
         "diverged": sum(int(found.diverged.sum()) for found in runs.values()),
+        **({"stuck": sum(int(found.stuck.sum()) for found in runs.values())} if any_stuck else {}),
         **{f"{activation}_median_gradient": format_digits(median) for activation, median in medians.items()},
         "relu_over_sigmoid": format_digits(ratio),
+        **{
+            f"{activation}_{column}": value
+            for activation, found in runs.items()
+            for column, value in (summarise_learnt(found) if any_stuck else {}).items()
+        },
     }
 
 

@@ -18,19 +18,23 @@ from analysis.differences import (
     gather_settings,
     join_settings,
 )
-from analysis.output import NO_VALUE, DrawOptions, Output, describe_diverged, format_mean_cell, main
+from analysis.notes import describe_diverged, describe_stuck
+from analysis.output import NO_VALUE, DrawOptions, Output, format_mean_cell, main
 from analysis.ranking import draft_ranking
 from analysis.results import (
     SweepResults,
     compute_mean_curve,
     has_any_finished,
     list_diverged_seeds,
+    list_stuck_seeds,
     load_results,
     select_completed,
     select_finished,
+    summarise_learnt,
 )
 from sweeps.part3 import Part3
 from sweeps.part5 import LEARNING_RATES, Part5
+from sweeps.sweep import format_count
 from trainables.persistence.stored_run import describe_ignored
 
 if TYPE_CHECKING:
@@ -72,16 +76,23 @@ def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_op
         found = select_finished(adam.data, architecture=options.architecture)
         compared[f"Adam {adam_options.learning_rate:g}"] = (found, adam_options.epochs)
         if adam.missing:
-            print(f"{len(adam.missing)} trials of part 3 are missing in the comparison; train them with: {fill}")
+            count = format_count(len(adam.missing), "trial")
+            print(f"The comparison lacks {count} of part 3. To train what is missing: {fill}")
         if adam.diverged:
             print(f"Of part 3, {describe_diverged(adam.diverged)}")
+        if adam.stuck:
+            print(f"Of part 3, {describe_stuck(adam.stuck)}")
     else:
         print(f"No trials of part 3 to compare with; train them with: {fill}")
     if line := describe_ignored(constant.store.ignored.values(), adam_options.sweep().labels()):
         print(f"Of part 3, {line}")
     output.answers += answer(options, constant, compared)
     if compared:
-        rows = [make_row(name, runs, epochs, draw_options.targets) for name, (runs, epochs) in compared.items()]
+        any_stuck = any(bool(runs.stuck.any()) for runs, _ in compared.values())
+        rows = [
+            make_row(name, runs, epochs, draw_options.targets, any_stuck=any_stuck)
+            for name, (runs, epochs) in compared.items()
+        ]
         output.save_table(rows, "table", "Scheduled SGD against Adam.")
 
 
@@ -105,7 +116,7 @@ def answer(options: Part5, constant: SweepResults, compared: Mapping[str, tuple[
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
-    """Return an architecture's mean curves in the report's format, and the seeds that diverged if there are any.
+    """Return an architecture's mean curves in the report's format, and its diverged and stuck seeds if there are any.
 
     Args:
         architecture: Name of the architecture.
@@ -113,11 +124,13 @@ def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, 
     """
     kept = {rate: select_completed(found) for rate, found in runs.items()}
     diverged = {rate: seeds for rate, found in runs.items() if (seeds := list_diverged_seeds(found))}
+    stuck = {rate: seeds for rate, found in runs.items() if (seeds := list_stuck_seeds(found))}
     return {
         "name": architecture,
         **{f"loss_curve_{rate}": compute_mean_curve(found.train_loss) for rate, found in kept.items()},
         **{f"val_acc_curve_{rate}": compute_mean_curve(found.val_accuracy) for rate, found in kept.items()},
         **({"diverged_seeds": diverged} if diverged else {}),
+        **({"stuck_seeds": stuck} if stuck else {}),
     }
 
 
@@ -176,7 +189,7 @@ def draw_schedule(options: Part5, stages: Sequence[SweepResults]) -> Figure:
     return figure
 
 
-def make_row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float]) -> dict[str, Any]:
+def make_row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float], *, any_stuck: bool) -> dict[str, Any]:
     """Return a row of the table: test accuracy, and epochs until the mean validation curve reaches each target.
 
     Args:
@@ -184,14 +197,17 @@ def make_row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float])
         runs: Finished trials along `seed`.
         epochs: Epochs that each of them was to train for.
         targets: Validation accuracies in percent.
+        any_stuck: Whether the table has columns on trials that are stuck.
     """
     kept = select_completed(runs)
     return {
         "optimiser": name,
         "seeds": kept.sizes["seed"],
         "diverged": int(runs.diverged.sum()),
+        **({"stuck": int(runs.stuck.sum())} if any_stuck else {}),
         "epochs": epochs,
         "test_accuracy": format_mean_cell(kept.test_accuracy.values),
+        **(summarise_learnt(runs) if any_stuck else {}),
         **{f"epochs_to_{target:g}": format_epochs_to(target, kept, epochs) for target in targets},
     }
 

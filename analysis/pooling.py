@@ -12,7 +12,14 @@ from analysis.differences import TEST_ACCURACY, gather_settings
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
 from analysis.ranking import draft_ranking
-from analysis.results import SweepResults, find_best_run, list_accuracies_by_epoch, select_completed, select_finished
+from analysis.results import (
+    SweepResults,
+    find_best_run,
+    list_accuracies_by_epoch,
+    select_completed,
+    select_finished,
+    summarise_learnt,
+)
 from analysis.wording import join_words
 from sweeps.pooling import MODELS, Pooling
 from trainables.architectures import count_parameters
@@ -28,12 +35,16 @@ def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_
     bands: list[figures.Band] = []
     trials: list[dict[str, Any]] = []
     rows = []
+    any_stuck = bool(results.data.stuck.any())
     for model, line in zip(MODELS, grid, strict=True):
-        row: dict[str, Any] = {"model": model, "diverged": 0}
+        row: dict[str, Any] = {"model": model, "diverged": 0, **({"stuck": 0} if any_stuck else {})}
         for batch_size, axes in zip(options.batch_sizes, line, strict=True):
             runs = select_finished(results.data, model=model, batch_size=batch_size)
             row["diverged"] += int(runs.diverged.sum())
             row[f"batch {batch_size}"] = format_mean_cell(select_completed(runs).test_accuracy.values)
+            if any_stuck:
+                row["stuck"] += int(runs.stuck.sum())
+                row |= {f"batch {batch_size} {column}": value for column, value in summarise_learnt(runs).items()}
             if runs.sizes["seed"]:
                 title = f"model {model}, batch {batch_size}"
                 bands.append(figures.draw_accuracy_panel(axes, runs, options.epochs, title))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from sweeps.intervals import compute_mean_interval, compute_share_interval
 from sweeps.stuck import is_stuck_result
 from sweeps.sweep import Sweep
 from trainables.architectures import build
@@ -218,6 +219,25 @@ def list_stuck_seeds(runs: xr.Dataset) -> list[int]:
     return [int(seed) for seed in runs.seed.values[runs.stuck.values]]
 
 
+def summarise_learnt(runs: xr.Dataset) -> dict[str, float]:
+    """Return the share of finished trials that learnt, with its 95 % interval by Wilson, and their mean test accuracy.
+
+    The share, from 0 to 1, is of all finished trials: those that diverged have not learnt either. The keys are columns
+    of tables; the mean is in %.
+
+    Args:
+        runs: Finished trials along one dimension.
+    """
+    learnt = select_learnt(runs)
+    share = compute_share_interval(learnt.diverged.size, runs.diverged.size)
+    return {
+        "learnt_share": share.share,
+        "learnt_share_ci95_low": share.low,
+        "learnt_share_ci95_high": share.high,
+        "learnt_mean": float(compute_mean_interval(learnt.test_accuracy.values).mean),
+    }
+
+
 def find_best_run(data: xr.Dataset) -> xr.Dataset | None:
     """Return the trial with the highest test accuracy, or None if all trials are missing or diverged."""
     if not data.test_accuracy.notnull().any():
@@ -239,10 +259,12 @@ def has_any_finished(sweep: Sweep, store: Store) -> bool:
 def list_accuracies_by_epoch(run: xr.Dataset) -> dict[str, Any]:
     """Return a trial's accuracies on the whole training and test sets after each epoch, in the format of exports.
 
-    The entry "diverged" is there only if the trial diverged; the lists then end with the last recorded epoch.
+    The entry "diverged" is there only if the trial diverged; the lists then end with the last recorded epoch. The entry
+    "stuck" is there only if the trial is stuck.
     """
     return {
         "train_accuracy": run.train_set_accuracy.dropna("step").values.tolist(),
         "test_accuracy": run.test_set_accuracy.dropna("step").values.tolist(),
         **({"diverged": True} if run.diverged else {}),
+        **({"stuck": True} if run.stuck else {}),
     }

@@ -18,6 +18,11 @@ Axis = Sequence[Any] | Mapping[str, Mapping[str, Any]]
 """The values of an axis, or its names with the settings that each stands for."""
 
 
+def format_count(n: int, noun: str) -> str:
+    """Return a number and a noun, such as "1 trial" or "3 missing trials"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def check_axis(field: str, values: Axis) -> None:
     """Raise `BadInputError` where an axis has no value, or has one twice."""
     if not values:

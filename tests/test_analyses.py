@@ -43,15 +43,19 @@ from trainables.training import list_record_steps
 from trainables.trial import Trial
 from trainables.xor import draw_initial_weights
 
+ACCURACY = 60.0  # of seed 0 in its curves, %
 TRAINING_IMAGES = 1297  # training images of digits, after the validation images are held out
 
 
 def make_result(trial: Trial) -> Result:
-    """Make a result whose curves are s everywhere for seed s: the mean over seeds 0 … S−1 is (S − 1) / 2."""
+    """Make a result with known means over seeds 0 … S−1: for seed s, curves of accuracies are 60 + s, others s."""
     steps = list_record_steps(
         trial, 4 if trial.dataset == "xor" else TRAINING_IMAGES if trial.pipeline is None else 1437
     )
-    curves: dict[str, Any] = {name: np.full(len(steps), trial.seed, np.float32) for name in trial.quantities}
+    curves: dict[str, Any] = {
+        name: np.full(len(steps), trial.seed + (ACCURACY if name.endswith("accuracy") else 0), np.float32)
+        for name in trial.quantities
+    }
     weights = (
         draw_initial_weights(trial.seed) if trial.dataset == "xor" else np.full((16, 1, 3, 3), trial.seed, np.float32)
     )
@@ -66,6 +70,12 @@ def cut_short(result: Result) -> Result:
         curves[name] = 10.0 ** np.arange(10, 10 + records, dtype=np.float32)
         curves[name][-1] = np.nan
     return Result(result.steps[:records], curves, float("nan"), result.first_layer)
+
+
+def leave_at_chance(result: Result) -> Result:
+    """Return the result of a trial that is stuck: each of its accuracies is 10 %."""
+    curves = {name: np.full_like(curve, 10) if "accuracy" in name else curve for name, curve in result.curves.items()}
+    return Result(result.steps, curves, 10.0, result.first_layer)
 
 
 def match_none(trial: Trial) -> bool:
@@ -96,14 +106,16 @@ def record(
     options: SweepOptions,
     leave_out: Callable[[Trial], bool] = match_none,
     diverged: Callable[[Trial], bool] = match_none,
+    stuck: Callable[[Trial], bool] = match_none,
 ) -> None:
-    """Write the trials of all stages into the store, except those to leave out; some of them diverged."""
+    """Write the trials of all stages into the store, except those to leave out; some diverged, and some are stuck."""
     experiment_id, parent = store.ensure_parent(options.experiment, "digits")
     for sweep in list_stages(options, lambda trial: None):
         for trial in sweep.trials():
             if not leave_out(trial):
                 run = store.open_run(trial, sweep.labels()[trial.id], experiment_id, parent, {}, run_id=None)
-                result = cut_short(make_result(trial)) if diverged(trial) else make_result(trial)
+                result = make_result(trial)
+                result = cut_short(result) if diverged(trial) else leave_at_chance(result) if stuck(trial) else result
                 with TemporaryDirectory() as folder:
                     result.save(Path(folder) / RESULT_ARTIFACT)
                     if options.experiment in ("mnist", "pooling"):
@@ -187,11 +199,12 @@ def check_part4(folder: Path, seeds: list[int]) -> None:
 
 
 def check_part5(folder: Path, seeds: list[int]) -> None:
-    assert read_export(folder, "part5_cnn_3")["val_acc_curve_01"] == [np.mean(seeds)] * 5
+    assert read_export(folder, "part5_cnn_3")["val_acc_curve_01"] == [ACCURACY + np.mean(seeds)] * 5
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["seeds"] for row in rows] == [str(len(seeds))] * 2
-    assert rows[0]["epochs_to_60"] == "never"
+    assert rows[0]["epochs_to_60"] != "never"
+    assert rows[0]["epochs_to_70"] == "never"
 
 
 def check_xor(folder: Path, seeds: list[int]) -> None:
@@ -201,7 +214,7 @@ def check_xor(folder: Path, seeds: list[int]) -> None:
 def check_mnist(folder: Path, seeds: list[int]) -> None:
     trials = read_export(folder, "mnist")["trials"]
     assert {trial["seed"] for trial in trials} == set(seeds)
-    assert all(trial["test_accuracy"] == [trial["seed"]] * 2 for trial in trials)
+    assert all(trial["test_accuracy"] == [ACCURACY + trial["seed"]] * 2 for trial in trials)
 
 
 def check_pooling(folder: Path, seeds: list[int]) -> None:
@@ -323,6 +336,84 @@ def test_a_diverged_trial_is_exported_up_to_its_last_record(
     trials = read_export(tmp_path, options.experiment)["trials"]
     assert len(trials) == len(options.sweep().trials())
     for trial in trials:
-        assert trial["test_accuracy"] == [trial["seed"]] * (1 if trial["seed"] == 2 else 2)
+        assert trial["test_accuracy"] == [ACCURACY + trial["seed"]] * (1 if trial["seed"] == 2 else 2)
         assert ("diverged" in trial) == (trial["seed"] == 2)
     assert (tmp_path / "table.md").read_text().count("50.50 ±") == len(trials) / 3
+
+
+# Trials that are stuck at chance
+
+
+@pytest.mark.parametrize(
+    ("options", "module", "draw_options"),
+    [case for case in CASES if case[0].experiment != "xor"],
+    ids=[case[0].experiment for case in CASES if case[0].experiment != "xor"],
+)
+@pytest.mark.slow
+def test_trials_that_are_stuck_are_counted_and_averaged(
+    options: SweepOptions, module: Any, draw_options: DrawOptions, store: Store, tmp_path: Path
+) -> None:
+    name = options.experiment
+    record(store, options, stuck=lambda trial: trial.seed == 1)
+    stages, notes = draw(store, options, tmp_path, module, draw_options)
+    for figure, note in notes.items():
+        n = sum(len(stage.stuck) for stage in stages[1:]) if figure == "schedule" else len(stages[0].stuck)
+        assert f"{n} trial{'s' if n > 1 else ''} stuck at chance, {'is' if n == 1 else 'are'} in the means: " in note
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    in_table = stages[1:] if name == "part5" else stages
+    assert sum(int(row["stuck"]) for row in rows) == sum(len(stage.stuck) for stage in in_table)
+    for row in rows:
+        shares = {heading: float(value) for heading, value in row.items() if heading.endswith("learnt_share")}
+        means = {heading: float(value) for heading, value in row.items() if heading.endswith("learnt_mean")}
+        assert len(shares) == {"part4": 2, "pooling": 2}.get(name, 1)  # for both activations, for both batch sizes
+        assert set(shares.values()) == {pytest.approx(2 / 3)}
+        assert set(means.values()) == {51}  # the mean of seeds 0 and 2
+        overall = [value for heading, value in row.items() if heading in ("test_mean", "test_accuracy", "test")]
+        assert all(value.startswith(str(np.mean([50, 10, 52]))[:5]) for value in overall)  # the mean of all seeds
+
+
+@pytest.mark.parametrize(
+    ("options", "module"),
+    [
+        (Part3(**SMALL, architectures=("mlp_1", "cnn_3")), analysis.part3),
+        (Part4(**SMALL, architectures=("mlp_1", "cnn_3")), analysis.part4),
+    ],
+)
+def test_an_export_names_stuck_seeds_only_where_there_are_any(
+    options: SweepOptions, module: Any, store: Store, tmp_path: Path
+) -> None:
+    def stick(trial: Trial) -> bool:
+        return trial.architecture == "cnn_3" and trial.activation == "relu" and trial.seed == 1
+
+    record(store, options, stuck=stick)
+    draw(store, options, tmp_path, module, DrawOptions())
+    name = options.experiment
+    stuck, learnt = (read_export(tmp_path, f"{name}_{architecture}") for architecture in ("cnn_3", "mlp_1"))
+    assert stuck["stuck_seeds"] == {"part3": [1], "part4": {"relu": [1]}}[name]
+    assert [*stuck] == [*learnt, "stuck_seeds"]
+
+
+def test_part5_names_stuck_seeds_and_those_of_part_3(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Part5(**SMALL, schedule_epochs=3, milestones=(20,), tracking_uri=store.uri)
+    draw_options = Part5DrawOptions(adam_epochs=2)
+    record(store, options, stuck=lambda trial: trial.learning_rate == 0.01 and trial.seed == 0)
+    record(store, analysis.part5.make_part3_options(options, draw_options), stuck=lambda trial: trial.seed == 2)
+    draw(store, options, tmp_path, analysis.part5, draw_options)
+    assert "Of part 3, 1 trial stuck at chance, is in the means: cnn_3 · seed 2\n" in capsys.readouterr().out
+    assert read_export(tmp_path, "part5_cnn_3")["stuck_seeds"] == {"01": [0]}
+    with (tmp_path / "table.csv").open() as file:
+        scheduled, adam = csv.DictReader(file)
+    assert (scheduled["stuck"], adam["stuck"]) == ("0", "1")
+    assert (float(scheduled["learnt_share"]), float(adam["learnt_mean"])) == (1, 50.5)
+
+
+def test_accuracies_by_epoch_say_which_trial_is_stuck(store: Store, tmp_path: Path) -> None:
+    options = Mnist(**SMALL, learning_rates=(0.1,))
+    record(store, options, stuck=lambda trial: trial.task is None and trial.seed == 0)
+    draw(store, options, tmp_path, analysis.mnist, GalleryDrawOptions())
+    trials = read_export(tmp_path, "mnist")["trials"]
+    assert [(trial["task"], trial["seed"]) for trial in trials if "stuck" in trial] == [("digits", 0)]
+    assert all(trial.get("stuck", True) is True for trial in trials)

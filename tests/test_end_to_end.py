@@ -234,7 +234,7 @@ def test_a_trial_that_keeps_failing_is_reported_and_the_others_go_on(tmp_path: P
     assert status == 1
     assert "Trained 1 of 2 trials" in out
     assert f"failed: mlp_1 · seed 0: cannot write {obstacle}" in out
-    assert "1 trials are missing (1 failed, 0 stopped, 0 trained but not seen in the store)" in out
+    assert "1 trial is missing (1 failed, 0 stopped, 0 trained but not seen in the store)" in out
     runs = Store(f"sqlite:///{tmp_path}/mlflow.db").find_runs()
     assert blocked.id not in runs
     assert runs[options.sweep().trials()[1].id][0].finished

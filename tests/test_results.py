@@ -26,7 +26,7 @@ from analysis.results import (
     select_finished,
 )
 from sweeps.driver.plan import Plan
-from sweeps.driver.report import make_result_table
+from sweeps.driver.summary import group_by_setting, make_result_table
 from sweeps.part3 import Part3
 from sweeps.sweep import Sweep
 from trainables.errors import BadInputError
@@ -213,7 +213,7 @@ def test_a_figure_names_the_trials_that_it_leaves_out(store: Store, results: Swe
     record(store, sweep, leave_out=("cnn_3 · seed 3",), diverged=("mlp_1 · seed 3", "mlp_1 · seed 4", "cnn_3 · seed 4"))
     few = load_results(sweep, store, fill=FILL, allow_missing=True)
     assert draw_note(few, tmp_path) == [
-        "incomplete: 1 trials missing",
+        "incomplete: 1 trial missing",
         "3 trials diverged, not in the means: mlp_1 · seed 3; mlp_1 · seed 4; cnn_3 · seed 4",
     ]
 
@@ -384,11 +384,11 @@ def test_the_script_names_the_trials_that_diverged(
 def test_the_table_of_a_sweep_counts_diverged_trials(store: Store) -> None:
     sweep = make_sweep(seeds=2)
     record(store, sweep, diverged=("cnn_3 · seed 0", "cnn_3 · seed 1", "mlp_1 · seed 1"))
-    table = make_result_table(Plan(sweep, sweep.trials(), store.find_runs()))
+    table = make_result_table(group_by_setting(Plan(sweep, sweep.trials(), store.find_runs()), set()))
     columns = {str(column.header): list(column.cells) for column in table.columns}
     assert columns["trials"] == ["1", "0"]
     assert columns["diverged"] == ["1", "2"]
-    assert columns["best run"] == ["80.00", "–"]
+    assert columns["best\nrun"] == ["80.00", "–"]
 
 
 def test_a_running_trial_does_not_count_as_finished(store: Store) -> None:

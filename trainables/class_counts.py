@@ -9,7 +9,7 @@ from trainables.datasets import VALIDATION_FRACTION
 
 # Images with the labels 0 to 9 in the files' training part and in their test part. digits and Fashion-MNIST: counted.
 # MNIST and CIFAR-10: as their authors publish them; `checksums.py` and torchvision tell other files apart.
-CLASS_COUNTS = {
+CLASS_COUNTS: dict[str, dict[str, tuple[int, ...]]] = {
     "cifar10": {"train": (5000,) * 10, "test": (1000,) * 10},
     "fashion_mnist": {"train": (6000,) * 10, "test": (1000,) * 10},
     "mnist": {

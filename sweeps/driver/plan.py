@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sweeps.experiment import ReadResult
+from sweeps.stuck import BATCHES, choose_source, is_stuck, is_stuck_result
 from sweeps.sweep import Sweep
 from trainables.errors import BadInputError
 from trainables.persistence.stored_run import StoredRun
@@ -31,10 +33,29 @@ class Plan:
         """Return the finished run of a trial, or None."""
         return next((run for run in self.runs.get(trial.id, []) if run.finished), None)
 
+    def find_stuck(self, read: ReadResult) -> set[str]:
+        """Return the ids of the trials that are stuck, judged by the latest metrics of their runs.
+
+        Args:
+            read: Function that reads a trial's result. It is called only for trials that are judged by the batches of
+                their last epoch, as an experiment's own are not.
+        """
+        finished = ((trial, self.find_finished(trial)) for trial in self.trials)
+        trained = ((trial, run) for trial, run in finished if run is not None and not run.diverged)
+        return {trial.id for trial, run in trained if is_run_stuck(trial, run, read)}
+
     @property
     def missing(self) -> list[Trial]:
         """The trials without a finished run, in the sweep's order."""
         return [trial for trial in self.trials if self.find_finished(trial) is None]
+
+
+def is_run_stuck(trial: Trial, run: StoredRun, read: ReadResult) -> bool:
+    """Return whether a trial that has finished without diverging is stuck; not if its run lacks the metric."""
+    if (source := choose_source(trial)) == BATCHES:
+        result = read(trial)
+        return result is not None and is_stuck_result(trial, result)
+    return source in run.metrics and is_stuck(trial, run.metrics)
 
 
 def check_records(trials: Sequence[Trial], train_images: int) -> None:

@@ -1,4 +1,4 @@
-"""The lines and tables that a sweep prints: its plan, its allocation, its outcomes and the summary of results."""
+"""The lines that a sweep prints: its plan, its allocation, its outcomes, and what is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from sweeps.driver.autotune import CACHE_FILE
 from sweeps.driver.options import DEFAULT_STORAGE, RunOptions
@@ -17,7 +16,7 @@ from sweeps.driver.plan import Plan
 from sweeps.driver.resources import Allocation
 from sweeps.driver.streams import is_coloured, is_terminal
 from sweeps.experiment import DEFAULT_DATA_ROOT, JOB_ADDRESS_VARIABLE, SweepOptions, format_options
-from sweeps.intervals import format_mean
+from sweeps.sweep import format_count
 from trainables.accelerated.backends import NATIVE, get_environment
 from trainables.architectures import has_convolution
 from trainables.persistence.stored_run import StoredRun, describe_ignored
@@ -54,7 +53,8 @@ def print_plan(plan: Plan, ignored: Collection[StoredRun] = ()) -> None:
     done = [run for trial in plan.trials if (run := plan.find_finished(trial))]
     elsewhere = Counter(run.experiment for run in done if run.experiment != plan.sweep.name)
     reused = "".join(f", {count} of them from {experiment}" for experiment, count in elsewhere.items())
-    say(f"{plan.sweep.name}: {len(plan.trials)} trials, {len(done)} done{reused}, {len(plan.missing)} missing")
+    trials = format_count(len(plan.trials), "trial")
+    say(f"{plan.sweep.name}: {trials}, {len(done)} done{reused}, {len(plan.missing)} missing")
     if line := describe_ignored(ignored, plan.sweep.labels()):
         say(line, style="yellow")
 
@@ -107,13 +107,14 @@ def print_outcomes(
     labels = before.sweep.labels()
     well = {trial_id for trial_id, outcome in outcomes.items() if not outcome.error}
     trained = sum(after.find_finished(trial) is not None or trial.id in well for trial in before.missing)
-    say(f"Trained {trained} of {len(before.missing)} trials in {seconds:.0f} seconds.")
+    say(f"Trained {trained} of {format_count(len(before.missing), 'trial')} in {seconds:.0f} seconds.")
     for trial_id, outcome in outcomes.items():
         for note in outcome.notes:
             say(f"note: {labels[trial_id]}: {note}", style="yellow")
     if refused:
         reason = next(iter(refused.values()))
-        say(f"The results of {len(refused)} trained trials wait in the storage folder: {reason}", style="red")
+        count = format_count(len(refused), "trained trial")
+        say(f"{count} kept in the storage folder until the store takes the results: {reason}", style="red")
 
 
 def print_missing(
@@ -133,10 +134,12 @@ def print_missing(
     others = [trial for trial in plan.missing if trial.id not in failed]
     trained = sum(trial.id in outcomes or TrialFolder(run_options.storage, trial).has_result for trial in others)
     stopped = len(others) - trained
+    ended = "not trained because Ray failed" if ray_failed else "stopped"
     command = options.format_command("sweeps", list_run_options(run_options))
+    missing = f"{format_count(len(plan.missing), 'trial')} {'is' if len(plan.missing) == 1 else 'are'} missing"
     say(
-        f"{len(plan.missing)} trials are missing ({len(failed)} failed, {stopped} stopped, {trained} trained but not "
-        f"seen in the store). To go on: {command}"
+        f"{missing} ({len(failed)} failed, {stopped} {ended}, {trained} trained but not seen in the store). "
+        f"To go on: {command}"
     )
     return 130 if stopped and not ray_failed else 1
 
@@ -146,30 +149,3 @@ def list_run_options(run_options: RunOptions) -> list[str]:
     in_job = JOB_ADDRESS_VARIABLE in os.environ  # the cluster's variables are there for the next job, too
     usual = RunOptions() if in_job else RunOptions(data_root=DEFAULT_DATA_ROOT, storage=DEFAULT_STORAGE)
     return format_options(run_options, usual)
-
-
-def make_result_table(plan: Plan) -> Table:
-    """Return a table of test accuracies over seeds, a row for each setting of the other axes."""
-    axes = [
-        axis
-        for axis, values in plan.sweep.axes.items()
-        if axis != "seed" and (len(values) > 1 or isinstance(values, Mapping))
-    ]
-    groups: dict[tuple[str, ...], dict[str, StoredRun]] = {}
-    for values, trial in plan.sweep.cells():
-        group = tuple(str(value) for axis, value in zip(plan.sweep.axes, values, strict=True) if axis in axes)
-        runs = groups.setdefault(group, {})
-        if (run := plan.find_finished(trial)) is not None:
-            runs[trial.id] = run
-    any_diverged = any(run.diverged for runs in groups.values() for run in runs.values())
-    table = Table(title="Test accuracy (%)")
-    for axis in axes:
-        table.add_column(axis.replace("_", " "))
-    for heading in ("trials", *(["diverged"] if any_diverged else []), "mean ± 95 % CI over seeds", "best run"):
-        table.add_column(heading, justify="right")
-    for group, runs in groups.items():
-        found = [run.test_accuracy for run in runs.values() if run.test_accuracy is not None]
-        diverged = [str(sum(run.diverged for run in runs.values()))] if any_diverged else []
-        summary = (format_mean(found), f"{max(found):.2f}") if found else ("–", "–")
-        table.add_row(*group, str(len(found)), *diverged, *summary)
-    return table

@@ -12,9 +12,10 @@ from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan
 from sweeps.driver.ray_process import start_ray_process
 from sweeps.driver.recovery import remove_leftovers
-from sweeps.driver.report import console, make_result_table, print_allocation, print_missing, print_plan, say
+from sweeps.driver.report import print_allocation, print_missing, print_plan, say
 from sweeps.driver.resources import Allocation, Node, allocate, detect_machine, parse_gpu_requests, request_gpus
 from sweeps.driver.session import Session
+from sweeps.driver.summary import print_results
 from sweeps.experiment import StagesEndedEarly, SweepOptions
 from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
@@ -60,7 +61,7 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
                 outcomes: Mapping[str, Outcome] = {}
                 if plan.missing:
                     plan, outcomes = session.train(plan)
-                console.print(make_result_table(plan))
+                print_results(plan, plan.find_stuck(store.read_trial))
                 if plan.missing:
                     return print_missing(plan, options, run_options, outcomes, ray_failed=session.ray_failed)
         except StagesEndedEarly as end:

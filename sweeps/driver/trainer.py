@@ -25,6 +25,7 @@ from sweeps.driver.resources import (
     size_gpu_share,
 )
 from sweeps.driver.watch import RayFailedError
+from sweeps.sweep import format_count
 from trainables.persistence.connection import CHECKSUM_TAG, SweepContext
 from trainables.trial import Trial
 from trainables.worker.pack import Outcome, Pack, WorkerSettings
@@ -207,7 +208,8 @@ def train_with_enough_memory(
         short = [t for t in trials if t.id in outcomes and outcomes[t.id].out_of_memory and gpus[t.id] < 1]
         if not short or len(outcomes) < len(trials):  # the user has stopped some
             return outcomes
-        say(f"Out of GPU memory: {len(short)} of {len(trials)} trials; they train again with twice the share")
+        count = f"{len(short)} of {format_count(len(trials), 'trial')}"
+        say(f"Out of GPU memory: {count}; they train again with twice the share")
         more = {trial.id: min(1.0, 2 * gpus[trial.id]) for trial in short}
         gpus = {**gpus, **more}
         again = {

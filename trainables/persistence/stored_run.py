@@ -20,14 +20,19 @@ MAX_TRIALS_NAMED = 3  # trials whose runs are ignored; an ellipsis stands for th
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A trial's run as the store holds it."""
+    """A trial's run as the store holds it.
+
+    Attributes:
+        metrics: Latest value of each metric by name: of the recorded quantities and, if the trial has finished without
+            diverging, of "test_accuracy".
+    """
 
     trial_id: str
     run_id: str
     name: str
     status: str
     experiment: str
-    test_accuracy: float | None
+    metrics: Mapping[str, float]
     diverged: bool
     storage: str
     driver: str
@@ -44,7 +49,7 @@ class StoredRun:
             name=run.info.run_name or run.info.run_id,
             status=run.info.status,
             experiment=experiment,
-            test_accuracy=run.data.metrics.get("test_accuracy"),
+            metrics=run.data.metrics,
             diverged=DIVERGED_TAG in run.data.tags,
             storage=run.data.tags.get(STORAGE_TAG, ""),
             driver=run.data.tags.get(DRIVER_TAG, ""),
@@ -52,6 +57,11 @@ class StoredRun:
             dataset=run.data.params.get("dataset", ""),
             checksum=run.data.tags.get(CHECKSUM_TAG, ""),
         )
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Test accuracy in %; None if the trial has diverged or not finished."""
+        return self.metrics.get("test_accuracy")
 
     @property
     def finished(self) -> bool:

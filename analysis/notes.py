@@ -1,0 +1,42 @@
+"""Notes on the trials that a figure leaves out or that did not learn: missing, diverged and stuck ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.results import SweepResults
+from sweeps.sweep import format_count
+
+MAX_TRIALS_NAMED = 3  # diverged or stuck trials that a note names; an ellipsis stands for the others
+
+
+def list_omissions(stages: Sequence[SweepResults]) -> list[str]:
+    """Return one note on the missing and one on the diverged trials of some stages, each only if there are any."""
+    missing = sum(len(stage.missing) for stage in stages)
+    diverged = [name for stage in stages for name in stage.diverged]
+    return [
+        *([f"incomplete: {format_count(missing, 'trial')} missing"] if missing else []),
+        *([describe_diverged(diverged)] if diverged else []),
+    ]
+
+
+def list_stuck(stages: Sequence[SweepResults]) -> list[str]:
+    """Return a note on the stuck trials of some stages, if there are any."""
+    stuck = [name for stage in stages for name in stage.stuck]
+    return [describe_stuck(stuck)] if stuck else []
+
+
+def describe_diverged(names: Sequence[str]) -> str:
+    """Return a note that counts the trials that diverged, given by their names, and names the first of them."""
+    return f"{format_count(len(names), 'trial')} diverged, not in the means: {format_names(names)}"
+
+
+def describe_stuck(names: Sequence[str]) -> str:
+    """Return a note that counts the trials that are stuck, given by their names, and names the first of them."""
+    verb = "is" if len(names) == 1 else "are"
+    return f"{format_count(len(names), 'trial')} stuck at chance, {verb} in the means: {format_names(names)}"
+
+
+def format_names(names: Sequence[str]) -> str:
+    """Return the names of the first trials, with an ellipsis for the others."""
+    return "; ".join([*names[:MAX_TRIALS_NAMED], *(["…"] if len(names) > MAX_TRIALS_NAMED else [])])
