@@ -3,8 +3,7 @@
 A report makes many comparisons, and of twenty where there is nothing to find, one is expected to look like an effect.
 So no answer decides by itself what it claims. A draft names the p-values of all that it could claim, `write_answers`
 selects among those of the experiment's whole report, and only then the answers are written. The probability that a
-report makes any false claim is 5 % at most. Intervals are not widened for this: they cover 95 % each, or 95 % together
-where all pairs of settings are compared.
+report makes any false claim is 5 % at most. Intervals are not widened for this: each covers 95 % by itself.
 """
 
 from __future__ import annotations
@@ -64,11 +63,11 @@ class Claims(NamedTuple):
     """The claims of one draft that hold, among those of the whole report.
 
     Attributes:
-        held: Whether each claim holds, by family, as the draft's p-values are.
-        level: Level of the report divided by its families, at which a family is judged first; 0.05 for a single one.
+        held: Whether each claim holds, in the order of the draft's p-values.
+        level: Level of the report divided by the number of its claims, at which a single one is judged at first.
     """
 
-    held: Sequence[Sequence[bool]]
+    held: Sequence[bool]
     level: float
 
 
@@ -76,24 +75,23 @@ class Draft(NamedTuple):
     """Answers that can be written as soon as it is known which of their claims hold.
 
     Attributes:
-        families: p-values of what the answers could claim, by families as `sweeps.comparisons.select_claims` takes
-            them; NaN where nothing could be tested.
+        p_values: p-values of all that the answers could claim; NaN where nothing could be tested.
         write: A function that writes the answers.
     """
 
-    families: Sequence[Sequence[float]]
+    p_values: Sequence[float]
     write: Callable[[Claims], list[Answer]]
 
 
 def write_answers(drafts: Sequence[Draft]) -> list[Answer]:
     """Select the claims that hold, over all drafts of an experiment's report together, and write the answers."""
-    families = [family for draft in drafts for family in draft.families]
-    held = select_claims(families, REPORT_LEVEL)
-    tested = sum(not all(map(math.isnan, family)) for family in families)
+    p_values = [p for draft in drafts for p in draft.p_values]
+    held = [holds for [holds] in select_claims([[p] for p in p_values], REPORT_LEVEL)]
+    level = REPORT_LEVEL / max(1, sum(not math.isnan(p) for p in p_values))
     answers: list[Answer] = []
     for draft in drafts:
-        own, held = held[: len(draft.families)], held[len(draft.families) :]
-        answers += draft.write(Claims(own, REPORT_LEVEL / max(1, tested)))
+        own, held = held[: len(draft.p_values)], held[len(draft.p_values) :]
+        answers += draft.write(Claims(own, level))
     return answers
 
 

@@ -12,9 +12,11 @@ from analysis.wording import (
     ALL_SEEDS,
     LEARNT_SEEDS,
     choose_digits,
-    describe_left_out,
+    describe_alone,
+    describe_diverged,
     describe_power,
     describe_stuck,
+    describe_unclaimed,
     estimate_shares,
     format_estimate,
     join_words,
@@ -27,7 +29,7 @@ class Contrasts:
     """Two settings in several contexts.
 
     Attributes:
-        topic: Question as a clause, such as "in which networks the activation changes the test accuracy".
+        topic: Question as a clause, such as "which activation gives the higher test accuracy in each network".
         first: Name of the first setting.
         second: Name of the second setting, which is subtracted.
         contexts: Both settings, in this order and compared seed by seed, by the context's name.
@@ -41,8 +43,8 @@ class Contrasts:
     scope: str = ""
 
     def keep_learnt(self) -> Contrasts:
-        """Return the contrasts over the seeds that learnt alone."""
-        contexts = {name: settings.keep_learnt() for name, settings in self.contexts.items()}
+        """Return the contrasts over the seeds that learnt alone, in the contexts where others are stuck."""
+        contexts = {name: each.keep_learnt() for name, each in self.contexts.items() if each.stuck.any()}
         return replace(self, contexts=contexts, scope=LEARNT_SEEDS)
 
 
@@ -60,8 +62,7 @@ def draft_contrasts(contrasts: Contrasts) -> Draft:
             answers.append(write_contrasts(group, comparisons, shown, claims.level))
         return answers
 
-    families = [family for group in compared for comparison in group.values() for family in comparison.families]
-    return Draft(families, write)
+    return Draft([p for group in compared for comparison in group.values() for p in comparison.p_values], write)
 
 
 def write_contrasts(
@@ -73,27 +74,32 @@ def write_contrasts(
         contrasts: The settings.
         comparisons: Their means and differences, by context.
         shown: Contexts in which a difference was shown.
-        level: Level of the report for a family of comparisons, see `Claims`.
+        level: Level of a single comparison, see `Claims`.
     """
     scope, learnt = contrasts.scope, contrasts.scope == LEARNT_SEEDS
     differences = {name: difference for name, c in comparisons.items() for difference in c.pairs.values()}
-    not_shown = [name for name in comparisons if name not in shown]
-    sizes = [comparisons[name].find_smallest(list(comparisons[name].pairs), level) for name in not_shown or comparisons]
+    known = [name for name, difference in differences.items() if difference.n > 1]
+    not_shown = [name for name in known if name not in shown]
+    sizes = [comparisons[name].find_smallest(list(comparisons[name].pairs), level) for name in not_shown or known]
     smallest = max((size for size in sizes if not math.isnan(size)), default=math.nan)
     clauses = describe_contrasts(contrasts, differences, shown)
+    clauses += describe_unclaimed(differences[name] for name in not_shown)
+    alone = [name for name in comparisons if name not in known]
+    clauses += [describe_alone(alone, learnt=learnt)] if alone and known else []
+    means: list[Estimate] = []
     shares: list[Estimate] = []
     for comparison in comparisons.values():
-        clauses += describe_left_out(comparison, scope)
+        clauses += describe_diverged(comparison.settings)
+        means += comparison.means.values()
         if learnt:
             clauses += describe_stuck(comparison.settings)
             shares += estimate_shares(comparison.settings)
-    quantity = next(iter(contrasts.contexts.values())).quantity
-    means = [mean for comparison in comparisons.values() for mean in comparison.means.values()]
+    clauses += describe_power(smallest, next(iter(comparisons.values())).settings.quantity)
     return Answer(
         question=make_question(contrasts.topic + scope),
-        sentence="; ".join([*clauses, *describe_power(smallest, quantity)]) + ".",
+        sentence="; ".join(clauses) + ".",
         estimates=(*means, *differences.values(), *shares),
-        smallest_difference=None if math.isnan(smallest) else smallest,
+        smallest_difference=smallest if math.isfinite(smallest) else None,
     )
 
 
@@ -110,13 +116,15 @@ def describe_contrasts(contrasts: Contrasts, differences: Mapping[str, Estimate]
     digits = choose_digits((difference.value for difference in differences.values()), quantity.most_digits)
 
     def list_contexts(names: list[str]) -> str:
-        return join_words([f"{format_estimate(differences[name], digits)} in {name}" for name in names])
+        texts = {name: format_estimate(differences[name], digits, with_n=differences[name].n > 1) for name in names}
+        return join_words([f"{text} in {name}" for name, text in texts.items()])
 
     present = [name for name, difference in differences.items() if difference.n]
     if not any(differences[name].n > 1 for name in present):
         values = f": {first} minus {second} is {list_contexts(present)}" if present else ""
-        reason = "two seeds or more would show how much seeds vary"
-        return [f"It cannot be said {contrasts.topic}{scope}, as only {reason}{values}; train more with --seeds"]
+        ended = "learnt" if scope == LEARNT_SEEDS else "trained to the end"
+        reason = f"one seed that {ended} does not show how much seeds vary" if present else f"no seed {ended} with both"
+        return [f"It cannot be said {contrasts.topic}{scope}, as {reason}{values}; train more with --seeds"]
     not_shown = [name for name in present if name not in shown and differences[name].n > 1]
     raised = [name for name in present if name in shown and differences[name].value > 0]
     lowered = [name for name in present if name in shown and name not in raised]

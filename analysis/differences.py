@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.answers import Estimate
-from sweeps.comparisons import compare_all_pairs, compute_difference
+from sweeps.comparisons import compute_difference
+from sweeps.counts import compare_shares
 from sweeps.intervals import compute_mean_interval
 from sweeps.power import compute_detectable_difference
 
@@ -79,14 +81,14 @@ class Comparison:
         means: Mean over seeds by name.
         pairs: Difference of each pair, the first minus the second, by the pair's names in the settings' order.
         spreads: Standard deviation for `compute_detectable_difference`, for each pair.
-        families: p-values in the form that `select_claims` takes, in the order of the pairs.
+        p_values: p-value of each pair, in their order; NaN where it could not be compared.
     """
 
     settings: Settings
     means: Mapping[str, Estimate]
     pairs: Mapping[tuple[str, str], Estimate]
     spreads: Mapping[tuple[str, str], float]
-    families: Sequence[Sequence[float]]
+    p_values: Sequence[float]
 
     def get_difference(self, first: str, second: str) -> Estimate:
         """Return the difference of two settings, the first minus the second."""
@@ -94,31 +96,39 @@ class Comparison:
             return self.pairs[first, second]
         return replace(negate(self.pairs[second, first]), name=f"{first} minus {second}")
 
-    def list_shown(self, held: Sequence[Sequence[bool]]) -> list[tuple[str, str]]:
+    def list_shown(self, held: Sequence[bool]) -> list[tuple[str, str]]:
         """Return the pairs whose difference was shown, the higher setting first.
 
         Args:
-            held: Whether the claim of a difference holds, by families.
+            held: Whether the claim of a difference holds, by pair.
         """
-        by_pair = [holds for family in held for holds in family]
-        shown = [pair for pair, holds in zip(self.pairs, by_pair, strict=True) if holds]
+        shown = [pair for pair, holds in zip(self.pairs, held, strict=True) if holds]
         return [(a, b) if self.pairs[a, b].value > 0 else (b, a) for a, b in shown]
 
     def find_smallest(self, pairs: Sequence[tuple[str, str]], level: float) -> float:
-        """Return the smallest difference that would be found in all of some pairs, each with a power of 80 %.
+        """Return the smallest difference that would be found in each of some pairs with a power of 80 %.
+
+        It is infinite if even the largest possible difference would not, and NaN if the spread is not known.
 
         Args:
             pairs: Pairs of names in any order.
-            level: Level of the report for a family of comparisons; see `Claims`.
+            level: Level of a single comparison, see `Claims`.
         """
         paired = self.settings.paired
-        single = level if paired else level / len(self.pairs)  # unpaired, all pairs are one family
         known = [pair if pair in self.pairs else (pair[1], pair[0]) for pair in pairs]
         found = [
-            compute_detectable_difference(self.spreads[pair], self.pairs[pair].n, paired=paired, level=single)
+            self.spreads[pair] * compute_detectable_effect(self.pairs[pair].n, paired=paired, level=level)
             for pair in known
+            if not math.isnan(self.pairs[pair].low)
         ]
-        return max((size for size in found if not math.isnan(size)), default=math.nan)
+        smallest = max(found, default=math.nan)
+        return math.inf if smallest > self.settings.quantity.highest else smallest
+
+
+@cache
+def compute_detectable_effect(n: int, *, paired: bool, level: float) -> float:
+    """Return the smallest difference that n seeds would find with a power of 80 %, in standard deviations."""
+    return compute_detectable_difference(1.0, n, paired=paired, level=level)
 
 
 def negate(difference: Estimate) -> Estimate:
@@ -172,33 +182,45 @@ def join_settings(runs: Mapping[str, xr.Dataset], quantity: Quantity) -> Setting
 
 
 def compare_settings(settings: Settings) -> Comparison:
-    """Compute the means of settings and compare all pairs: seed by seed, or by Games and Howell's procedure."""
+    """Compute the means of settings and compare all pairs: seed by seed, or by Welch's test.
+
+    Values of seeds of which some are stuck have two humps, and a t test is wrong where by chance all seeds of one
+    setting are stuck and none of the other. So a pair with stuck seeds also has to pass a test of how many are stuck.
+    """
     quantity, values = settings.quantity, dict(zip(settings.names, settings.values, strict=True))
     means = {name: estimate_mean(f"{quantity.name} of {name}", row, quantity) for name, row in values.items()}
-    pairs: dict[tuple[str, str], Estimate] = {}
-    spreads: dict[tuple[str, str], float] = {}
-    p_values = []
-    unpaired: Sequence[Any] = [] if settings.paired or len(values) < 2 else compare_all_pairs(values)
-    for index, (a, b) in enumerate(combinations(settings.names, 2)):
-        difference = compute_difference(values[a], values[b], paired=settings.paired)
-        found = difference if settings.paired else unpaired[index]
-        numbers = clip_interval(found.estimate, found.low, found.high, quantity.highest)
-        pairs[a, b] = Estimate(name=f"{a} minus {b}", n=difference.n, unit=quantity.difference_unit, **numbers)
-        spreads[a, b] = difference.sd
-        p_values.append(float(found.p))
-    families = [[p] for p in p_values] if settings.paired else [p_values]
-    return Comparison(settings, means, pairs, spreads, families)
+    found = {
+        (a, b): compute_difference(values[a], values[b], paired=settings.paired, permute=False)
+        for a, b in combinations(settings.names, 2)
+    }
+    pairs = {
+        (a, b): Estimate(
+            name=f"{a} minus {b}",
+            value=difference.estimate,
+            low=float(np.maximum(difference.low, -quantity.highest)),  # no difference can be larger than that
+            high=float(np.minimum(difference.high, quantity.highest)),
+            n=difference.n,
+            unit=quantity.difference_unit,
+        )
+        for (a, b), difference in found.items()
+    }
+    spreads = {pair: difference.sd for pair, difference in found.items()}
+    p_values = [max(difference.p, compare_stuck(settings, *pair)) for pair, difference in found.items()]
+    return Comparison(settings, means, pairs, spreads, p_values)
+
+
+def compare_stuck(settings: Settings, first: str, second: str) -> float:
+    """Return the p-value of two settings having the same share of stuck seeds; 0 if no value is of a stuck seed."""
+    rows = [settings.names.index(name) for name in (first, second)]
+    present = ~np.isnan(settings.values[rows])
+    stuck, n = (settings.stuck[rows] & present).sum(axis=1).tolist(), present.sum(axis=1).tolist()
+    return compare_shares(stuck[0], n[0], stuck[1], n[1]) if sum(stuck) else 0.0
 
 
 def estimate_mean(name: str, values: NDArray[np.float64], quantity: Quantity) -> Estimate:
     """Return the mean of a quantity over seeds, `(seeds,)`, with its interval; NaN values are left out."""
     mean, low, high, n = compute_mean_interval(values, lowest=0, highest=quantity.highest)
     return Estimate(name=name, value=float(mean), low=float(low), high=float(high), n=int(n), unit=quantity.unit)
-
-
-def clip_interval(value: float, low: float, high: float, largest: float) -> dict[str, float]:
-    """Return a difference with its interval, whose ends are no larger than any difference can be."""
-    return {"value": float(value), "low": float(np.maximum(low, -largest)), "high": float(np.minimum(high, largest))}
 
 
 def average_last_epoch(curves: xr.DataArray, epochs: int) -> xr.DataArray:

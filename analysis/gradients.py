@@ -35,15 +35,15 @@ def draft_gradients(norms: xr.DataArray, architectures: Sequence[str]) -> Draft:
         relu, sigmoid = (
             np.log(positive.sel(architecture=name, activation=each).to_numpy()) for each in ("relu", "sigmoid")
         )
-        found[name] = compute_difference(relu, sigmoid, paired=True)
+        found[name] = compute_difference(relu, sigmoid, paired=True, permute=False)
         samples[name] = relu - sigmoid
     shallow, *_, deep = [*samples] if len(samples) > 1 else [*samples, *samples]
     growth = None
     if count_layers(shallow) < count_layers(deep):
-        growth = compute_difference(samples[deep], samples[shallow], paired=False)
+        growth = compute_difference(samples[deep], samples[shallow], paired=False, permute=False)
 
     def write(claims: Claims) -> list[Answer]:
-        held = [holds for [holds] in claims.held]
+        held = claims.held
         shown = {name for name, holds in zip(found, held, strict=False) if holds}
         clauses = describe_ratios(found, shown)
         estimates = [estimate_ratio(f"ReLU over sigmoid in {name}", difference) for name, difference in found.items()]
@@ -52,7 +52,7 @@ def draft_gradients(norms: xr.DataArray, architectures: Sequence[str]) -> Draft:
             clauses += describe_growth(estimates[-1], shallow, deep, shown=held[-1])
         return [Answer(question=QUESTION, sentence="; ".join(clauses) + ".", estimates=tuple(estimates))]
 
-    return Draft([[difference.p] for difference in (*found.values(), *([growth] if growth else []))], write)
+    return Draft([difference.p for difference in (*found.values(), *([growth] if growth else []))], write)
 
 
 def estimate_ratio(name: str, logs: Difference) -> Estimate:
@@ -82,8 +82,8 @@ def describe_ratios(found: Mapping[str, Difference], shown: set[str]) -> list[st
     present = [name for name in found if found[name].n]
     if not any(found[name].n > 1 for name in present):
         values = f": the norm with ReLU divided by that with the sigmoid is {list_factors(present, ratios)}"
-        more = "two seeds or more would show how much seeds vary"
-        return [f"What a sigmoid does to the gradient cannot be said, as only {more}{values if present else ''}"]
+        reason = f"one seed does not show how much seeds vary{values if present else ''}"
+        return [f"It cannot be said what a sigmoid does to the gradient, as {reason}; train more with --seeds"]
     smaller = [name for name in present if name in shown and found[name].estimate > 0]
     larger = [name for name in present if name in shown and name not in smaller]
     rest = [name for name in present if name not in shown]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from analysis.answers import Answer, Claims, Draft, Estimate, write_answers
 from analysis.wording import count_seeds, estimate_share, format_digits, format_factor, join_words
+from sweeps.counts import SignTest, compare_signs, count_signs_needed
 from sweeps.intervals import compute_median_interval
-from sweeps.signs import SignTest, compare_signs, count_signs_needed
 
 Losses = Mapping[float, NDArray[np.float64]]
 """Losses by σ, `(seeds,)` for the same seeds in the same order; NaN where a trial is missing."""
@@ -50,7 +50,7 @@ def draft_noise(kind: str, losses: Losses) -> Draft:
     medians = {sigma: estimate_median(f"median loss, {kind} points, σ = {sigma:g}", losses[sigma]) for sigma in losses}
 
     def write(claims: Claims) -> list[Answer]:
-        shown = {sigma for sigma, [holds] in zip(tests, claims.held, strict=True) if holds}
+        shown = {sigma for sigma, holds in zip(tests, claims.held, strict=True) if holds}
         listed = [f"{format_factor(median)} at σ = {sigma:g}" for sigma, median in medians.items()]
         clauses = [f"The median loss on the {kind} points is {join_words(listed)}"]
         clauses += [*describe_signs(tests, shown, least), *describe_needed(tests, claims.level)]
@@ -66,7 +66,7 @@ def draft_noise(kind: str, losses: Losses) -> Draft:
             )
         ]
 
-    return Draft([[test.p] for test in tests.values()], write)
+    return Draft([test.p for test in tests.values()], write)
 
 
 def estimate_median(name: str, values: NDArray[np.float64]) -> Estimate:
@@ -93,7 +93,7 @@ def describe_signs(tests: Mapping[float, SignTest], shown: set[float], least: fl
     rest = [sigma for sigma in tests if sigma not in shown and tests[sigma].n]
     clauses = [f"it is above that at σ = {least:g} in {list_counts(above)}"] if above else []
     clauses += [f"it is below that at σ = {least:g} in {list_counts(below, above=False)}"] if below else []
-    return clauses + ([f"no difference was shown where it is above in {list_counts(rest)}"] if rest else [])
+    return clauses + ([f"no difference was shown by being above it in {list_counts(rest)}"] if rest else [])
 
 
 def describe_needed(tests: Mapping[float, SignTest], level: float) -> list[str]:
@@ -104,7 +104,7 @@ def describe_needed(tests: Mapping[float, SignTest], level: float) -> list[str]:
     needed = count_signs_needed(n, level)
     if needed is None:
         return [f"{count_seeds(n)} cannot show a difference even if all agree; train more with --seeds"]
-    return [f"a difference would have been seen where {needed} of {n} seeds agree"]
+    return [f"{needed} of {n} seeds that agree would have been enough to show a difference"]
 
 
 def write_report_seed(report: Mapping[float, float], losses: Losses, seed: int) -> list[Answer]:

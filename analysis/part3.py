@@ -72,7 +72,7 @@ def answer(options: Part3, results: SweepResults) -> list[Answer]:
     def write_more(comparison: Comparison, shown: Shown) -> list[Answer]:
         sizes = {"parameters": parameters, "layers": {name: count_layers(name) for name in names}}
         orders = [write_order(noun, by_name, comparison, shown) for noun, by_name in sizes.items() if len(names) > 1]
-        return [*orders, write_best_seeds(comparison), *write_images(comparison, results, "architecture")]
+        return [*orders, write_best_seeds(settings), *write_images(comparison, results, "architecture")]
 
     settings = gather_settings(data.test_accuracy, data, "architecture", TEST_ACCURACY, paired=False)
     return write_answers([draft_ranking("which architecture generalises best", settings, write_more)])

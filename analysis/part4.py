@@ -82,10 +82,8 @@ def answer(options: Part4, results: SweepResults) -> list[Answer]:
     losses = average_last_epoch(data.train_loss, options.epochs)
     return write_answers(
         [
-            draft("in which networks the activation changes the test accuracy", data.test_accuracy, TEST_ACCURACY),
-            draft(
-                "in which networks the activation changes the training loss of the last epoch", losses, TRAINING_LOSS
-            ),
+            draft("which activation gives the higher test accuracy in each network", data.test_accuracy, TEST_ACCURACY),
+            draft("which activation gives the lower training loss in each network", losses, TRAINING_LOSS),
             draft_gradients(data.gradient_norm.median("step", skipna=False), options.architectures),
         ]
     )

@@ -85,9 +85,9 @@ def answer(options: Pooling, results: SweepResults) -> list[Answer]:
         [
             draft(f"which pooling generalises better, {sizes}", "model", {"a": "max pooling", "b": "average pooling"}),
             draft(
-                f"which of padding and no padding generalises better, {sizes}",
+                f"which of padded and unpadded convolutions generalises better, {sizes}",
                 "model",
-                {"a": "padding", "c": "no padding"},
+                {"a": "padded convolutions", "c": "unpadded convolutions"},
             ),
             draft("which batch size generalises best, averaged over the models a, b and c", "batch_size", by_size),
         ]

@@ -11,9 +11,11 @@ from analysis.wording import (
     ALL_SEEDS,
     LEARNT_SEEDS,
     choose_digits,
-    describe_left_out,
+    describe_alone,
+    describe_diverged,
     describe_power,
     describe_stuck,
+    describe_unclaimed,
     estimate_shares,
     format_estimate,
     join_words,
@@ -39,16 +41,19 @@ def draft_ranking(
         comparisons = {ALL_SEEDS: comparisons[""], LEARNT_SEEDS: compare_settings(settings.keep_learnt())}
 
     def write(claims: Claims) -> list[Answer]:
-        held, answers = iter(claims.held), []
+        held = list(claims.held)
+        answers: list[Answer] = []
+        further: list[Answer] = []
         for scope, comparison in comparisons.items():
-            shown = comparison.list_shown([next(held) for _ in comparison.families])
+            own, held = held[: len(comparison.pairs)], held[len(comparison.pairs) :]
+            shown = comparison.list_shown(own)
             if len(settings.names) > 1:
                 answers.append(write_ranking(topic, comparison, shown, claims.level, scope))
             if more and scope != LEARNT_SEEDS:
-                answers += more(comparison, shown)
-        return answers
+                further = more(comparison, shown)
+        return answers + further
 
-    return Draft([family for comparison in comparisons.values() for family in comparison.families], write)
+    return Draft([p for comparison in comparisons.values() for p in comparison.p_values], write)
 
 
 def write_ranking(topic: str, comparison: Comparison, shown: Shown, level: float, scope: str = "") -> Answer:
@@ -58,11 +63,10 @@ def write_ranking(topic: str, comparison: Comparison, shown: Shown, level: float
         topic: Question as a clause.
         comparison: The settings' means and differences.
         shown: Pairs whose difference was shown, the higher one first.
-        level: Level of the report for a family of comparisons, see `Claims`.
+        level: Level of a single comparison, see `Claims`.
         scope: Seeds that the comparison is about.
     """
-    means, learnt = comparison.means, scope == LEARNT_SEEDS
-    shares = estimate_shares(comparison.settings) if learnt else []
+    means, settings, learnt = comparison.means, comparison.settings, scope == LEARNT_SEEDS
     ranked = sorted((name for name in means if means[name].n > 1), key=lambda name: -means[name].value)
     smallest = math.nan
     if len(ranked) < 2:
@@ -70,20 +74,25 @@ def write_ranking(topic: str, comparison: Comparison, shown: Shown, level: float
     else:
         leader, *others = ranked
         behind = [name for name in others if (leader, name) in shown]
-        level_with = [name for name in others if name not in behind]
+        apart = [name for name in others if comparison.get_difference(leader, name).n == 0]
+        level_with = [name for name in others if name not in (*behind, *apart)]
         smallest = comparison.find_smallest([(leader, name) for name in level_with or behind], level)
         clauses = describe_lead(comparison, leader, behind, level_with, shown, scope)
+        clauses += [f"{leader} has no seed in common with {join_words(apart)}"] if apart else []
+        clauses += describe_unclaimed(comparison.get_difference(leader, name) for name in level_with)
         finding = state_finding(comparison, leader, behind, level_with, shown)
-        clauses += describe_left_out(comparison, scope)
+        alone = [name for name in means if name not in ranked]
+        clauses += [describe_alone(alone, learnt=learnt)] if alone else []
     clauses += [
-        *(describe_stuck(comparison.settings) if learnt else []),
-        *describe_power(smallest, comparison.settings.quantity),
+        *describe_diverged(settings),
+        *(describe_stuck(settings) if learnt else []),
+        *describe_power(smallest, settings.quantity),
     ]
     return Answer(
         question=make_question(topic + scope),
         sentence="; ".join(clauses) + ".",
-        estimates=(*means.values(), *comparison.pairs.values(), *shares),
-        smallest_difference=None if math.isnan(smallest) else smallest,
+        estimates=(*means.values(), *comparison.pairs.values(), *(estimate_shares(settings) if learnt else [])),
+        smallest_difference=smallest if math.isfinite(smallest) else None,
         finding=finding,
     )
 
@@ -106,7 +115,8 @@ def describe_lead(
 
     mean = format_estimate(means[leader], digits)
     if behind:
-        clauses = [f"{leader} leads{scope} with a {quantity.name} of {mean}"]
+        name = leader[0].upper() + leader[1:] if " " in leader else leader  # cnn_4 and relu stay as they are
+        clauses = [f"{name} leads{scope} with a {quantity.name} of {mean}"]
         clauses.append(f"it is ahead of {list_differences(behind, '{name} by {difference}')}")
     else:
         clauses = [f"No setting is shown to lead{scope}: {leader} has the highest {quantity.name}, {mean}"]
@@ -121,16 +131,15 @@ def describe_lead(
 def describe_too_few(topic: str, comparison: Comparison, *, learnt: bool) -> str:
     """Return a clause that says why settings cannot be compared, with the values that there are."""
     means, quantity = comparison.means, comparison.settings.quantity
-    which = " that learnt" if learnt else ""
     present = [name for name, mean in means.items() if mean.n]
     if not present:
         return f"It cannot be said {topic}, as no seed {'learnt' if learnt else 'trained to its end'}"
     enough = [name for name in present if means[name].n > 1]
     digits = choose_digits(means[name].value - means[present[0]].value for name in present[1:])
-    values = join_words([f"{name} has {format_estimate(means[name], digits)}" for name in present])
-    reason = f"only {enough[0]} has more than one seed" if enough else "one seed does not show how much seeds vary"
-    reason = reason.replace("seed", f"seed{which}", 1)
-    return f"It cannot be said {topic}, as {reason}: {values} of {quantity.name}; train more with --seeds"
+    values = join_words([f"{format_estimate(means[name], digits, with_n=False)} for {name}" for name in present])
+    seed = f"seed that {'learnt' if learnt else 'trained to the end'}"
+    reason = f"only {enough[0]} has more than one {seed}" if enough else f"one {seed} does not show how much seeds vary"
+    return f"It cannot be said {topic}, as {reason}: the {quantity.name} is {values}; train more with --seeds"
 
 
 def state_finding(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from analysis.answers import Answer, Estimate
-from analysis.differences import Comparison
+from analysis.differences import Comparison, Quantity, Settings
 from analysis.ranking import Shown
 from analysis.results import SweepResults
 from analysis.wording import (
@@ -18,7 +18,6 @@ from analysis.wording import (
     format_number,
     format_range,
     join_words,
-    make_question,
 )
 from sweeps.bootstrap import compute_accuracy_intervals
 from sweeps.intervals import compute_expected_best_of_noise
@@ -33,67 +32,71 @@ def write_order(noun: str, sizes: Mapping[str, int], comparison: Comparison, sho
         comparison: Comparison of the settings.
         shown: Pairs whose difference was shown, the higher one first.
     """
-    topic = f"how does the {comparison.settings.quantity.name} go with the number of {noun}"
+    name = comparison.settings.quantity.name
     pairs = {pair: difference for pair, difference in comparison.pairs.items() if sizes[pair[0]] != sizes[pair[1]]}
-    tested = sum(not math.isnan(difference.low) for difference in pairs.values())
+    compared = sum(difference.n > 1 for difference in pairs.values())
     ahead = sum(sizes[first] > sizes[second] for first, second in shown)
     behind = sum(sizes[first] < sizes[second] for first, second in shown)
-    listed = join_words([f"{name} {size:,}" for name, size in sorted(sizes.items(), key=lambda item: item[1])])
-    if not tested:
-        result = (
-            f"With one seed it cannot be said whether more {noun} go with a higher {comparison.settings.quantity.name}"
-        )
-    elif ahead and not behind:
-        result = f"More {noun} go with a higher {comparison.settings.quantity.name} wherever a difference was shown"
-    elif behind and not ahead:
-        result = f"More {noun} go with a lower {comparison.settings.quantity.name} wherever a difference was shown"
-    elif ahead:
-        result = f"The {comparison.settings.quantity.name} does not simply go with the number of {noun}"
+    if not compared:
+        result = f"It cannot be said whether more {noun} go with a higher {name}, as one seed does not show it"
+    elif not (ahead or behind):
+        result = f"That the {name} goes with the number of {noun} was not shown"
+    elif ahead and behind:
+        result = f"The {name} goes up with the number of {noun} in some cases and down in others"
     else:
-        result = f"That the {comparison.settings.quantity.name} goes with the number of {noun} was not shown"
+        result = f"More {noun} go with a {'higher' if ahead else 'lower'} {name} wherever a difference was shown"
+    listed = join_words([f"{size:,} in {each}" for each, size in sorted(sizes.items(), key=lambda item: item[1])])
     counts = (
-        f"of {tested} pairs that differ in it, the one with more {noun} is ahead in {ahead} and behind in {behind}, "
-        f"and {tested - ahead - behind} are not distinguishable"
+        f"of {compared} pairs, the one with more {noun} is ahead in {ahead} and behind in {behind}, "
+        f"and {compared - ahead - behind} are not distinguishable"
     )
-    caution = f"architectures differ in more than their {noun}, so this alone explains nothing"
-    clauses = [f"{result} ({listed})", *([counts, caution] if tested else [])]
-    return Answer(question=make_question(topic), sentence="; ".join(clauses) + ".", estimates=tuple(pairs.values()))
+    caution = f"as architectures differ in more than their {noun}, this shows no cause"
+    clauses = [result, f"there are {listed}", *([counts, caution] if compared else [])]
+    question = f"How does the {name} go with the number of {noun}?"
+    return Answer(question=question, sentence="; ".join(clauses) + ".", estimates=tuple(pairs.values()))
 
 
-def write_best_seeds(comparison: Comparison) -> Answer:
-    """Write how far each setting's best seed lies above the mean, and what as many seeds of pure noise would give."""
-    settings = comparison.settings
-    samples = {name: row[~np.isnan(row)] for name, row in zip(settings.names, settings.values, strict=True)}
-    samples = {name: values for name, values in samples.items() if len(values) > 1}
-    topic = f"how far does the best seed mislead about the {settings.quantity.name}"
+def write_best_seeds(settings: Settings) -> Answer:
+    """Write how far each setting's best seed lies above the mean, and what as many seeds of pure noise would give.
+
+    Stuck seeds are left out, as no normal noise puts seeds at chance.
+    """
+    quantity, values = settings.quantity, settings.keep_learnt().values
+    samples = {name: row[~np.isnan(row)] for name, row in zip(settings.names, values, strict=True)}
+    samples = {name: row for name, row in samples.items() if len(row) > 1}
+    question = f"How far does the best seed mislead about the {quantity.name}?"
     if not samples:
-        sentence = "One seed has no best, so nothing can be said of how far it misleads; train more with --seeds."
-        return Answer(question=make_question(topic), sentence=sentence, estimates=())
-    unit = settings.quantity.difference_unit
+        sentence = "It cannot be said how far it misleads, as one seed is its own mean; train more with --seeds."
+        return Answer(question=question, sentence=sentence, estimates=())
     gaps: dict[str, Estimate] = {}
     noises: dict[str, Estimate] = {}
-    for name, values in samples.items():
-        gap, noise = values.max() - values.mean(), compute_expected_best_of_noise(values, len(values)) - values.mean()
-        gaps[name] = estimate_number(f"best seed minus mean of {name}", gap, len(values), unit)
-        noises[name] = estimate_number(f"the same of pure noise as wide as {name}", noise, len(values), unit)
-    digits = choose_digits((gap.value for gap in gaps.values()), settings.quantity.most_digits)
-    listed = [
-        f"{format_estimate(gap, digits)} for {name} (noise: {format_number(noises[name].value, digits)})"
-        for name, gap in gaps.items()
+    for name, row in samples.items():
+        gap, noise = row.max() - row.mean(), compute_expected_best_of_noise(row, len(row)) - row.mean()
+        gaps[name] = estimate_gap(f"best seed minus mean of {name}", gap, len(row), quantity)
+        noises[name] = estimate_gap(f"the same for normal noise as wide as {name}", noise, len(row), quantity)
+    digits = choose_digits((gap.value for gap in gaps.values()), quantity.most_digits)
+
+    def list_gaps(estimates: Mapping[str, Estimate]) -> str:
+        texts = [f"{format_number(gap.value, digits)} for {name}" for name, gap in estimates.items()]
+        return f"{join_words(texts)} {quantity.difference_unit}".rstrip()
+
+    counts = sorted({len(row) for row in samples.values()})
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    learnt = " that learnt" if settings.stuck.any() else ""
+    clauses = [
+        f"The best of {n} seeds{learnt} is above their mean by {list_gaps(gaps)}",
+        f"as many seeds of nothing but normal noise as wide would give {list_gaps(noises)} on average",
     ]
     best = max(samples, key=lambda name: float(samples[name].max()))
     leader = max(samples, key=lambda name: float(samples[name].mean()))
-    order = f"by its best seed {best} would come first, by the mean {leader} does" if best != leader else ""
-    first = (
-        "The best seed lies above the mean of all, and seeds that differ by nothing but normal noise as wide would put "
-        f"theirs above it as well: {join_words(listed)}"
-    )
-    sentence = "; ".join([first, *([order] if order else [])]) + "."
-    return Answer(question=make_question(topic), sentence=sentence, estimates=(*gaps.values(), *noises.values()))
+    if best != leader:
+        clauses.append(f"the best seed of all is one of {best}, while {leader} has the highest mean")
+    return Answer(question=question, sentence="; ".join(clauses) + ".", estimates=(*gaps.values(), *noises.values()))
 
 
-def estimate_number(name: str, value: float, n: int, unit: str) -> Estimate:
-    """Return an estimate that has no interval."""
+def estimate_gap(name: str, value: float, n: int, quantity: Quantity) -> Estimate:
+    """Return an estimate of a difference that has no interval."""
+    unit = quantity.difference_unit
     return Estimate(name=name, value=float(value), low=math.nan, high=math.nan, n=n, unit=unit)
 
 
@@ -138,8 +141,7 @@ def write_images(comparison: Comparison, results: SweepResults, axis: str) -> li
         if not math.isnan(bounds.low):
             clauses.append(f"{format_range(bounds.low, bounds.high, 2)} over {over}")
     images = f"{len(correct[0]):,} test images and {count_seeds(mean.n)}"
-    sentence = (
-        f"It is {format_number(found.accuracy, 2)} % on {images}: {join_words(clauses)} (95 % bootstrap intervals)"
-    )
+    measured = f"It is {format_number(found.accuracy, 2)} % on {images}"
+    sentence = f"{measured}: {join_words(clauses)} (bootstrap intervals of nominally 95 %)"
     lack = "" if mean.n > 1 else "; one seed does not show how much seeds vary"
     return [Answer(question=question, sentence=f"{sentence}{lack}.", estimates=tuple(estimates))]

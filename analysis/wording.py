@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from analysis.answers import Estimate
-from analysis.differences import Comparison, Quantity, Settings
+from analysis.differences import Quantity, Settings
 from sweeps.intervals import compute_share_interval
 
 # Seeds that an answer is about, named where some are stuck.
@@ -96,30 +96,36 @@ def describe_stuck(settings: Settings) -> list[str]:
     for name, stuck, ended, share in counts:
         if stuck:
             learnt = format_estimate(share, 0, with_n=False)
-            clauses.append(f"{stuck} of {ended} seeds of {name} never left chance (share that learnt: {learnt})")
+            clauses.append(f"{stuck} of {ended} seeds of {name} never left chance, so that a share of {learnt} learnt")
     return clauses
 
 
-def describe_left_out(comparison: Comparison, scope: str = "") -> list[str]:
-    """Return a clause for each setting that has too few seeds to be compared, or seeds that diverged."""
-    clauses = []
-    for name, diverged in zip(comparison.means, comparison.settings.diverged.sum(axis=1).tolist(), strict=True):
-        n = comparison.means[name].n
-        if n < 2:
-            seeds = (
-                f"{'one seed' if n else 'no seed'} that {'learnt' if scope == LEARNT_SEEDS else 'trained to the end'}"
-            )
-            clauses.append(f"{name} has {seeds} and is not compared")
-        if diverged:
-            are = "seed diverged and is" if diverged == 1 else "seeds diverged and are"
-            clauses.append(f"of {name}, {diverged} {are} left out")
-    return clauses
+def describe_alone(names: Sequence[str], *, learnt: bool) -> str:
+    """Return a clause on settings, or pairs of them, that have too few seeds to be compared."""
+    have = "has" if len(names) == 1 else "have"
+    ended = "learnt" if learnt else "trained to the end"
+    return f"{join_words(names)} {have} fewer than two seeds that {ended}, too few to compare"
+
+
+def describe_diverged(settings: Settings) -> list[str]:
+    """Return a clause for each setting with diverged seeds, which are left out."""
+    counts = zip(settings.names, settings.diverged.sum(axis=1).tolist(), strict=True)
+    return [f"{count_seeds(n)} of {name} diverged, not in the means" for name, n in counts if n]
+
+
+def describe_unclaimed(differences: Iterable[Estimate]) -> list[str]:
+    """Return a clause if an interval of differences that were not shown does not hold 0."""
+    if any(difference.low > 0 or difference.high < 0 for difference in differences):
+        return ["where comparisons are many or seeds are stuck, an interval without 0 shows nothing by itself"]
+    return []
 
 
 def describe_power(smallest: float, quantity: Quantity) -> list[str]:
     """Return a clause on the smallest difference that could have been seen; without one, no clause."""
     if math.isnan(smallest):
         return []
+    if math.isinf(smallest):
+        return ["not even the largest possible difference would have been found with a probability of 80 %"]
     size = format_number(smallest, choose_digits([smallest], quantity.most_digits))
     size = f"{size} {quantity.difference_unit}".rstrip()
     return [f"a true difference of {size} would have been found with a probability of 80 %"]
