@@ -47,8 +47,8 @@ class Answer:
         question: The question, as a sentence.
         sentence: The answer in one sentence, never stronger than its estimates.
         estimates: The numbers that it rests on.
-        smallest_difference: The smallest difference that this number of seeds could have shown, in the unit of the
-            estimates; None where that says nothing.
+        smallest_difference: The smallest true difference that this number of seeds would have shown with a probability
+            of 80 %, in the unit of differences; infinite if not even the largest possible one, None if this is unknown.
         finding: The answer in a few words, for a figure's title; empty if it has none.
     """
 
@@ -95,6 +95,18 @@ def write_answers(drafts: Sequence[Draft]) -> list[Answer]:
     return answers
 
 
+def describe_smallest(answer: Answer) -> str:
+    """Return a sentence on the smallest difference that could have been seen; empty if this is unknown."""
+    smallest = answer.smallest_difference
+    if smallest is None:
+        return ""
+    if math.isinf(smallest):
+        return "This number of seeds could not have shown even the largest possible difference."
+    unit = next((estimate.unit for estimate in answer.estimates), "").replace("%", "percentage points")
+    size = f"{smallest:.3g} {unit}".strip()
+    return f"The smallest difference that this number of seeds could have shown is {size}."
+
+
 def answers_to_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Return answers as lists and dicts, for `Output.save_json`, which writes null for NaN."""
+    """Return answers as lists and dicts, for `Output.save_json`, which writes null for NaN and infinity."""
     return [{**asdict(answer), "estimates": [asdict(estimate) for estimate in answer.estimates]} for answer in answers]

@@ -14,7 +14,6 @@ from analysis.wording import (
     choose_digits,
     describe_alone,
     describe_diverged,
-    describe_power,
     describe_stuck,
     describe_unclaimed,
     estimate_shares,
@@ -94,12 +93,11 @@ def write_contrasts(
         if learnt:
             clauses += describe_stuck(comparison.settings)
             shares += estimate_shares(comparison.settings)
-    clauses += describe_power(smallest, next(iter(comparisons.values())).settings.quantity)
     return Answer(
         question=make_question(contrasts.topic + scope),
         sentence="; ".join(clauses) + ".",
         estimates=(*means, *differences.values(), *shares),
-        smallest_difference=smallest if math.isfinite(smallest) else None,
+        smallest_difference=None if math.isnan(smallest) else smallest,
     )
 
 

@@ -13,7 +13,6 @@ from analysis.wording import (
     choose_digits,
     describe_alone,
     describe_diverged,
-    describe_power,
     describe_stuck,
     describe_unclaimed,
     estimate_shares,
@@ -86,13 +85,12 @@ def write_ranking(topic: str, comparison: Comparison, shown: Shown, level: float
     clauses += [
         *describe_diverged(settings),
         *(describe_stuck(settings) if learnt else []),
-        *describe_power(smallest, settings.quantity),
     ]
     return Answer(
         question=make_question(topic + scope),
         sentence="; ".join(clauses) + ".",
         estimates=(*means.values(), *comparison.pairs.values(), *(estimate_shares(settings) if learnt else [])),
-        smallest_difference=smallest if math.isfinite(smallest) else None,
+        smallest_difference=None if math.isnan(smallest) else smallest,
         finding=finding,
     )
 

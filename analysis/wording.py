@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from analysis.answers import Estimate
-from analysis.differences import Quantity, Settings
+from analysis.differences import Settings
 from sweeps.intervals import compute_share_interval
 
 # Seeds that an answer is about, named where some are stuck.
@@ -118,14 +118,3 @@ def describe_unclaimed(differences: Iterable[Estimate]) -> list[str]:
     if any(difference.low > 0 or difference.high < 0 for difference in differences):
         return ["where comparisons are many or seeds are stuck, an interval without 0 shows nothing by itself"]
     return []
-
-
-def describe_power(smallest: float, quantity: Quantity) -> list[str]:
-    """Return a clause on the smallest difference that could have been seen; without one, no clause."""
-    if math.isnan(smallest):
-        return []
-    if math.isinf(smallest):
-        return ["not even the largest possible difference would have been found with a probability of 80 %"]
-    size = format_number(smallest, choose_digits([smallest], quantity.most_digits))
-    size = f"{size} {quantity.difference_unit}".rstrip()
-    return [f"a true difference of {size} would have been found with a probability of 80 %"]

@@ -18,7 +18,7 @@ import analysis.part3
 import analysis.part4
 import analysis.part5
 import analysis.pooling
-from analysis.answers import Answer, Claims, Draft, Estimate, answers_to_json, write_answers
+from analysis.answers import Answer, Claims, Draft, Estimate, answers_to_json, describe_smallest, write_answers
 from analysis.noise import answer_noise
 from analysis.output import Output
 from analysis.results import SweepResults, arrange_on_axes, select_finished
@@ -107,7 +107,8 @@ def test_a_clear_leader() -> None:
     assert difference.unit == "percentage points"
     assert best.smallest_difference is not None
     assert 0.2 < best.smallest_difference < 1
-    assert f"a true difference of {best.smallest_difference:.2f} percentage points" in best.sentence
+    shown = f"could have shown is {best.smallest_difference:.3g} percentage points."
+    assert describe_smallest(best) == f"The smallest difference that this number of seeds {shown}"
     assert "More layers go with a higher test accuracy wherever a difference was shown" in by_layers.sentence
     assert "of 10 pairs, the one with more layers is ahead in 7 and behind in 0, and 3 are not" in by_layers.sentence
     assert "in some cases and down in others" in by_parameters.sentence
@@ -141,7 +142,7 @@ def test_one_seed_says_that_it_cannot_say() -> None:
     answers = answer_part3(1)
     for answer in answers[:4]:
         assert answer.sentence.startswith("It cannot be said ")
-        assert answer.smallest_difference is None
+        assert describe_smallest(answer) == ""
         assert all(math.isnan(estimate.low) for estimate in answer.estimates)
     assert answers[0].finding == "too few seeds to compare"
     assert "one seed does not show how much seeds vary" in answers[4].sentence
@@ -173,8 +174,8 @@ def test_stuck_seeds_are_told_in_both_ways() -> None:
     assert find_estimate(over_all, "test accuracy of cnn_3").high == 100
     assert find_estimate(over_learnt, "test accuracy of cnn_3").n == 2
     assert find_estimate(over_learnt, "test accuracy of cnn_3").low > 90
-    assert over_all.smallest_difference is None
-    assert "not even the largest possible difference" in over_all.sentence
+    assert over_all.smallest_difference == math.inf
+    assert "could not have shown even the largest possible difference" in describe_smallest(over_all)
 
 
 @pytest.mark.parametrize(("seeds", "shown"), [(3, False), (10, True)])
