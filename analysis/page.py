@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from analysis.answers import Answer, Estimate
+from analysis.answers import Answer, Estimate, answers_to_json, describe_smallest
 from analysis.output import NO_VALUE, SavedFigure, SavedTable, format_cell, format_markdown
 from analysis.pictures import draw_svg, get_width_points
 from analysis.sections import Section, collect_provenance, list_runs
@@ -112,16 +112,13 @@ def describe_answer(answer: Answer) -> dict[str, Any]:
         }
         for estimate in answer.estimates
     ]
-    unit = answer.estimates[0].unit if answer.estimates else ""
-    unit = "percentage points" if unit == "%" else unit  # of differences
-    smallest = answer.smallest_difference
     return {
         "question": answer.question,
         "sentence": answer.sentence,
         "headings": list(rows[0]) if rows else [],
         "rows": [list(row.values()) for row in rows],
         "markdown": format_markdown(rows) if rows else "",
-        "smallest": None if smallest is None else f"{format_number(smallest)} {unit}".strip(),
+        "smallest": describe_smallest(answer),
     }
 
 
@@ -239,7 +236,7 @@ def format_duration(seconds: float) -> str:
 def list_answers(sections: Sequence[Section]) -> list[dict[str, Any]]:
     """Return all answers with their estimates, as `answers.json` holds them."""
     return [
-        {"experiment": section.name, **asdict(answer), "estimates": [asdict(estimate) for estimate in answer.estimates]}
+        {"experiment": section.name, **answer}
         for section in sections
-        for answer in section.output.answers
+        for answer in answers_to_json(section.output.answers)
     ]

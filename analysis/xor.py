@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import figures, style
+from analysis.noise import answer_noise
 from analysis.output import DrawOptions, Output, main
 from analysis.results import SweepResults
 from sweeps.intervals import compute_mean_interval, compute_median_interval
@@ -34,6 +35,7 @@ def draw(options: Xor, stages: Sequence[SweepResults], output: Output, draw_opti
         for sigma, trial_id in zip(results.data.noise_sigma.values, by_sigma, strict=True)
         if trial_id
     ]
+    output.answers += answer_noise(rows, REPORT_SEED)
     report = [row for row in rows if row["seed"] == REPORT_SEED]
     output.save_json({"report": [remove_seed(row) for row in report], "seeds": rows}, "xor")
     losses = "; ".join(f"σ = {row['sigma']:g}: {format_loss(row['clean_loss'])}" for row in report)

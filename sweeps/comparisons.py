@@ -104,7 +104,9 @@ def compute_difference_interval(
     return DifferenceInterval(estimate, low, high, p)
 
 
-def compute_difference(first: ArrayLike, second: ArrayLike, *, paired: bool, confidence: float = 0.95) -> Difference:
+def compute_difference(
+    first: ArrayLike, second: ArrayLike, *, paired: bool, confidence: float = 0.95, permute: bool = True
+) -> Difference:
     """Compute the mean difference of two settings with its interval, and a permutation test as a check.
 
     Paired, the permutation test flips the signs of differences; unpaired, it exchanges seeds between the settings.
@@ -116,6 +118,7 @@ def compute_difference(first: ArrayLike, second: ArrayLike, *, paired: bool, con
             is left out; else a NaN value is.
         paired: True if both settings ran with the same seeds.
         confidence: Coverage of the interval.
+        permute: Whether to make the permutation test, which takes most of the time; its p-value is NaN otherwise.
 
     Raises:
         ValueError: If settings to be paired have different numbers of values.
@@ -138,7 +141,7 @@ def compute_difference(first: ArrayLike, second: ArrayLike, *, paired: bool, con
         high=float(found.high),
         n=n,
         p=float(found.p),
-        permutation_p=compute_permutation_p(a, b, paired=paired),
+        permutation_p=compute_permutation_p(a, b, paired=paired) if permute else float("nan"),
         correlation=correlation,
         sd=float(np.sqrt(np.mean(variances))),
         paired=paired,
