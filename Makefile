@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 # Import the packages of this checkout, even if several checkouts share one environment.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install install-cluster quickstart test fast-test test-oldest test-newest chaos chaos-quick cluster-test \
+.PHONY: help install install-cluster quickstart test fast-test test-oldest test-newest chaos chaos-quick cluster-test report-test \
 	bench bench-compare bench-safety bench-cluster lint types
 
 help: ## Show this list
@@ -22,10 +22,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install-cluster: install ## Also install what is needed to start a cluster and send it jobs
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test,cluster]'
 
-quickstart: install ## Install the project, run part 3 on the bundled digits, and draw its figures
+quickstart: install ## Install the project, run part 3 on the bundled digits, and report what came of it
 	$(RUN) sweeps/part3.py --quick
 	$(RUN) analysis/part1.py
 	$(RUN) analysis/part3.py --quick
+	$(RUN) analysis/report.py part3 --quick
+	@echo 'Open the report in a browser: figures/report/report.html'
 
 test: install ## Run all tests, end-to-end runs included, two at a time
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal
@@ -55,8 +57,12 @@ chaos-quick: install ## Run the few of these faults that CI injects
 cluster-test: install-cluster ## Test a cluster of three simulated hosts, one of which fails; exits with 77 without root
 	$(RUN) cluster/suite.py
 
+report-test: install ## Check a report in a browser: make report-test REPORT=figures/report/report.html; exits with 77 without Chromium
+	$(RUN) reporttest/suite.py $(if $(REPORT),--report '$(REPORT)')
+
 bench: install ## Compare sweeps with a plain script, a sweep as in Ray's tutorial, and the machine's peak
 	$(RUN) benchmarks/bench.py
+	$(RUN) benchmarks/reports.py
 
 bench-compare: install ## Compare two results of make bench: make bench-compare OLD=a.json NEW=b.json
 	$(RUN) benchmarks/compare.py --old '$(OLD)' --new '$(NEW)'

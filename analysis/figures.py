@@ -1,13 +1,8 @@
-"""Drawing of means, intervals, weights and images on matplotlib's axes and figures, with one table of styles for all.
-
-The colours are the palette of Okabe and Ito, which readers with a colour vision deficiency can tell apart too.
-"""
+"""Drawing of mean curves, single runs and points on matplotlib's axes, and what stands around them on a figure."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,246 +10,231 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from analysis import style
+from analysis.bands import STUCK, Band, Points, Runs, compute_band
 from sweeps.intervals import compute_mean_interval
 
-MIN_RUNS_FOR_INTERVALS = 5  # fewer runs are drawn one by one, without an interval
-GALLERY_COLUMNS = 10  # images in a row of a gallery
-POINTS_SHOWN = 25  # a running mean leaves about this many independent points of a noisy curve
+RECORDS_DRAWN = 75  # a running mean changes so little in between that more points would only make files larger
+MAX_NAMED = 4  # runs outside the axes that a caption names; it counts the others
+DECADES_FOR_LOG = 2.0  # losses that span as many are drawn on a log scale
+TRAINING, TEST = style.PALETTE[:2]  # styles of the accuracies on the training set and on the test set
 
 
-@dataclass(frozen=True)
-class Style:
-    """Colour and marker of one curve or point: readers tell it apart by colour on a screen, by marker in print."""
-
-    color: str
-    marker: str
+def thin(records: int) -> NDArray[np.int64]:
+    """Return the positions of the records that are drawn, the first and the last included."""
+    return np.unique(np.linspace(0, records - 1, min(records, RECORDS_DRAWN)).round().astype(np.int64))
 
 
-# The palette in its own order, for values that have no style of their own.
-PALETTE = tuple(
-    Style(color, marker)
-    for color, marker in zip(
-        ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000"), "Dsvo^PX", strict=True
-    )
-)
-# The styles of the main architectures, the same in every figure.
-STYLES: Mapping[str, Style] = {
-    "mlp_1": Style("#E69F00", "o"),
-    "mlp_2": Style("#D55E00", "s"),
-    "cnn_3": Style("#56B4E9", "^"),
-    "cnn_4": Style("#0072B2", "D"),
-    "cnn_5": Style("#009E73", "v"),
-}
-
-
-@dataclass(frozen=True)
-class Band:
-    """A mean curve, the interval or the single curves around it, and a text that tells which of the two they are.
-
-    Attributes:
-        steps: Optimiser steps or epochs, `(steps,)`.
-        mean: Mean over `runs`, `(steps,)`; NaN where one of them has no finite value, or where there are no runs.
-        low: Lower end of the interval, `(steps,)`; NaN where there is no interval.
-        high: Upper end of the interval, `(steps,)`; NaN where there is no interval.
-        runs: Curves of the runs that did not diverge, `(runs, steps)`. They are drawn one by one where they are too
-            few for an interval.
-        diverged: Curves of the runs that diverged, `(diverged runs, steps)`, NaN after their ends. They count in
-            neither mean nor interval and are drawn one by one.
-        meaning: Description of the band for the caption; empty if there are no runs.
-    """
-
-    steps: NDArray[np.int64]
-    mean: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    runs: NDArray[np.float64]
-    diverged: NDArray[np.float64]
-    meaning: str
-
-
-def choose_window(records: int) -> int:
-    """Return the number of records that a running mean averages in a figure of a curve with `records` records."""
-    return max(1, records // POINTS_SHOWN)
-
-
-def compute_band(trials: xr.Dataset, quantity: str, *, sample: bool = True) -> Band:
-    """Compute the mean curve of a quantity over trials, with its interval; trials that diverged are kept apart.
-
-    All curves are running means along `step`. They are meant for figures only: exports hold the values as recorded.
-
-    Args:
-        trials: Finished trials along one dimension, with curves along `step`.
-        quantity: Name of the variable that holds the curves.
-        sample: True if the trials differ by chance alone, as seeds do. If they do not, an interval would mean nothing,
-            and none is computed.
-    """
-    [over] = map(str, trials.diverged.dims)
-    smooth = compute_running_mean(trials[quantity]).transpose(over, "step").to_numpy()
-    runs, diverged = smooth[~trials.diverged.values], smooth[trials.diverged.values]
-    n, records = runs.shape
-    mean = runs.mean(axis=0) if n else np.full(records, np.nan)
-    if sample and n >= MIN_RUNS_FOR_INTERVALS:
-        interval = compute_mean_interval(runs)
-        low, high = (np.where(np.isnan(mean), np.nan, bound) for bound in (interval.low, interval.high))
-        meaning = f"bands: 95 % CI of the mean (Student's t, n = {n} {over}s)"
-    else:
-        low = high = np.full(records, np.nan)
-        meaning = f"thin lines: the {n} {over}s" if n > 1 else f"a single {over}"
-    if choose_window(records) > 1:
-        meaning += f", all as running means of {choose_window(records)} records"
-    return Band(trials["step"].to_numpy(), mean, low, high, runs, diverged, meaning if n else "")
-
-
-def compute_running_mean(curves: xr.DataArray) -> xr.DataArray:
-    """Compute centred running means along `step`; the result is NaN where a curve itself is not finite.
-
-    A window holds the records that `choose_window` says, fewer at both ends of a curve.
-    """
-    present = curves.where(np.isfinite(curves))
-    smooth = present.rolling(step=choose_window(curves.sizes["step"]), center=True, min_periods=1).mean()
-    return smooth.where(present.notnull())
-
-
-def describe_bands(bands: Sequence[Band]) -> str:
-    """Return sentences for a caption that explain a figure's curves and name each kind of band in it once."""
-    meanings = dict.fromkeys(curve.meaning for curve in bands if curve.meaning)
-    text = f"Mean curves; {'; '.join(meanings)}." if meanings else "No mean curves, as all trials diverged."
-    return text + (" A × is where a diverged trial ends." if any(len(curve.diverged) for curve in bands) else "")
-
-
-def draw_band(axes: Axes, curve: Band, style: Style, *, dashed: bool = False) -> None:
-    """Draw a mean curve with its interval or its single runs; the runs that diverged end with a ×."""
-    line = "--" if dashed else "-"
-    for run in curve.diverged:
-        axes.plot(curve.steps, run, color=style.color, linestyle=line, linewidth=0.5, alpha=0.7)
-        last = np.flatnonzero(np.isfinite(run))[-1:]
-        axes.plot(curve.steps[last], run[last], color=style.color, linestyle="", marker="x", markersize=7)
-    if len(curve.runs) > 1 and np.isnan(curve.low).all():
-        axes.plot(curve.steps, curve.runs.T, color=style.color, linestyle=line, linewidth=0.5, alpha=0.5)
-    axes.fill_between(curve.steps, curve.low, curve.high, color=style.color, alpha=0.15, linewidth=0)
-    marks: dict[str, Any] = {"marker": style.marker, "markersize": 4, "markevery": max(1, len(curve.steps) // 8)}
-    axes.plot(curve.steps, curve.mean, color=style.color, linestyle=line, linewidth=1.4, **marks)
-
-
-def draw_point(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], style: Style) -> None:
-    """Draw every seed as a dot and the means as a marker, with 95 % intervals if there are enough seeds.
+def draw_runs(axes: Axes, x: NDArray[Any], y: NDArray[np.float64], **line: Any) -> None:
+    """Draw single curves, thin, as one line with gaps, which is much faster than a line each.
 
     Args:
         axes: Axes to draw on.
-        x: Horizontal values, `(seeds,)`.
-        y: Vertical values, `(seeds,)`.
-        style: Colour, and marker of the means.
+        x: Horizontal values, `(steps,)` or `(runs, steps)`.
+        y: Vertical values, `(runs, steps)`.
+        line: Properties of the line.
     """
-    axes.plot(x, y, linestyle="", marker=".", color=style.color, alpha=0.5, markersize=5, zorder=2)
-    intervals = [compute_mean_interval(values) for values in (x, y)]
-    mean_x, mean_y = (float(interval.mean) for interval in intervals)
-    if intervals[0].n >= MIN_RUNS_FOR_INTERVALS:
-        half_x, half_y = (float(interval.high - interval.mean) for interval in intervals)
-        axes.errorbar(mean_x, mean_y, xerr=half_x, yerr=half_y, color=style.color, linewidth=1)
-    mark: dict[str, Any] = {"marker": style.marker, "markersize": 8, "markeredgecolor": "black"}
-    axes.plot([mean_x], [mean_y], linestyle="", color=style.color, zorder=3, **mark)
+    if len(y) == 0:
+        return
+    shown = thin(y.shape[1])
+    gap = np.full((len(y), 1), np.nan)
+    joined = [np.hstack([np.broadcast_to(values, y.shape)[:, shown], gap]).ravel() for values in (x, y)]
+    axes.plot(*joined, **{"linewidth": 0.6, "alpha": 0.45, "zorder": 1.8, **line})
 
 
-def make_figure(width: float, height: float) -> Figure:
-    """Make an empty figure, with its size in inches, whose layout keeps its parts from overlapping."""
-    return Figure(figsize=(width, height), layout="constrained")
+def draw_stuck_ends(axes: Axes, ends: NDArray[np.float64], look: style.Style, size: float) -> None:
+    """Draw open symbols at the ends, `(runs, 2)`, of runs that are stuck at chance."""
+    mark: dict[str, Any] = {"marker": look.marker, "markerfacecolor": "white", "markeredgewidth": 1, "zorder": 2.6}
+    axes.plot(*ends.T, linestyle="", color=look.color, markersize=size, **mark)
 
 
-def make_line_handle(name: str, *, dashed: bool = False) -> Line2D:
-    """Make a legend entry for a kind of line, whatever its colour."""
-    return Line2D([], [], color="grey", linestyle="--" if dashed else "-", label=name)
+def draw_band(axes: Axes, band: Band, look: style.Style, *, dashed: bool = False) -> None:
+    """Draw a mean curve with its interval and its single runs.
+
+    Runs that are stuck at chance are dotted and end with a large open symbol, runs that diverged end with a ×. The
+    symbols on a dashed mean are open too, so that dashes need not be seen.
+    """
+    line = "--" if dashed else "-"
+    color = look.color
+    for run in band.diverged:
+        last = np.flatnonzero(np.isfinite(run))[-1:]
+        axes.plot(band.steps, run, color=color, linestyle=line, linewidth=0.6, alpha=0.7, zorder=1.8)
+        axes.plot(band.steps[last], run[last], color=color, linestyle="", marker="x", markersize=7)
+    if len(band.runs) > 1:
+        draw_runs(axes, band.steps, band.runs[~band.stuck], color=color, linestyle=line)
+    if band.stuck.any():
+        draw_runs(axes, band.steps, band.runs[band.stuck], color=color, linestyle=":", linewidth=1, alpha=0.8)
+        draw_stuck_ends(axes, band.ends[band.stuck], look, 8)
+    shown = thin(len(band.steps))
+    steps = band.steps[shown]
+    if band.has_interval:
+        axes.fill_between(steps, band.low[shown], band.high[shown], color=color, alpha=0.18, linewidth=0)
+    marks: dict[str, Any] = {"marker": look.marker, "markevery": max(1, len(steps) // 6)}
+    if dashed:
+        marks["markerfacecolor"] = "white"
+    axes.plot(steps, band.mean[shown], color=color, linestyle=line, **marks)
 
 
-def make_legend_handle(name: str, style: Style) -> Line2D:
-    """Return a legend entry that shows a style's line and marker."""
-    return Line2D([], [], color=style.color, marker=style.marker, label=name)
+def draw_path(axes: Axes, x: Band, y: Band, look: style.Style) -> None:
+    """Draw one quantity against another along training: thin for single runs, bold up to a symbol for their means."""
+    for stuck, line in ((False, {"linestyle": "-"}), (True, {"linestyle": ":", "linewidth": 1, "alpha": 0.8})):
+        draw_runs(axes, x.runs[x.stuck == stuck], y.runs[y.stuck == stuck], color=look.color, **line)
+    shown = thin(len(x.steps))
+    axes.plot(x.mean[shown], y.mean[shown], color=look.color)
+    axes.plot(x.center[1:], y.center[1:], marker=look.marker, color=look.color, markersize=7)
+
+
+def draw_points(axes: Axes, points: Points, look: style.Style) -> None:
+    """Draw every run as a small symbol and the mean as a large one, with 95 % intervals if there are enough runs.
+
+    A run that is stuck at chance is open. Where only some are, a large open symbol is the mean over those that learnt.
+    """
+    learnt, color = points.ends[~points.stuck], look.color
+    axes.plot(*learnt.T, linestyle="", marker=look.marker, color=color, alpha=0.6, markersize=3.5, zorder=2)
+    draw_stuck_ends(axes, points.ends[points.stuck], look, 5)
+    if len(points.ends) == 0:
+        return
+    x, y = points.center
+    mark: dict[str, Any] = {"marker": look.marker, "markersize": 9, "zorder": 3}
+    if points.is_sample:
+        interval = compute_mean_interval(points.ends, lowest=0, highest=100)
+        error = np.abs(np.stack([interval.low, interval.high]) - interval.mean)  # (below and above, x and y)
+        axes.errorbar(x, y, xerr=error[:, :1], yerr=error[:, 1:], color=color, linewidth=1)
+    axes.plot([x], [y], linestyle="", color=color, markeredgecolor="black", **mark)
+    if 0 < len(learnt) < len(points.ends):
+        axes.plot(*learnt.mean(axis=0, keepdims=True).T, linestyle="", color=color, markerfacecolor="white", **mark)
 
 
 def label_axes(axes: Axes, x: str, y: str, title: str) -> None:
     """Set the labels of both axes and the panel's title, and draw a light grid."""
     axes.set(xlabel=x, ylabel=y, title=title)
-    axes.grid(alpha=0.3)
+    axes.grid()
 
 
-def limit_y_range(axes: Axes, curves: Sequence[Band]) -> None:
-    """Fit the y range to the means, so that neither wide intervals nor diverging runs decide it.
+def choose_loss_scale(axes: Axes, bands: Sequence[Band]) -> None:
+    """Make the y axis logarithmic if the runs that decide its range span at least two decades."""
+    values = collect_deciding(bands)
+    values = values[values > 0]
+    if len(values) and np.log10(values.max()) - np.log10(values.min()) >= DECADES_FOR_LOG:
+        axes.set_yscale("log")
 
-    Without any mean the range stays as it is.
+
+def collect_deciding(bands: Sequence[Band]) -> NDArray[np.float64]:
+    """Return all finite values of the runs that decide the range of an axis, `(values,)`."""
+    values: NDArray[np.float64] = np.concatenate([np.zeros(0), *(band.runs[band.deciding].ravel() for band in bands)])
+    return np.asarray(values[np.isfinite(values)])
+
+
+def limit_y_range(axes: Axes, bands: Sequence[Band]) -> None:
+    """Fit the y range to the single runs, so that neither wide intervals nor diverging runs decide it.
+
+    Nor do runs that are stuck at chance, where others of their setting learnt. Without any run, the range stays.
     """
-    values = np.concatenate([np.zeros(0), *(curve.mean for curve in curves)])
     log = axes.get_yscale() == "log"
+    if limits := compute_limits(collect_deciding(bands), log=log):
+        axes.set_ylim(limits)
+        if log:
+            label_decades(axes)
+
+
+def limit_ranges(axes: Axes, points: Sequence[Points]) -> None:
+    """Fit the ranges of both axes to points, of those that `limit_y_range` would choose."""
+    ends = np.concatenate([np.zeros((0, 2)), *(cloud.ends[cloud.deciding] for cloud in points)])
+    for values, axis in zip(ends.T, (axes.xaxis, axes.yaxis), strict=True):
+        if limits := compute_limits(values, log=False):
+            axis.set_view_interval(*limits, ignore=True)
+
+
+def compute_limits(values: NDArray[np.float64], *, log: bool) -> tuple[float, float] | None:
+    """Return the ends of an axis that holds values with a margin, or None if there are none that it can show."""
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
     if len(values) == 0:
-        return
+        return None
     low, high = (np.log10(bound) if log else bound for bound in (values.min(), values.max()))
-    margin = 0.05 * max(high - low, 1e-9)
-    limits = np.array([low - margin, high + margin])
-    axes.set_ylim(*(10**limits if log else limits))
+    margin = 0.05 * max(high - low, 1e-9 if log else 1e-3 * abs(high), 1e-9)
+    return (10 ** (low - margin), 10 ** (high + margin)) if log else (low - margin, high + margin)
 
 
-def reshape_to_tiles(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return first-layer weights as square images of shape `(tiles, height, width)`.
-
-    Args:
-        weights: Weights of an MLP, `(features, inputs)`, which give one tile for each feature and channel, or filters
-            of a CNN, `(filters, channels, k, k)`, which give one tile for each filter and channel.
-    """
-    if weights.ndim == 4:
-        return weights.reshape(-1, *weights.shape[2:])
-    inputs = weights.shape[1]
-    channels = 1 if round(inputs**0.5) ** 2 == inputs else 3
-    side = round((inputs / channels) ** 0.5)
-    return weights.reshape(-1, side, side)
+def label_decades(axes: Axes) -> None:
+    """Label a logarithmic y axis, with plain numbers if these are short, and between powers of ten if it has few."""
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 10**DECADES_FOR_LOG else (1,)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if low >= 1e-3 and high < 1e5:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if value >= 1 else f"{value:.3g}"))
+    else:
+        axes.yaxis.set_major_formatter(LogFormatterMathtext(labelOnlyBase=False, minor_thresholds=(np.inf, np.inf)))
 
 
-def draw_tiles(images: NDArray[np.float32], title: str, columns: int = 8) -> Figure:
-    """Draw images of shape `(tiles, height, width)` as a grid of grey tiles on one scale, symmetric around zero."""
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    figure = make_figure(0.9 * columns + 1.2, 0.9 * rows + 0.9)
-    largest = float(np.abs(images).max()) or 1.0
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, image in zip(grid.flat, images, strict=False):
-        shown = axes.imshow(image, cmap="gray", vmin=-largest, vmax=largest, interpolation="nearest")
-    figure.colorbar(shown, ax=grid, shrink=0.8, label="weight")
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def add_caption(figure: Figure, text: str) -> None:
-    """Add a caption below everything else in a figure."""
-    figure.supxlabel("\n".join(textwrap.wrap(text, 130)), fontsize=9)
-
-
-def draw_gallery(images: Mapping[str, NDArray[np.floating]], titles: Mapping[str, Sequence[str]], title: str) -> Figure:
-    """Draw images as tiles, with one row for each name.
+def list_outside(axes: Axes, shown: Sequence[Runs]) -> list[str]:
+    """Return the names of what lies outside the axes although it counts: stuck runs, and the means that they pull.
 
     Args:
-        images: Images of each row by its name, `(n, channels, height, width)` with n at most `GALLERY_COLUMNS`. One
-            channel is shown in grey, three in colour.
-        titles: Texts above the images of each row, by its name.
-        title: Title of the whole figure.
+        axes: Axes whose limits are set.
+        shown: Bands or points on them.
     """
-    figure = make_figure(9, 0.95 * len(images) + 0.6)
-    grid = figure.subplots(len(images), GALLERY_COLUMNS, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.set_frame_on(False)
-    for row, (name, shown) in zip(grid, images.items(), strict=True):
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        for axes, image, above in zip(row, shown, titles[name], strict=False):
-            scaled = (image - image.min()) / max(float(np.ptp(image)), 1e-9)
-            axes.imshow(scaled.transpose(1, 2, 0).squeeze(), cmap="gray", interpolation="nearest")
-            axes.set_title(above, fontsize=7, pad=2)
-    figure.suptitle(title, fontsize=10)
-    return figure
+    limits = np.sort([axes.get_xlim(), axes.get_ylim()])
+    found = []
+    for runs in shown:
+        if isinstance(runs, Band | Points) and not runs.deciding.all():
+            ends = [*zip((f"{label} ({STUCK})" for label in runs.labels), runs.ends, strict=True)]
+            ends.append((f"the mean over all seeds of {runs.name} ({runs.center[1]:.3g})", runs.center))
+            found += [name for name, end in ends if not np.all((end >= limits[:, 0]) & (end <= limits[:, 1]))]
+    return found
 
 
-def draw_accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -> Band:
+def describe_outside(names: Sequence[str]) -> str:
+    """Return a sentence for a caption that names what lies outside the axes, or "" if nothing does."""
+    distinct = list(dict.fromkeys(names))
+    more = f"; {len(distinct) - MAX_NAMED} more" if len(distinct) > MAX_NAMED else ""
+    return f"Outside the axes: {'; '.join(distinct[:MAX_NAMED])}{more}." if names else ""
+
+
+def make_legend_handle(name: str, look: style.Style, *, dashed: bool = False) -> Line2D:
+    """Return a legend entry that shows a style's line and marker."""
+    face = "white" if dashed else look.color
+    handle = Line2D([], [], color=look.color, marker=look.marker, markerfacecolor=face, label=name)
+    handle.set_linestyle("--" if dashed else "-")
+    return handle
+
+
+def make_line_handle(name: str, *, dashed: bool = False) -> Line2D:
+    """Make a legend entry for a kind of line, whatever its colour."""
+    return Line2D([], [], color=style.MUTED, linestyle="--" if dashed else "-", label=name)
+
+
+def make_legend_handles(styles: Mapping[str, style.Style]) -> list[Line2D]:
+    """Return a legend entry for each name and its style."""
+    return [make_legend_handle(name, look) for name, look in styles.items()]
+
+
+def add_heading(figure: Figure, title: str, handles: Sequence[Line2D] = ()) -> None:
+    """Add a title at the top of a figure, and below it a legend for all panels."""
+    text = style.wrap_bold(title, figure.get_figwidth())
+    if not handles:
+        figure.suptitle(text)
+        return
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = min(len(handles), max(1, int(figure.get_figwidth() / (0.62 + 0.078 * longest))))
+    columns = -(-len(handles) // -(-len(handles) // columns))  # rows of about the same length
+    # The title is that of the legend, as matplotlib reserves no space for a legend below a figure's title.
+    bold = {"weight": "bold", "size": style.FONT_SIZE}
+    legend = figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, title=text, title_fontproperties=bold
+    )
+    legend.get_title().set_multialignment("center")
+
+
+def add_caption(figure: Figure, *sentences: str) -> None:
+    """Add a caption below everything else in a figure; empty sentences are left out."""
+    text = style.wrap(" ".join(filter(None, sentences)), figure.get_figwidth())
+    figure.supxlabel(text, x=0.01, horizontalalignment="left")
+
+
+def draw_accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -> list[Band]:
     """Draw training accuracy (solid) and test accuracy (dashed) on the whole sets by epoch.
 
     Args:
@@ -264,26 +244,42 @@ def draw_accuracy_panel(axes: Axes, runs: xr.Dataset, epochs: int, title: str) -
         title: Title of the panel.
 
     Returns:
-        The band of the test accuracy.
+        The bands of the training accuracy and of the test accuracy.
     """
 
-    def draw(quantity: str, style: Style, *, dashed: bool) -> Band:
+    def draw(quantity: str, look: style.Style, *, dashed: bool) -> Band:
         recorded = runs.dropna("step", how="all", subset=[quantity])  # all epochs, fewer if all seeds diverged
-        band = compute_band(recorded.assign_coords(step=np.arange(1, recorded.sizes["step"] + 1)), quantity)
-        draw_band(axes, band, style, dashed=dashed)
+        by_epoch = recorded.assign_coords(step=np.arange(1, recorded.sizes["step"] + 1))
+        band = compute_band(by_epoch, quantity, title)
+        draw_band(axes, band, look, dashed=dashed)
         return band
 
-    draw("train_set_accuracy", PALETTE[0], dashed=False)
-    test = draw("test_set_accuracy", PALETTE[1], dashed=True)
+    bands = [draw("train_set_accuracy", TRAINING, dashed=False), draw("test_set_accuracy", TEST, dashed=True)]
     label_axes(axes, "epoch", "accuracy (%)", title)
-    axes.set_xticks(range(1, epochs + 1))
-    return test
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+    return bands
 
 
-def add_accuracy_legend(figure: Figure) -> None:
-    """Add the legend that all accuracy panels of a figure share."""
-    handles = [
-        Line2D([], [], color=PALETTE[0].color, marker=PALETTE[0].marker, label="training set"),
-        Line2D([], [], color=PALETTE[1].color, marker=PALETTE[1].marker, linestyle="--", label="test set"),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+def finish_accuracy_panels(grid: NDArray[Any], bands: Sequence[Band]) -> str:
+    """Fit the y range that accuracy panels share, and label only the outer axes.
+
+    Args:
+        grid: Axes, `(rows, columns)`, that share both axes; those without a panel are off.
+        bands: All bands on them.
+
+    Returns:
+        A sentence for the caption about what lies outside, or "".
+    """
+    limit_y_range(grid[0, 0], bands)
+    for axes in grid.flat:
+        axes.label_outer()
+    for above, below in zip(grid[:-1].flat, grid[1:].flat, strict=True):
+        if not below.axison:
+            above.xaxis.set_tick_params(labelbottom=True)
+            above.set_xlabel("epoch")
+    return describe_outside(list_outside(grid[0, 0], bands))
+
+
+def make_accuracy_handles() -> list[Line2D]:
+    """Return the legend entries that all accuracy panels of a figure share."""
+    return [make_legend_handle("training set", TRAINING), make_legend_handle("test set", TEST, dashed=True)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from analysis import figures
+from analysis import bands, figures, style
 from analysis.output import DrawOptions, Output, main
 from analysis.results import SweepResults, select_completed, summarise_learnt
 from sweeps.grid import Grid
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXES = ("architecture", "activation", "learning_rate", "batch_size", "pooling", "seed")  # axes of the sweep
+UNITS = {  # quantity → label of its axis
+    "train_loss": "training loss (nats)",
+    "train_accuracy": "training accuracy (%)",
+    "val_accuracy": "validation accuracy (%)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +47,7 @@ class GridDrawOptions(DrawOptions):
         Raises:
             BadInputError: A name is unknown, or two axes that must differ are the same.
         """
-        check_choice("quantity", self.quantity, ("train_loss", "train_accuracy", "val_accuracy"))
+        check_choice("quantity", self.quantity, tuple(UNITS))
         for option, pair in (("--by and --facet", (self.by, self.facet)), ("--heat-map", self.heat_map)):
             for axis in pair:
                 check_choice(f"axis of {option}", axis, AXES)
@@ -53,11 +59,9 @@ def draw(options: Grid, stages: Sequence[SweepResults], output: Output, draw_opt
     """Write the curves, the heat map and the table."""
     draw_options.check()
     [results] = stages
-    curves = draw_curves(results.data, draw_options, options.dataset)
-    description = f"Mean curves of {draw_options.quantity}, by {draw_options.by} and {draw_options.facet}."
+    curves, description = draw_curves(results.data, draw_options, options.dataset)
     output.save_figure(curves, "curves", description, results)
-    heat_map = draw_heat_map(results.data, draw_options, options.dataset)
-    description = f"Mean test accuracy by {' and '.join(draw_options.heat_map)}."
+    heat_map, description = draw_heat_map(results.data, draw_options, options.dataset)
     output.save_figure(heat_map, "heat_map", description, results)
     output.save_table(make_table(results), "table", "Test accuracy (%) of each setting over its seeds.")
 
@@ -73,70 +77,97 @@ def select_runs(data: xr.Dataset, values: Mapping[str, Any]) -> xr.Dataset:
     return stacked.isel(run=np.sort(first[ids != ""]))
 
 
-def draw_curves(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str) -> Figure:
-    """Draw a panel for each value of one axis, with a mean curve over all other axes for each value of a second."""
+@style.with_style
+def draw_curves(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str) -> tuple[Figure, str]:
+    """Draw a panel for each value of one axis, with a mean curve over all other axes for each value of a second.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
     by, facet, quantity = draw_options.by, draw_options.facet, draw_options.quantity
-    panels, lines = data[facet].values, data[by].values
-    figure = figures.make_figure(4.6 * len(panels) + 0.5, 4.8)
-    bands = []
+    values, lines = data[facet].values, data[by].values
+    columns = min(2, len(values))
+    rows = -(-len(values) // columns)
+    figure = style.make_figure(2.4 * rows + 1.5)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    found: list[bands.Band] = []
     only_seeds = all(data.sizes[axis] == 1 for axis in AXES if axis not in (by, facet, "seed"))
-    styles = {value: choose_style(value, index) for index, value in enumerate(lines)}
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
-        for value, style in styles.items():
-            runs = select_runs(data, {by: value, facet: panel})
+    styles = {str(value): style.choose_style(str(value), index) for index, value in enumerate(lines)}
+    for axes, value in zip(panels, values, strict=False):
+        for line, (name, look) in zip(lines, styles.items(), strict=True):
+            runs = select_runs(data, {by: line, facet: value})
             recorded = runs.dropna("step", how="all", subset=[quantity])
             if recorded.sizes["run"] and recorded.sizes["step"]:
-                bands.append(figures.compute_band(recorded, quantity, sample=only_seeds))
-                figures.draw_band(axes, bands[-1], style)
-        figures.label_axes(axes, "optimiser step", quantity.replace("_", " "), f"{facet} = {panel}")
-    if any(len(band.diverged) for band in bands):
-        figures.limit_y_range(axes, bands)  # the panels share the y axis, so one call sets the range of all
-    handles = [figures.make_legend_handle(str(value), style) for value, style in styles.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(8, len(handles)))
+                title = f"{name}, {name_axis(facet)} {value}"
+                found.append(bands.compute_band(recorded, quantity, title, sample=only_seeds))
+                figures.draw_band(axes, found[-1], look)
+        figures.label_axes(axes, "optimiser step", UNITS[quantity], f"{name_axis(facet)} {value}")
+    for axes in panels[len(values) :]:
+        axes.set_axis_off()
+    if quantity == "train_loss":
+        figures.choose_loss_scale(panels[0], found)
+    figures.limit_y_range(panels[0], found)  # the panels share the y axis, so one call sets the range of all
+    title = f"{dataset}: {UNITS[quantity].partition(' (')[0]} by {name_axis(by)}"
+    figures.add_heading(figure, title, figures.make_legend_handles(styles))
+    outside = figures.describe_outside(figures.list_outside(panels[0], found))
     ends = "Means end where the shortest run does." if data.sizes["batch_size"] > 1 else ""
-    figures.add_caption(figure, f"{dataset}, means over all other axes. {figures.describe_bands(bands)} {ends}")
-    return figure
+    over = "" if only_seeds else "Over all other axes."
+    figures.add_caption(figure, over, bands.describe_bands(found), ends, outside)
+    return figure, (
+        f"{len(values)} panels, one for each {name_axis(facet)}, of {UNITS[quantity]} by optimiser step on {dataset}, "
+        f"with a mean curve for each {name_axis(by)}. The means end at {bands.describe_last_means(found)}."
+    )
 
 
-def choose_style(value: Any, index: int) -> figures.Style:
-    """Return an architecture's own style, or the style at `index` of the palette for any other value."""
-    return figures.STYLES.get(str(value), figures.PALETTE[index % len(figures.PALETTE)])
+def name_axis(axis: str) -> str:
+    """Return an axis of the sweep in words."""
+    return axis.replace("_", " ")
 
 
-def draw_heat_map(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str) -> Figure:
-    """Draw the mean test accuracy over two axes, with the numbers of seeds, trials and diverged trials in each cell."""
+@style.with_style
+def draw_heat_map(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str) -> tuple[Figure, str]:
+    """Draw the mean test accuracy over two axes, with the numbers of seeds, trials and diverged trials in each cell.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
     rows, columns = (data[axis].values for axis in draw_options.heat_map)
     means = np.full((len(rows), len(columns)), np.nan)
-    figure = figures.make_figure(1.3 * len(columns) + 3, 0.8 * len(rows) + 2.2)
+    figure = style.make_figure(0.75 * len(rows) + 1.4, max(style.HALF_PAGE_WIDTH, 1.05 * len(columns) + 2.2))
     axes = figure.subplots()
-    for (i, row), (j, column) in ((r, c) for r in enumerate(rows) for c in enumerate(columns)):
+    named = []
+    for (i, row), (j, column) in product(enumerate(rows), enumerate(columns)):
         values = dict(zip(draw_options.heat_map, (row, column), strict=True))
         if text := format_heat_map_cell(data, values):
             means[i, j] = select_completed(select_runs(data, values)).test_accuracy.mean()
-            box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "boxstyle": "round,pad=0.2"}
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, bbox=box)
-    shown = axes.imshow(means, cmap="cividis", aspect="auto")
+            named.append(f"{row}, {column}: {' '.join(text.splitlines())}")
+            box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "boxstyle": "round,pad=0.2"}
+            axes.text(j, i, text, ha="center", va="center", bbox=box)
+    shown = axes.imshow(means, cmap="cividis", aspect="auto", interpolation="none")
     axes.set_xticks(range(len(columns)), [str(value) for value in columns])
     axes.set_yticks(range(len(rows)), [str(value) for value in rows])
-    y_name, x_name = (axis.replace("_", " ") for axis in draw_options.heat_map)
-    axes.set(xlabel=x_name, ylabel=y_name, title=f"{dataset}: mean test accuracy (%)")
-    figure.colorbar(shown, ax=axes)
-    return figure
+    y_name, x_name = map(name_axis, draw_options.heat_map)
+    axes.set(xlabel=x_name, ylabel=y_name)
+    figures.add_heading(figure, f"{dataset}: mean test accuracy (%)")
+    figure.colorbar(shown, ax=axes, label="mean test accuracy (%)")
+    return figure, f"Mean test accuracy (%) on {dataset} by {y_name} and {x_name}. {'; '.join(named)}."
 
 
 def format_heat_map_cell(data: xr.Dataset, values: Mapping[str, Any]) -> str:
     """Return the text of a heat map's cell; it is empty if no trial at these values of the axes is finished.
 
-    The lines of the text are the mean test accuracy, the numbers of seeds and trials behind it, and the number of
-    trials that diverged and are not in the mean.
+    The lines of the text are the mean test accuracy, the numbers of seeds and trials behind it, the number of these
+    trials that are stuck, and the number of trials that diverged and are not in the mean.
     """
     runs = select_runs(data, values)
     kept, lines = select_completed(runs), []
     if kept.sizes["run"]:
         all_seeds = [values["seed"]] if "seed" in values else data.seed.values
         seeds = sum(select_completed(select_runs(data, {**values, "seed": s})).sizes["run"] > 0 for s in all_seeds)
-        trials = f", {kept.sizes['run']} trials" if kept.sizes["run"] > seeds else ""
+        trials = f",\n{kept.sizes['run']} trials" if kept.sizes["run"] > seeds else ""
         lines = [f"{float(kept.test_accuracy.mean()):.1f}", f"{seeds} seed{'s' if seeds > 1 else ''}{trials}"]
+    if stuck := int(kept.stuck.sum()):
+        lines.append(f"{stuck} stuck")
     if diverged := int(runs.diverged.sum()):
         lines.append(f"{diverged} diverged")
     return "\n".join(lines)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from analysis import figures
+from analysis import style, tiles
 from analysis.results import SweepResults
 from trainables.datasets import load_dataset
 
@@ -15,7 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_misclassified(results: SweepResults, trial_id: str, data_root: Path, title: str) -> Figure:
+def describe_empty(wrong: Mapping[str, NDArray[np.int64]]) -> str:
+    """Return words that name the classes that no image is wrongly taken for, or "" if there are none."""
+    empty = [name for name, index in wrong.items() if len(index) == 0]
+    return f", none for {style.join_names(empty)}" if empty else ""
+
+
+def draw_misclassified(results: SweepResults, trial_id: str, data_root: Path, title: str) -> tuple[Figure, str]:
     """Draw the first misclassified test images of each predicted class, ten at most, in the test set's order.
 
     Args:
@@ -23,6 +31,9 @@ def draw_misclassified(results: SweepResults, trial_id: str, data_root: Path, ti
         trial_id: Id of the trial whose network is shown.
         data_root: Folder of the data sets.
         title: Name of the network, for the beginning of the figure's title.
+
+    Returns:
+        The figure, and what it shows in words.
     """
     import torch
 
@@ -37,12 +48,17 @@ def draw_misclassified(results: SweepResults, trial_id: str, data_root: Path, ti
     actual = test.test_labels.numpy()
     names = ("even", "odd") if trial.task == "even_odd" else tuple(map(str, range(test.classes)))
     wrong = {
-        name: np.flatnonzero((predicted == label) & (actual != label))[: figures.GALLERY_COLUMNS]
+        name: np.flatnonzero((predicted == label) & (actual != label))[: tiles.GALLERY_COLUMNS]
         for label, name in enumerate(names)
     }
-    return figures.draw_gallery(
-        {f"{name} ": data.test_images[index] for name, index in wrong.items()},
-        {f"{name} ": [f"is {names[actual[i]]}" for i in index] for name, index in wrong.items()},
-        f"{title}: test images it takes for the class at the left ({(predicted != actual).sum():,} of "
-        f"{len(actual):,} are wrong)",
+    counts = f"{(predicted != actual).sum():,} of {len(actual):,} are wrong"
+    figure = tiles.draw_gallery(
+        {name: data.test_images[index] for name, index in wrong.items()},
+        {name: [f"is {names[actual[i]]}" for i in index] for name, index in wrong.items()},
+        f"{title}: test images that it takes for the class at the left{describe_empty(wrong)} ({counts})",
+    )
+    numbers = ", ".join(f"{len(index)} for {name}" for name, index in wrong.items())
+    return figure, (
+        f"Test images that the network of {title} names wrong, in a row for each class that it takes them for, with "
+        f"the right class above each; {counts}. Shown are the first ones: {numbers}."
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from analysis import figures
+from analysis import bands, figures, style
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
 from analysis.results import (
@@ -17,19 +18,22 @@ from analysis.results import (
 )
 from sweeps.mnist import Mnist
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_options: GalleryDrawOptions) -> None:
     """Write the panels, the galleries of mistakes, the export and the table."""
     [results] = stages
     settings = [str(setting) for setting in results.data.setting.values]
     any_stuck = bool(results.data.stuck.any())
-    figure = figures.make_figure(3.2 * len(settings), 4.4)
-    bands, trials, rows = [], [], []
-    for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
+    figure, description = draw_panels(options, results)
+    output.save_figure(figure, "mnist", description, results)
+    trials, rows = [], []
+    for setting in settings:
         runs = select_finished(results.data, setting=setting)
         if runs.sizes["seed"] == 0:
             continue
-        bands.append(figures.draw_accuracy_panel(axes, runs, options.epochs, setting))
         for seed in runs.seed.values:
             run = runs.sel(seed=seed)
             trial = results.find_trial(str(run.trial_id.item()))
@@ -41,9 +45,6 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
             row["stuck"] = int(runs.stuck.sum())
         learnt = summarise_learnt(runs) if any_stuck else {}
         rows.append({**row, "test": format_mean_cell(kept.test_accuracy.values), **learnt})
-    figures.add_accuracy_legend(figure)
-    figures.add_caption(figure, f"{options.dataset}, logistic regression. {figures.describe_bands(bands)}")
-    output.save_figure(figure, "mnist", "Training and test accuracy by epoch, in a panel for each setting.", results)
     output.save_json({"trials": trials}, "mnist")
     output.save_table(rows, "table", "Accuracy (%) after the last epoch.")
     for task in ("digits", "even_odd"):
@@ -52,8 +53,37 @@ def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_op
             print(f"No gallery of {task}: none of its trials has trained to the end.")
             continue
         title = f"{options.dataset}, {best.setting.item()}, seed {int(best.seed)} (best test accuracy)"
-        gallery = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
-        output.save_figure(gallery, f"misclassified_{task}", "Test images that the best model names wrong.", results)
+        gallery, description = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
+        output.save_figure(gallery, f"misclassified_{task}", description, results)
+
+
+@style.with_style
+def draw_panels(options: Mnist, results: SweepResults) -> tuple[Figure, str]:
+    """Draw training and test accuracy by epoch, in a panel for each setting.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    settings = [str(setting) for setting in results.data.setting.values]
+    columns = min(3, len(settings))
+    rows = -(-len(settings) // columns)
+    figure = style.make_figure(1.9 * rows + 1.2)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    found: list[bands.Band] = []
+    for axes in grid.flat[len(settings) :]:
+        axes.set_axis_off()
+    for axes, setting in zip(grid.flat, settings, strict=False):
+        runs = select_finished(results.data, setting=setting)
+        if runs.sizes["seed"]:
+            found += figures.draw_accuracy_panel(axes, runs, options.epochs, setting)
+    outside = figures.finish_accuracy_panels(grid, found)
+    title = f"{options.dataset}: logistic regression by learning rate"
+    figures.add_heading(figure, title, figures.make_accuracy_handles())
+    figures.add_caption(figure, bands.describe_bands(found), outside)
+    return figure, (
+        f"{len(settings)} panels of training and test accuracy by epoch on {options.dataset}. The means over seeds of "
+        f"the test accuracy end at {bands.describe_last_means(found[1::2], ' %')}."
+    )
 
 
 if __name__ == "__main__":

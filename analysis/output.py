@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis import style
 from analysis.answers import Answer
 from analysis.notes import describe_diverged, list_omissions, list_stuck
+from analysis.publish import add_to_parent_run
 from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
@@ -32,7 +33,6 @@ from trainables.persistence.stored_run import describe_ignored
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOTE_CHARACTERS_PER_INCH = 14  # characters of a note, in font size 8, that fit in an inch of a figure's width
 NO_VALUE = "–"  # the cell of a table where there is no value
 
 
@@ -66,11 +66,13 @@ class SavedFigure:
         name: Name of its files, without ending.
         figure: The figure as it was drawn, its note included.
         description: What it shows, in a sentence or two, for readers who cannot see it.
+        box: Part of the figure that is saved, as matplotlib's `bbox_inches` has it.
     """
 
     name: str
     figure: Figure
     description: str
+    box: str | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Output:
         figures: Figures that were saved, in that order.
         tables: Tables that were saved, in that order.
         answers: Answers to the questions of the experiment.
+        formats: Formats in which figures are saved, as endings of files.
     """
 
     folder: Path
@@ -105,6 +108,7 @@ class Output:
     figures: list[SavedFigure] = field(default_factory=list)
     tables: list[SavedTable] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    formats: Sequence[str] = ("png", "pdf")
 
     @contextmanager
     def convert_write_errors(self) -> Iterator[None]:
@@ -121,8 +125,9 @@ class Output:
         self.written.append(path)
         return path
 
+    @style.with_style
     def save_figure(self, figure: Figure, name: str, description: str, *stages: SweepResults) -> None:
-        """Save a figure as `name`.png and `name`.pdf, with a note below it about missing, diverged and stuck trials.
+        """Save a figure in each format, with a note below it about missing, diverged and stuck trials.
 
         Args:
             figure: Figure to save; the note is added to it.
@@ -130,17 +135,16 @@ class Output:
             description: What the figure shows, in a sentence or two, for readers who cannot see it.
             stages: Results that the figure shows.
         """
-        lines = [
-            line
-            for note in (*list_omissions(stages), *list_stuck(stages))
-            for line in textwrap.wrap(note, int(NOTE_CHARACTERS_PER_INCH * figure.get_figwidth()))
-        ]
-        if lines:
-            figure.text(0.005, 0, "\n".join(lines), color="red", fontsize=8, va="top")
-        box = "tight" if lines else None  # the page grows downwards to hold the note, so that it covers nothing
-        figure.savefig(self.add_file(f"{name}.png"), dpi=150, bbox_inches=box)
-        figure.savefig(self.add_file(f"{name}.pdf"), bbox_inches=box)
-        self.figures.append(SavedFigure(name, figure, description))
+        notes = [style.wrap(note, figure.get_figwidth()) for note in (*list_omissions(stages), *list_stuck(stages))]
+        if notes:
+            figure.text(0.01, 0, "\n".join(notes), color="red", va="top")
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
+            figure.set_layout_engine("none")  # it would be computed anew for every format, which takes longest
+        box = "tight" if notes else None  # the page grows downwards to hold the note, so that it covers nothing
+        for ending in self.formats:
+            figure.savefig(self.add_file(f"{name}.{ending}"), bbox_inches=box)
+        self.figures.append(SavedFigure(name, figure, description, box))
 
     def save_json(self, content: Any, name: str) -> None:
         """Save `content` as `name`.json, with null for NaN and infinities, which JSON cannot express."""
@@ -190,7 +194,7 @@ def format_cell(value: Any) -> str:
 
 
 def format_mean_cell(values: NDArray[np.floating]) -> str:
-    """Return the mean ± the half width of its 95 % interval as text, for values of shape `(trials,)`.
+    """Return the mean accuracy in % with its 95 % interval as text, for values of shape `(trials,)`.
 
     A single value has no interval, so it stands alone. A dash stands for the mean of no values.
     """
@@ -274,6 +278,9 @@ def main(
                 print(line)
         if ended_early:
             print(ended_early)
+        dataset = sweeps[0].trials()[0].dataset
+        if problem := add_to_parent_run(store, options.experiment, dataset, output.written):
+            print(problem)
         print(f"Every trial's curves: {describe_store(options.tracking_uri)}")
         return 0
 

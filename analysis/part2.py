@@ -6,20 +6,17 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from analysis import figures
+from analysis import tiles
 from analysis.output import Output
 from sweeps.cli import run_to_exit_status
 from sweeps.experiment import UserPath
 from trainables.errors import BadInputError, check_positive
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MAX_COLUMNS = 100  # columns of tiles in the figure, one for each kernel
 
@@ -109,21 +106,6 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
     return array
 
 
-def draw_grid(outputs: NDArray[Any]) -> Figure:
-    """Draw outputs of shape `(batch, out_channels, height, width)` as grey tiles.
-
-    Each row holds the outputs for one image, each column those of one kernel.
-    """
-    batch, channels = outputs.shape[:2]
-    figure = figures.make_figure(1.1 * channels + 0.6, 1.1 * batch + 0.6)
-    for row, image in zip(figure.subplots(batch, channels, squeeze=False), outputs, strict=True):
-        for axes, tile in zip(row, image, strict=True):
-            axes.imshow(tile, cmap="gray", interpolation="nearest")
-            axes.set_axis_off()
-    figure.suptitle("Outputs: one row per image, one column per kernel; each tile on its own scale", fontsize=10)
-    return figure
-
-
 @dataclass(frozen=True, kw_only=True)
 class Part2:
     """Images and kernels to convolve."""
@@ -155,11 +137,14 @@ def main(options: Part2) -> int:
         raise BadInputError(f"{len(kernels)} kernels do not fit in a figure; give {MAX_COLUMNS} at most")
     output = Output(options.out)
     with output.convert_write_errors():
-        output.save_figure(
-            draw_grid(outputs[: options.show]),
-            "part2",
-            "The outputs of the convolution: a row for each image, a column for each kernel.",
+        shown = outputs[: options.show]
+        title = "Outputs: one row per image, one column per kernel; each tile on its own scale"
+        height, width = shown.shape[2:]
+        description = (
+            f"Grey tiles with the outputs of the convolution of {len(shown)} images (rows) with {len(kernels)} kernels "
+            f"(columns), {height} by {width} pixels each."
         )
+        output.save_figure(tiles.draw_grid(shown, title), "part2", description)
         np.save(output.add_file("part2.npy"), outputs, allow_pickle=False)
     print("\n".join(str(path) for path in output.written))
     print(f"input {images.shape}, kernel {kernels.shape} → output {outputs.shape}")

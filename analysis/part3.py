@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis import figures
+from analysis import bands, figures, style, tiles
 from analysis.output import DrawOptions, Output, main
 from analysis.results import (
     SweepResults,
@@ -33,8 +33,9 @@ def draw(options: Part3, stages: Sequence[SweepResults], output: Output, draw_op
     [results] = stages
     records_per_epoch = results.data.sizes["step"] / options.epochs
     last_epoch = slice(-max(1, round(records_per_epoch)), None)
-    description = "Training loss, training and validation accuracy by step, and test against training accuracy."
-    output.save_figure(draw_comparison(results.data, last_epoch, options.dataset), "part3", description, results)
+    finding = f"{options.dataset}: {style.join_names(list_finished_architectures(results.data))}"
+    figure = draw_comparison(results.data, last_epoch, finding)
+    output.save_figure(figure, "part3", describe_comparison(results.data, options.dataset, finding), results)
     rows = []
     for architecture in list_finished_architectures(results.data):
         runs = select_finished(results.data, architecture=architecture)
@@ -45,10 +46,13 @@ def draw(options: Part3, stages: Sequence[SweepResults], output: Output, draw_op
             weights = results.by_trial[str(best.trial_id.item())].first_layer
             score = f"seed {int(best.seed)}, test accuracy {float(best.test_accuracy):.2f} %"
             title = f"{architecture}, first layer of the best run ({score})"
-            tiles = figures.draw_tiles(figures.reshape_to_tiles(weights), title)
-            output.save_figure(
-                tiles, f"weights_{architecture}", f"The first layer's weights of {architecture}.", results
+            images = tiles.reshape_to_tiles(weights)
+            description = (
+                f"{len(images)} grey tiles of {images.shape[1]} by {images.shape[2]} pixels: the first layer's weights "
+                f"of {architecture}, {score}. They range from {weights.min():.2f} (black) to {weights.max():.2f} "
+                "(white) on one scale that is symmetric around zero."
             )
+            output.save_figure(tiles.draw_tiles(images, title), f"weights_{architecture}", description, results)
         output.save_json(make_export(architecture, runs, weights), f"part3_{architecture}")
         rows.append(make_row(architecture, runs, last_epoch, any_stuck=bool(results.data.stuck.any())))
     output.save_table(rows, "table", "Test accuracy (%) of each architecture over its seeds.")
@@ -109,41 +113,74 @@ def make_row(
     }
 
 
-def draw_comparison(data: xr.Dataset, last_epoch: slice, dataset: str) -> Figure:
-    """Draw 2×2 panels that compare all architectures: loss, accuracies, and accuracies against each other."""
-    figure = figures.make_figure(11, 8.5)
-    (loss_axes, accuracy_axes), (point_axes, path_axes) = figure.subplots(2, 2)
-    losses, accuracies, handles = [], [], []
-    for architecture in list_finished_architectures(data):
-        style = figures.STYLES[architecture]
-        handles.append(figures.make_legend_handle(architecture, style))
-        runs = select_finished(data, architecture=architecture)
+@style.with_style
+def draw_comparison(data: xr.Dataset, last_epoch: slice, finding: str) -> Figure:
+    """Draw 2×2 panels that compare all architectures: loss, accuracies, and accuracies against each other.
+
+    Args:
+        data: Results of the sweep.
+        last_epoch: Slice of the records of the last epoch.
+        finding: Title of the figure, a sentence that says what it shows.
+    """
+    figure = style.make_figure(7.4)
+    panels = figure.subplots(2, 2).ravel()
+    loss_axes, accuracy_axes, point_axes, path_axes = panels
+    losses, accuracies, points = [], [], []
+    styles = {name: style.choose_style(name, 0) for name in list_finished_architectures(data)}
+    for name, look in styles.items():
+        runs = select_finished(data, architecture=name)
         loss, train, validation = (
-            figures.compute_band(runs, quantity) for quantity in ("train_loss", "train_accuracy", "val_accuracy")
+            bands.compute_band(runs, quantity, name) for quantity in ("train_loss", "train_accuracy", "val_accuracy")
         )
-        figures.draw_band(loss_axes, loss, style)
-        figures.draw_band(accuracy_axes, train, style)
-        figures.draw_band(accuracy_axes, validation, style, dashed=True)
-        path_axes.plot(train.mean, validation.mean, color=style.color, linewidth=1.2)
-        path_axes.plot(train.mean[-1], validation.mean[-1], marker=style.marker, color=style.color, markeredgecolor="k")
-        kept = select_completed(runs)
-        final_train = kept.train_accuracy.isel(step=last_epoch).mean("step").values
-        figures.draw_point(point_axes, final_train, kept.test_accuracy.values, style)
+        figures.draw_band(loss_axes, loss, look)
+        figures.draw_band(accuracy_axes, train, look)
+        figures.draw_band(accuracy_axes, validation, look, dashed=True)
+        figures.draw_path(path_axes, train, validation, look)
+        points.append(make_points(name, runs, last_epoch))
+        figures.draw_points(point_axes, points[-1], look)
         losses.append(loss)
         accuracies += [train, validation]
+    figures.choose_loss_scale(loss_axes, losses)
     figures.limit_y_range(loss_axes, losses)
     figures.limit_y_range(accuracy_axes, accuracies)
-    label = figures.label_axes
-    label(loss_axes, "optimiser step", "training loss (cross-entropy)", "Training loss")
-    label(accuracy_axes, "optimiser step", "accuracy (%)", "Accuracy: training (solid), validation (dashed)")
-    label(point_axes, "training accuracy, mean of the last epoch (%)", "test accuracy (%)", "Test accuracy")
-    label(path_axes, "training accuracy (%)", "validation accuracy (%)", "Validation against training accuracy")
+    figures.limit_ranges(point_axes, points)
+    figures.label_axes(loss_axes, "optimiser step", "training loss (nats)", "Training loss (cross-entropy)")
+    figures.label_axes(accuracy_axes, "optimiser step", "accuracy (%)", "Training and validation")
+    figures.label_axes(point_axes, "training accuracy, last epoch (%)", "test accuracy (%)", "Test against training")
+    figures.label_axes(path_axes, "training accuracy (%)", "validation accuracy (%)", "Validation against training")
     lines = [figures.make_line_handle("training"), figures.make_line_handle("validation", dashed=True)]
-    accuracy_axes.legend(handles=lines, loc="lower right")
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    caption = figures.describe_bands(losses)
-    figures.add_caption(figure, f"{dataset}. {caption} Small dots are single seeds.")
+    figures.add_heading(figure, finding, figures.make_legend_handles(styles) + lines)
+    shown: tuple[Sequence[bands.Runs], ...] = (losses, accuracies, points)
+    outside = [name for axes, runs in zip(panels[:3], shown, strict=True) for name in figures.list_outside(axes, runs)]
+    captions = (bands.describe_bands(losses), bands.describe_points(points), figures.describe_outside(outside))
+    figures.add_caption(figure, *captions)
     return figure
+
+
+def make_points(architecture: str, runs: xr.Dataset, last_epoch: slice) -> bands.Points:
+    """Return training accuracy, mean of the last epoch, and test accuracy of an architecture's seeds as points."""
+    kept = select_completed(runs)
+    return bands.Points(
+        name=architecture,
+        labels=bands.label_runs(kept, architecture),
+        stuck=kept.stuck.values,
+        x=kept.train_accuracy.isel(step=last_epoch).mean("step").values,
+        y=kept.test_accuracy.values,
+    )
+
+
+def describe_comparison(data: xr.Dataset, dataset: str, finding: str) -> str:
+    """Return the comparison in words, with the mean test accuracies."""
+    means = []
+    for name in list_finished_architectures(data):
+        points = make_points(name, select_finished(data, architecture=name), slice(-1, None))
+        if len(points.y):
+            means.append(f"{name} {points.y.mean():.1f} %{bands.describe_stuck(points)}")
+    return (
+        f"{finding}. Four panels on {dataset}: training loss by step, training and validation accuracy by step, test "
+        "against training accuracy, and validation against training accuracy. Mean test accuracies: "
+        f"{'; '.join(means) or 'none, as all trials diverged'}."
+    )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from analysis import figures
+from analysis import bands, figures, style
 from analysis.output import NO_VALUE, DrawOptions, Output, main
 from analysis.results import (
     SweepResults,
@@ -21,40 +22,61 @@ from analysis.results import (
 )
 from sweeps.part4 import Part4
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ACTIVATIONS = ("relu", "sigmoid")
 
 
 def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_options: DrawOptions) -> None:
     """Write the two panels, the exports and the table of gradients."""
     [results] = stages
-    figure = figures.make_figure(12, 5.4)
-    panels = dict(zip(("train_loss", "gradient_norm"), figure.subplots(1, 2), strict=True))
-    bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
+    figure, description = draw_panels(options, results.data)
+    output.save_figure(figure, "part4", description, results)
     rows = []
     for architecture in options.architectures:
         runs = {name: select_finished(results.data, architecture=architecture, activation=name) for name in ACTIVATIONS}
-        for activation, found in runs.items():
-            for quantity, axes in panels.items():
-                if found.sizes["seed"]:
-                    bands[quantity].append(figures.compute_band(found, quantity))
-                    style = figures.STYLES[architecture]
-                    figures.draw_band(axes, bands[quantity][-1], style, dashed=activation == "sigmoid")
         if all(found.sizes["seed"] for found in runs.values()):
             output.save_json(make_export(architecture, runs), f"part4_{architecture}")
             rows.append(make_row(architecture, runs, any_stuck=bool(results.data.stuck.any())))
-    panels["gradient_norm"].set_yscale("log")
-    for quantity, axes in panels.items():
-        figures.limit_y_range(axes, bands[quantity])
-    figures.label_axes(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
-    figures.label_axes(panels["gradient_norm"], "optimiser step", "gradient norm, first layer", "Gradient magnitude")
-    handles = [figures.make_legend_handle(name, figures.STYLES[name]) for name in options.architectures]
-    lines = [figures.make_line_handle("relu"), figures.make_line_handle("sigmoid", dashed=True)]
-    figure.legend(handles=handles + lines, loc="outside upper center", ncols=len(handles) + 2)
-    figures.add_caption(figure, f"{options.dataset}. {figures.describe_bands(bands['train_loss'])}")
-    description = "Training loss and gradient norm of the first layer by step, with ReLU and with the sigmoid."
-    output.save_figure(figure, "part4", description, results)
     if rows:
         output.save_table(rows, "table", "Gradient norms of the first layer, medians over the steps.")
+
+
+@style.with_style
+def draw_panels(options: Part4, data: xr.Dataset) -> tuple[Figure, str]:
+    """Draw training losses and gradient norms by step, with a colour for each architecture and dashes for sigmoid.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    figure = style.make_figure(5.2)
+    panels = dict(zip(("train_loss", "gradient_norm"), figure.subplots(1, 2), strict=True))
+    found: dict[str, list[bands.Band]] = {quantity: [] for quantity in panels}
+    styles = {name: style.choose_style(name, 0) for name in options.architectures}
+    for architecture, activation in product(options.architectures, ACTIVATIONS):
+        runs = select_finished(data, architecture=architecture, activation=activation)
+        if runs.sizes["seed"]:
+            for quantity, axes in panels.items():
+                found[quantity].append(bands.compute_band(runs, quantity, f"{architecture} {activation}"))
+                figures.draw_band(axes, found[quantity][-1], styles[architecture], dashed=activation == "sigmoid")
+    figures.choose_loss_scale(panels["train_loss"], found["train_loss"])
+    panels["gradient_norm"].set_yscale("log")
+    outside: list[str] = []
+    for quantity, axes in panels.items():
+        figures.limit_y_range(axes, found[quantity])
+        outside += figures.list_outside(axes, found[quantity])
+    figures.label_axes(panels["train_loss"], "optimiser step", "training loss (nats)", "Training loss (cross-entropy)")
+    figures.label_axes(panels["gradient_norm"], "optimiser step", "gradient norm", "Gradient of the first layer")
+    lines = [figures.make_line_handle("relu"), figures.make_line_handle("sigmoid", dashed=True)]
+    title = f"{options.dataset}: ReLU against sigmoid"
+    figures.add_heading(figure, title, figures.make_legend_handles(styles) + lines)
+    figures.add_caption(figure, bands.describe_bands(found["train_loss"]), figures.describe_outside(outside))
+    return figure, (
+        f"Two panels by optimiser step on {options.dataset}, with ReLU solid and sigmoid dashed. The mean training "
+        f"losses end at {bands.describe_last_means(found['train_loss'])}. The mean gradient norms of the first layer, "
+        f"on a log scale, end at {bands.describe_last_means(found['gradient_norm'])}."
+    )
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from analysis import figures
+from analysis import bands, figures, style
 from analysis.notes import describe_diverged, describe_stuck
 from analysis.output import NO_VALUE, DrawOptions, Output, format_mean_cell, main
 from analysis.results import (
@@ -49,14 +49,14 @@ class Part5DrawOptions(DrawOptions):
 def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_options: Part5DrawOptions) -> None:
     """Write the constant rates, the schedule, the export and the comparison with Adam."""
     constant, *scheduled = stages
-    description = "Training loss and validation accuracy by step, for each constant learning rate."
-    output.save_figure(draw_constant(options, constant), "part5", description, constant)
+    figure, description = draw_constant(options, constant)
+    output.save_figure(figure, "part5", description, constant)
     runs = {EXPORT_NAMES[rate]: select_finished(constant.data, learning_rate=rate) for rate in LEARNING_RATES}
     output.save_json(make_export(options.architecture, runs), f"part5_{options.architecture}")
     compared: dict[str, tuple[xr.Dataset, int]] = {}
     if scheduled:
-        description = "Validation accuracy by step of the scheduled runs, with the switches of the learning rate."
-        output.save_figure(draw_schedule(options, scheduled), "schedule", description, *scheduled)
+        figure, description = draw_schedule(options, scheduled)
+        output.save_figure(figure, "schedule", description, *scheduled)
         for stage in scheduled:
             [name] = stage.data.schedule.values
             compared[f"SGD {name}"] = (select_finished(stage.data, schedule=name), options.schedule_epochs)
@@ -120,44 +120,67 @@ def make_part3_options(options: Part5, draw_options: Part5DrawOptions) -> Part3:
     )
 
 
-def draw_constant(options: Part5, results: SweepResults) -> Figure:
-    """Draw training losses and validation accuracies in two panels, with one colour for each constant rate."""
-    figure = figures.make_figure(12, 5.2)
+@style.with_style
+def draw_constant(options: Part5, results: SweepResults) -> tuple[Figure, str]:
+    """Draw training losses and validation accuracies in two panels, with one colour for each constant rate.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    figure = style.make_figure(4.9)
     panels = dict(zip(("train_loss", "val_accuracy"), figure.subplots(1, 2), strict=True))
-    bands: dict[str, list[figures.Band]] = {quantity: [] for quantity in panels}
-    styles = dict(zip(LEARNING_RATES, figures.PALETTE, strict=False))
-    for rate, style in styles.items():
+    found: dict[str, list[bands.Band]] = {quantity: [] for quantity in panels}
+    styles = {f"rate {rate:g}": style.PALETTE[index] for index, rate in enumerate(LEARNING_RATES)}
+    outside: list[str] = []
+    for rate, (name, look) in zip(LEARNING_RATES, styles.items(), strict=True):
         runs = select_finished(results.data, learning_rate=rate)
         if runs.sizes["seed"]:
             for quantity, axes in panels.items():
-                bands[quantity].append(figures.compute_band(runs, quantity))
-                figures.draw_band(axes, bands[quantity][-1], style)
-    figures.label_axes(panels["train_loss"], "optimiser step", "training loss (cross-entropy)", "Training loss")
+                found[quantity].append(bands.compute_band(runs, quantity, name))
+                figures.draw_band(axes, found[quantity][-1], look)
+    figures.choose_loss_scale(panels["train_loss"], found["train_loss"])
+    for quantity, axes in panels.items():
+        figures.limit_y_range(axes, found[quantity])
+        outside += figures.list_outside(axes, found[quantity])
+    figures.label_axes(panels["train_loss"], "optimiser step", "training loss (nats)", "Training loss (cross-entropy)")
     figures.label_axes(panels["val_accuracy"], "optimiser step", "validation accuracy (%)", "Validation accuracy")
-    figures.limit_y_range(panels["train_loss"], bands["train_loss"])
-    handles = [figures.make_legend_handle(f"rate {rate}", style) for rate, style in styles.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    text = f"{options.dataset}, {options.architecture}, SGD. {figures.describe_bands(bands['train_loss'])}"
-    figures.add_caption(figure, text)
-    return figure
+    title = f"{options.dataset}, {options.architecture}: SGD with constant learning rates"
+    figures.add_heading(figure, title, figures.make_legend_handles(styles))
+    figures.add_caption(figure, bands.describe_bands(found["train_loss"]), figures.describe_outside(outside))
+    return figure, (
+        f"Two panels by optimiser step for {options.architecture} on {options.dataset}, trained by SGD. The mean "
+        f"training losses end at {bands.describe_last_means(found['train_loss'])}. The mean validation accuracies end "
+        f"at {bands.describe_last_means(found['val_accuracy'], ' %')}."
+    )
 
 
-def draw_schedule(options: Part5, stages: Sequence[SweepResults]) -> Figure:
-    """Draw the validation curves of the scheduled runs, with vertical lines where the learning rate switches."""
-    figure = figures.make_figure(9, 5.2)
+@style.with_style
+def draw_schedule(options: Part5, stages: Sequence[SweepResults]) -> tuple[Figure, str]:
+    """Draw the validation curves of the scheduled runs, with vertical lines where the learning rate switches.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    figure = style.make_figure(4.5)
     axes = figure.subplots()
-    bands, handles = [], []
-    for stage, style in zip(stages, figures.PALETTE, strict=False):
-        [name] = stage.data.schedule.values
-        bands.append(figures.compute_band(select_finished(stage.data, schedule=name), "val_accuracy"))
-        figures.draw_band(axes, bands[-1], style)
-        handles.append(figures.make_legend_handle(str(name), style))
+    found, styles = [], {}
+    for stage, look in zip(stages, style.PALETTE, strict=False):
+        [name] = map(str, stage.data.schedule.values)
+        styles[name] = look
+        found.append(bands.compute_band(select_finished(stage.data, schedule=name), "val_accuracy", name))
+        figures.draw_band(axes, found[-1], look)
         for step, _ in stage.sweep.trials()[0].milestones:
-            axes.axvline(step, color=style.color, linestyle=":", linewidth=1)
-    figures.label_axes(axes, "optimiser step", "validation accuracy (%)", "Scheduled learning rates (switches dotted)")
-    axes.legend(handles=handles, loc="lower right")
-    figures.add_caption(figure, f"{options.dataset}, {options.architecture}. {figures.describe_bands(bands)}")
-    return figure
+            axes.axvline(step, color=look.color, linestyle=":", linewidth=1)
+    figures.limit_y_range(axes, found)
+    figures.label_axes(axes, "optimiser step", "validation accuracy (%)", "")
+    title = f"{options.dataset}, {options.architecture}: SGD with scheduled learning rates"
+    figures.add_heading(figure, title, figures.make_legend_handles(styles))
+    outside = figures.describe_outside(figures.list_outside(axes, found))
+    figures.add_caption(figure, bands.describe_bands(found), "Vertical lines: switches of the learning rate.", outside)
+    return figure, (
+        f"Validation accuracy by optimiser step for {options.architecture} on {options.dataset}, trained by SGD whose "
+        f"learning rate starts at a value and switches. The means end at {bands.describe_last_means(found, ' %')}."
+    )
 
 
 def make_row(name: str, runs: xr.Dataset, epochs: int, targets: Sequence[float], *, any_stuck: bool) -> dict[str, Any]:

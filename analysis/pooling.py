@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from analysis import figures
+from analysis import bands, figures, style
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
 from analysis.results import (
@@ -20,36 +20,31 @@ from sweeps.pooling import MODELS, Pooling
 from trainables.architectures import count_parameters
 from trainables.sources import IMAGE_SHAPES
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_options: GalleryDrawOptions) -> None:
     """Write the panels, the gallery of mistakes, the export and both tables."""
     [results] = stages
-    figure = figures.make_figure(3.4 * len(options.batch_sizes), 9)
-    grid = figure.subplots(len(MODELS), len(options.batch_sizes), squeeze=False, sharex=True, sharey=True)
-    bands: list[figures.Band] = []
+    figure, description = draw_panels(options, results)
+    output.save_figure(figure, "pooling", description, results)
     trials: list[dict[str, Any]] = []
     rows = []
     any_stuck = bool(results.data.stuck.any())
-    for model, line in zip(MODELS, grid, strict=True):
+    for model in MODELS:
         row: dict[str, Any] = {"model": model, "diverged": 0, **({"stuck": 0} if any_stuck else {})}
-        for batch_size, axes in zip(options.batch_sizes, line, strict=True):
+        for batch_size in options.batch_sizes:
             runs = select_finished(results.data, model=model, batch_size=batch_size)
             row["diverged"] += int(runs.diverged.sum())
             row[f"batch {batch_size}"] = format_mean_cell(select_completed(runs).test_accuracy.values)
             if any_stuck:
                 row["stuck"] += int(runs.stuck.sum())
                 row |= {f"batch {batch_size} {column}": value for column, value in summarise_learnt(runs).items()}
-            if runs.sizes["seed"]:
-                title = f"model {model}, batch {batch_size}"
-                bands.append(figures.draw_accuracy_panel(axes, runs, options.epochs, title))
             for seed in runs.seed.values:
                 head = {"model": model, "batch_size": batch_size, "seed": int(seed)}
                 trials.append({**head, **list_accuracies_by_epoch(runs.sel(seed=seed))})
         rows.append(row)
-    figures.add_accuracy_legend(figure)
-    figures.add_caption(figure, f"{options.dataset}. {figures.describe_bands(bands)}")
-    description = "Training and test accuracy by epoch, in a panel for each model and batch size."
-    output.save_figure(figure, "pooling", description, results)
     output.save_table(rows, "table", "Test accuracy (%) after each epoch.")
     parameters = [make_parameter_row(model, options.dataset) for model in MODELS]
     output.save_table(parameters, "parameters", "Numbers of weights and biases.")
@@ -61,8 +56,43 @@ def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_
         return
     title = f"{options.dataset}, model {best.model.item()}, batch {int(best.batch_size)}, seed {int(best.seed)}"
     title += " (best test accuracy)"
-    gallery = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
-    output.save_figure(gallery, "misclassified", "Test images that the best model names wrong.", results)
+    gallery, description = draw_misclassified(results, str(best.trial_id.item()), draw_options.data_root, title)
+    output.save_figure(gallery, "misclassified", description, results)
+
+
+@style.with_style
+def draw_panels(options: Pooling, results: SweepResults) -> tuple[Figure, str]:
+    """Draw training and test accuracy by epoch, with a row for each batch size and a column for each model.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    figure = style.make_figure(1.55 * len(options.batch_sizes) + 1.4)
+    grid = figure.subplots(len(options.batch_sizes), len(MODELS), squeeze=False, sharex=True, sharey=True)
+    found: list[bands.Band] = []
+    for batch_size, line in zip(options.batch_sizes, grid, strict=True):
+        for model, axes in zip(MODELS, line, strict=True):
+            runs = select_finished(results.data, model=model, batch_size=batch_size)
+            if runs.sizes["seed"]:
+                title = f"model {model}, batch {batch_size}"
+                found += figures.draw_accuracy_panel(axes, runs, options.epochs, title)
+    outside = figures.finish_accuracy_panels(grid, found)
+    title = f"{options.dataset}: pooling and batch size"
+    figures.add_heading(figure, title, figures.make_accuracy_handles())
+    models = "; ".join(f"{name}: {describe_model(name)}" for name in MODELS)
+    figures.add_caption(figure, f"Models: {models}.", bands.describe_bands(found), outside)
+    return figure, (
+        f"{len(MODELS) * len(options.batch_sizes)} panels of training and test accuracy by epoch on {options.dataset}, "
+        f"a row for each batch size, a column for each model. The means over seeds of the test accuracy end at "
+        f"{bands.describe_last_means(found[1::2], ' %')}."
+    )
+
+
+def describe_model(name: str) -> str:
+    """Return a model's pooling and padding in words."""
+    padding = "no padding" if MODELS[name]["architecture"] == "conv_pool_valid" else "padding"
+    kind = {"max": "max", "avg": "average"}[MODELS[name]["pooling"]]
+    return f"{kind} pooling, {padding}"
 
 
 def make_parameter_row(model: str, dataset: str) -> dict[str, str | int]:

@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis import figures
+from analysis import figures, style
 from analysis.output import DrawOptions, Output, main
 from analysis.results import SweepResults
-from sweeps.intervals import compute_mean_interval
+from sweeps.intervals import compute_mean_interval, compute_median_interval
 from sweeps.xor import REPORT_SEED, Xor
 from trainables.xor import POINTS, TARGETS, compute_loss, make_noisy_points, predict
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # The range of n values holds the median with probability 1 - 2 / 2^n, which is at least 95 % from six values on.
 MIN_SEEDS_FOR_INTERVALS = 6
+REPORT_LINE: dict[str, Any] = {"color": style.PALETTE[0].color, "linewidth": 1.8, "alpha": 1, "zorder": 2}
 
 
 def draw(options: Xor, stages: Sequence[SweepResults], output: Output, draw_options: DrawOptions) -> None:
@@ -35,10 +36,30 @@ def draw(options: Xor, stages: Sequence[SweepResults], output: Output, draw_opti
     ]
     report = [row for row in rows if row["seed"] == REPORT_SEED]
     output.save_json({"report": [remove_seed(row) for row in report], "seeds": rows}, "xor")
-    description = "The network's output over the plane, with the clean points and with the noisy points."
+    losses = "; ".join(f"σ = {row['sigma']:g}: {format_loss(row['clean_loss'])}" for row in report)
+    description = (
+        f"The output of the network of seed {REPORT_SEED} over the plane, a panel for each σ with the clean points and "
+        f"one with the noisy points. Losses on the clean points: {losses}."
+    )
     output.save_figure(draw_surfaces(results, report), "surfaces", description, results)
-    output.save_figure(draw_loss_curves(results.data), "loss", "The training loss by epoch, for each σ.", results)
-    description = "The losses on the clean and on the noisy points by σ, with every seed."
+    last = results.data.train_loss.isel(step=-1)
+    ends = "; ".join(
+        f"σ = {sigma:g}: {format_loss(float(values.median()))}"
+        for sigma in options.sigmas
+        if (values := last.sel(noise_sigma=sigma).dropna("seed")).size
+    )
+    description = (
+        f"The training loss of every seed by epoch on a log scale, a panel for each σ. Medians at the end: {ends}."
+    )
+    output.save_figure(draw_loss_curves(results.data), "loss", description, results)
+    medians = "; ".join(
+        f"σ = {sigma:g}: {format_loss(float(np.median(sample)))}"
+        for sigma in options.sigmas
+        if len(sample := select_sample(rows, sigma, "clean_loss"))
+    )
+    description = (
+        f"The losses of every seed on the clean and on the noisy points by σ. Medians on the clean points: {medians}."
+    )
     output.save_figure(draw_losses_by_sigma(rows, options), "xor", description, results)
     output.save_table(make_table(rows, options), "table", "The losses by σ.")
 
@@ -67,23 +88,35 @@ def remove_seed(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "seed"}
 
 
+def format_loss(loss: float) -> str:
+    """Return a loss as text: in thousands with commas, as a log of zero counts as 9,999, else with three digits."""
+    return f"{loss:,.0f}" if loss >= 100 else f"{loss:.3g}"
+
+
+@style.with_style
 def draw_surfaces(results: SweepResults, report: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the report's decision surface for each σ, with the clean points (top) and with the noisy points (bottom)."""
-    figure = figures.make_figure(3 * max(1, len(report)) + 0.8, 6.4)
-    grid = figure.subplots(2, max(1, len(report)), squeeze=False)
-    for column, row in enumerate(report):
+    """Draw the report's decision surface for each σ, with the clean points and below it with the noisy points."""
+    columns = min(4, max(1, len(report)))
+    blocks = -(-max(1, len(report)) // columns)
+    figure = style.make_figure(4.2 * blocks + 0.4)
+    grid = figure.subplots(2 * blocks, columns, squeeze=False)
+    for axes in grid.flat[2 * len(report) :] if blocks == 1 else grid.flat:
+        axes.set_visible(False)
+    for position, row in enumerate(report):
         sigma = row["sigma"]
         trial_id = str(results.data.trial_id.sel(seed=REPORT_SEED, noise_sigma=sigma).item())
         weights = results.by_trial[trial_id].first_layer.astype(np.float64)
-        for axes, points, name in (
-            (grid[0, column], POINTS, "clean points"),
-            (grid[1, column], make_noisy_points(REPORT_SEED, sigma), "noisy points"),
-        ):
+        block, column = divmod(position, columns)
+        for line, points, kind in ((0, POINTS, "clean"), (1, make_noisy_points(REPORT_SEED, sigma), "noisy")):
+            axes = grid[2 * block + line, column]
+            axes.set_visible(True)
             shown = draw_surface(axes, weights, points)
-            axes.set_title(f"σ = {sigma:g}, {name}, loss {row[f'{name.split()[0]}_loss']:.4g}", fontsize=9)
+            axes.set_title(f"σ = {sigma:g}, {kind}\nloss {format_loss(row[f'{kind}_loss'])}")
+            axes.set(xlabel="input 1" if line else "", ylabel="" if column else "input 2")
     if report:
-        figure.colorbar(shown, ax=grid, label="prediction", shrink=0.8)
-    figure.suptitle(f"Decision surfaces, seed {REPORT_SEED}: targets 1 as ●, 0 as ▲", fontsize=10)
+        figure.colorbar(shown, ax=grid, label="prediction", shrink=0.6, location="bottom", aspect=40)
+    title = f"XOR: decision surfaces of seed {REPORT_SEED} (● target 1, ▲ target 0)"
+    figures.add_heading(figure, title)
     return figure
 
 
@@ -99,41 +132,54 @@ def draw_surface(axes: Axes, weights: NDArray[np.float64], points: NDArray[np.fl
     return shown
 
 
+@style.with_style
 def draw_loss_curves(data: xr.Dataset) -> Figure:
     """Draw the loss on the training points by epoch: a bold curve for the report's seed, thin curves for the others."""
     sigmas = data.noise_sigma.values
-    figure = figures.make_figure(3.2 * len(sigmas), 3.6)
-    for axes, sigma in zip(figure.subplots(1, len(sigmas), squeeze=False)[0], sigmas, strict=True):
+    columns = min(2, len(sigmas))
+    rows = -(-len(sigmas) // columns)
+    figure = style.make_figure(2.1 * rows + 0.9)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes in panels[len(sigmas) :]:
+        axes.set_axis_off()
+    for axes, sigma in zip(panels, sigmas, strict=False):
         runs = data.train_loss.sel(noise_sigma=sigma)
         epochs = np.arange(1, runs.sizes["step"] + 1)
-        axes.plot(epochs, runs.drop_sel(seed=REPORT_SEED).values.T, color="grey", linewidth=0.5, alpha=0.6)
-        axes.plot(epochs, runs.sel(seed=REPORT_SEED), color=figures.PALETTE[0].color, linewidth=1.8)
+        figures.draw_runs(axes, epochs, runs.drop_sel(seed=REPORT_SEED).values, color=style.MUTED)
+        figures.draw_runs(axes, epochs, runs.sel(seed=[REPORT_SEED]).values, **REPORT_LINE)
         axes.set_yscale("log")
-        figures.label_axes(axes, "epoch", "summed loss, training points", f"σ = {sigma:g}")
-    figures.add_caption(figure, f"Bold: the report's seed {REPORT_SEED}. Thin: the other seeds.")
+        figures.label_axes(axes, "epoch", "summed loss (nats)", f"σ = {sigma:g}")
+    figures.label_decades(panels[0])
+    figures.add_heading(figure, "XOR: loss on the training points")
+    figures.add_caption(
+        figure, f"Bold: the report's seed {REPORT_SEED}. Thin: the {data.sizes['seed'] - 1} other seeds."
+    )
     return figure
 
 
+@style.with_style
 def draw_losses_by_sigma(rows: Sequence[dict[str, Any]], options: Xor) -> Figure:
     """Draw the losses on the clean and on the noisy points by σ: medians with intervals, and every seed as a dot."""
-    figure = figures.make_figure(10, 4.6)
+    figure = style.make_figure(3.9)
     jitter = np.random.default_rng(0)
-    for axes, kind in zip(figure.subplots(1, 2), ("clean", "noisy"), strict=True):
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("clean", "noisy"), strict=True):
         for position, sigma in enumerate(options.sigmas):
             losses = select_sample(rows, sigma, f"{kind}_loss")
             if len(losses) == 0:
                 continue
             x = position + jitter.uniform(-0.12, 0.12, len(losses))
-            axes.plot(x, losses, linestyle="", marker=".", color="grey", alpha=0.7)
-            low, median, high = compute_median_interval(losses)
+            axes.plot(x, losses, linestyle="", marker=".", color=style.MUTED, alpha=0.7)
+            median, low, high, _ = compute_median_interval(losses)
             error = [[median - low], [high - median]]
-            axes.errorbar(position + 0.25, median, yerr=error, marker="D", color=figures.PALETTE[1].color, capsize=3)
+            axes.errorbar(position + 0.28, median, yerr=error, marker="D", color=style.PALETTE[0].color, capsize=3)
         axes.set_xticks(range(len(options.sigmas)), [f"{sigma:g}" for sigma in options.sigmas])
         axes.set_yscale("log")
-        figures.label_axes(axes, "noise σ", "summed loss", f"Loss on the {kind} points")
+        figures.label_axes(axes, "standard deviation σ of the noise", "summed loss (nats)", f"On the {kind} points")
+        figures.label_decades(axes)
     n = min(len(select_sample(rows, sigma, "clean_loss")) for sigma in options.sigmas)
+    figures.add_heading(figure, "XOR: loss by noise")
     text = f"Grey: single seeds, {n} or more per σ. Diamonds: median with {describe_interval(n)}."
-    figures.add_caption(figure, text + " The log of zero counts as 9,999.")
+    figures.add_caption(figure, text, "The log of zero counts as 9,999.")
     return figure
 
 
@@ -148,26 +194,10 @@ def select_sample(rows: Sequence[dict[str, Any]], sigma: float, name: str) -> ND
 def describe_interval(n: int) -> str:
     """Return the caption's words for the interval that `compute_median_interval` gives for n values."""
     return (
-        "its 95 % interval (order statistics)" if n >= MIN_SEEDS_FOR_INTERVALS else "the range, as 95 % needs six seeds"
+        "its 95 % interval (order statistics)"
+        if n >= MIN_SEEDS_FOR_INTERVALS
+        else "no interval, as 95 % needs six seeds"
     )
-
-
-def compute_median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Return the lower end, the median and the upper end of a confidence interval of the median.
-
-    The interval lies between order statistics and is valid for any distribution. The losses have heavy tails, because
-    a log of zero counts as 9,999, so their mean would say little.
-
-    Args:
-        values: Sample, `(n,)`.
-        confidence: Least coverage of the interval. If n is too small for it, fewer than six values for 95 %, the
-            interval is the range of the values, which covers less.
-    """
-    from scipy.stats import quantile_test
-
-    interval: Any = quantile_test(values).confidence_interval(confidence)  # scipy-stubs calls it a float
-    low, high = (values.min(), values.max()) if np.isnan(interval.low) else (interval.low, interval.high)
-    return float(low), float(np.median(values)), float(high)
 
 
 def make_table(rows: Sequence[dict[str, Any]], options: Xor) -> list[dict[str, Any]]:
@@ -180,20 +210,18 @@ def make_table(rows: Sequence[dict[str, Any]], options: Xor) -> list[dict[str, A
         n = len(select_sample(rows, sigma, "clean_loss"))
         line: dict[str, Any] = {"sigma": f"{sigma:g}", "seeds": n}
         for kind in ("clean", "noisy"):
-            low, median, high = (
-                compute_median_interval(select_sample(rows, sigma, f"{kind}_loss")) if n else (np.nan,) * 3
-            )
+            median, low, high, _ = compute_median_interval(select_sample(rows, sigma, f"{kind}_loss"))
             line[f"{kind}_median"] = f"{median:.4g}"
-            line[f"{kind}_ci95"] = f"{low:.4g} to {high:.4g}" if n >= MIN_SEEDS_FOR_INTERVALS else "needs six seeds"
+            line[f"{kind}_ci95"] = "needs six seeds" if np.isnan(low) else f"{low:.4g} to {high:.4g}"
         result.append(line)
     if len(options.sigmas) > 1:
         n = len(compute_correlations(rows, options, "clean_loss"))
         trend: dict[str, Any] = {"sigma": "Spearman's ρ(loss, σ), mean over seeds", "seeds": n}
         for kind in ("clean", "noisy"):
-            interval = compute_mean_interval(compute_correlations(rows, options, f"{kind}_loss"))
+            correlations = compute_correlations(rows, options, f"{kind}_loss")
+            interval = compute_mean_interval(correlations, lowest=-1, highest=1)
             trend[f"{kind}_median"] = f"{float(interval.mean):.2f}"
-            low, high = max(float(interval.low), -1.0), min(float(interval.high), 1.0)
-            trend[f"{kind}_ci95"] = f"{low:.2f} to {high:.2f}"
+            trend[f"{kind}_ci95"] = f"{float(interval.low):.2f} to {float(interval.high):.2f}"
         result.append(trend)
     return result
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import make_dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import tyro
 
@@ -15,7 +15,14 @@ from sweeps.driver.streams import protect_streams
 from sweeps.experiment import SweepOptions
 from trainables.errors import BadInputError, UserError
 
-S = TypeVar("S", bound=SweepOptions)
+
+class Selection(Protocol):
+    """A class of options that select trials, as a dataclass; `quick_defaults` are those under `--quick`."""
+
+    quick_defaults: ClassVar[Mapping[str, Any]]
+
+
+S = TypeVar("S", bound=Selection)
 T = TypeVar("T")
 
 

@@ -113,6 +113,12 @@ class SweepOptions(ABC):
         check_positive("--seeds", self.seeds, whole=True, maximum=MAX_TRIALS)
         return range(self.seeds)
 
+    def list_words(self) -> list[str]:
+        """Return the words of a command line that give these options, the store left out."""
+        usual = type(self)(**self.quick_defaults, quick=True) if self.quick else type(self)()
+        usual = replace(usual, tracking_uri=self.tracking_uri)
+        return [*(["--quick"] if self.quick else []), *format_options(self, usual)]
+
     def format_command(self, folder: str, more: Sequence[str] = ()) -> str:
         """Return the command line that runs the experiment's script with these options, from the current folder.
 

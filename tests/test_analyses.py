@@ -319,7 +319,7 @@ def test_a_diverging_loss_does_not_decide_the_range_of_the_grids_panels(store: S
     options = Grid(**SMALL, architectures=("mlp_1",), learning_rates=(0.1, 0.01))
     record(store, options, diverged=lambda trial: trial.learning_rate == 0.01)
     data = load_results(options.sweep(), store, fill="").data
-    figure = analysis.grid.draw_curves(data, GridDrawOptions(quantity="train_loss"), "digits")
+    figure, _ = analysis.grid.draw_curves(data, GridDrawOptions(quantity="train_loss"), "digits")
     assert all(axes.get_ylim()[1] < 10 for axes in figure.axes)
 
 
@@ -338,7 +338,7 @@ def test_a_diverged_trial_is_exported_up_to_its_last_record(
     for trial in trials:
         assert trial["test_accuracy"] == [ACCURACY + trial["seed"]] * (1 if trial["seed"] == 2 else 2)
         assert ("diverged" in trial) == (trial["seed"] == 2)
-    assert (tmp_path / "table.md").read_text().count("50.50 ±") == len(trials) / 3
+    assert (tmp_path / "table.md").read_text().count("50.50 (") == len(trials) / 3
 
 
 # Trials that are stuck at chance
@@ -368,7 +368,7 @@ def test_trials_that_are_stuck_are_counted_and_averaged(
         shares = {heading: float(value) for heading, value in row.items() if heading.endswith("learnt_share")}
         means = {heading: float(value) for heading, value in row.items() if heading.endswith("learnt_mean")}
         assert len(shares) == {"part4": 2, "pooling": 2}.get(name, 1)  # for both activations, for both batch sizes
-        assert [*shares.values()] == pytest.approx([2 / 3] * len(shares))
+        assert list(shares.values()) == pytest.approx([2 / 3] * len(shares))
         assert set(means.values()) == {51}  # the mean of seeds 0 and 2
         overall = [value for heading, value in row.items() if heading in ("test_mean", "test_accuracy", "test")]
         assert all(value.startswith(str(np.mean([50, 10, 52]))[:5]) for value in overall)  # the mean of all seeds

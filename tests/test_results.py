@@ -13,7 +13,7 @@ from conftest import make_sweep
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import figures
+from analysis import bands, figures, style, tiles
 from analysis.output import DrawOptions, Output, format_markdown, main, replace_non_finite
 from analysis.part3 import draw
 from analysis.results import (
@@ -229,15 +229,19 @@ def test_a_note_names_only_the_first_trials(store: Store, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("seeds", "meaning"),
-    [(1, "a single seed"), (3, "thin lines: the 3 seeds"), (6, "95 % CI of the mean")],
+    [
+        (1, "Curves of a single seed."),
+        (3, "Mean curves, n = 3 seeds; thin lines: single seeds."),
+        (6, "thin lines: single seeds; bands: 95 % CI of the mean (Student's t, n = 6)."),
+    ],
 )
 def test_a_band_describes_its_meaning(store: Store, seeds: int, meaning: str) -> None:
     sweep = make_sweep(seeds=seeds)
     record(store, sweep)
-    band = figures.compute_band(
+    band = bands.compute_band(
         select_finished(load_results(sweep, store, fill=FILL).data, architecture="mlp_1"), "train_loss"
     )
-    assert meaning in band.meaning
+    assert meaning in bands.describe_bands([band])
     if seeds == 6:
         half = 2.570582 * np.std(range(6), ddof=1) / 6**0.5
         np.testing.assert_allclose(band.high - band.low, 2 * half, rtol=1e-5)
@@ -249,7 +253,7 @@ def test_a_band_describes_its_meaning(store: Store, seeds: int, meaning: str) ->
 def test_a_value_that_is_not_finite_leaves_a_gap_in_the_mean(results: SweepResults) -> None:
     runs = select_finished(results.data, architecture="mlp_1").copy(deep=True)
     runs.train_loss[1, 3:] = np.inf
-    band = figures.compute_band(runs, "train_loss")
+    band = bands.compute_band(runs, "train_loss")
     assert np.isfinite(band.mean[:3]).all()
     assert np.isnan(band.mean[3:]).all()
 
@@ -320,51 +324,49 @@ def test_part3_draws_only_its_curves_if_all_trials_diverged(store: Store, tmp_pa
 def test_a_band_is_over_the_trials_that_did_not_diverge(store: Store) -> None:
     sweep = make_sweep(seeds=6)
     record(store, sweep, diverged=("mlp_1 · seed 5",))
-    band = figures.compute_band(
+    band = bands.compute_band(
         select_finished(load_results(sweep, store, fill=FILL).data, architecture="mlp_1"), "train_loss"
     )
     assert band.mean.tolist() == [12, 11, 10, 9, 8, 7]
-    assert "n = 5 seeds" in band.meaning
+    assert "n = 5 seeds" in bands.describe_bands([band])
     np.testing.assert_allclose((band.high - band.low) / 2, 2.776445 * np.std(range(5), ddof=1) / 5**0.5, rtol=1e-5)
     np.testing.assert_allclose(band.diverged, [[15, 14, 1e30, np.nan, np.nan, np.nan]])
-    assert "×" in figures.describe_bands([band])
+    assert "×" in bands.describe_bands([band])
 
 
-def draw_losses(store: Store, *diverged: str) -> tuple[figures.Band, Axes]:
+def draw_losses(store: Store, *diverged: str) -> tuple[bands.Band, Axes]:
     """Draw the losses of mlp_1 with three seeds, some of which diverged."""
     record(store, make_sweep(seeds=3), diverged=diverged)
     data = load_results(make_sweep(seeds=3), store, fill=FILL).data
-    band = figures.compute_band(select_finished(data, architecture="mlp_1"), "train_loss")
+    band = bands.compute_band(select_finished(data, architecture="mlp_1"), "train_loss")
     axes = Figure().subplots()
-    figures.draw_band(axes, band, figures.PALETTE[0])
+    figures.draw_band(axes, band, style.PALETTE[0])
     figures.limit_y_range(axes, [band])
     return band, axes
 
 
-def test_a_diverged_run_is_drawn_to_its_end_but_the_means_decide_the_range(store: Store) -> None:
+def test_a_diverged_run_is_drawn_to_its_end_but_the_other_runs_decide_the_range(store: Store) -> None:
     _, axes = draw_losses(store, "mlp_1 · seed 1")
     [cross] = [line for line in axes.lines if line.get_marker() == "x"]
     assert (cross.get_xdata().tolist(), cross.get_ydata().tolist()) == ([30], [pytest.approx(1e30)])  # type: ignore[union-attr]
-    assert axes.get_ylim()[1] < 12
+    assert axes.get_ylim() == pytest.approx((4.65, 12.35))  # from 5 (seed 0, at the end) to 12 (seed 2, at the start)
 
 
 def test_a_band_whose_runs_all_diverged_has_no_mean(store: Store) -> None:
     band, axes = draw_losses(store, *(f"mlp_1 · seed {seed}" for seed in range(3)))
     assert np.isnan(band.mean).all()
     assert band.diverged.shape == (3, RECORDS)
-    assert (
-        figures.describe_bands([band]) == "No mean curves, as all trials diverged. A × is where a diverged trial ends."
-    )
+    assert bands.describe_bands([band]) == "No mean curves, as all trials diverged. A × is where a diverged trial ends."
     assert axes.get_ylim()[1] > 1e30  # only the diverged trials are left to decide the range
 
 
 def test_limits_on_a_log_scale_ignore_zeros(results: SweepResults) -> None:
-    band = figures.compute_band(select_finished(results.data, architecture="mlp_1"), "train_accuracy")
-    band.mean[0] = 0
+    band = bands.compute_band(select_finished(results.data, architecture="mlp_1"), "train_accuracy")
+    assert band.runs[0, 0] == 0
     axes = Figure().subplots()
     axes.set_yscale("log")
     figures.limit_y_range(axes, [band])
-    assert axes.get_ylim() == pytest.approx((11 / (51 / 11) ** 0.05, 51 * (51 / 11) ** 0.05))
+    assert axes.get_ylim() == pytest.approx((1 / 52**0.05, 52 * 52**0.05))  # 1 is the start of seed 1
 
 
 def test_the_script_names_the_trials_that_diverged(
@@ -400,9 +402,9 @@ def test_a_running_trial_does_not_count_as_finished(store: Store) -> None:
 
 
 def test_first_layer_weights_become_one_tile_per_unit_and_channel() -> None:
-    assert figures.reshape_to_tiles(np.zeros((32, 784), np.float32)).shape == (32, 28, 28)
-    assert figures.reshape_to_tiles(np.zeros((32, 3 * 1024), np.float32)).shape == (96, 32, 32)
-    assert figures.reshape_to_tiles(np.zeros((16, 3, 5, 5), np.float32)).shape == (48, 5, 5)
+    assert tiles.reshape_to_tiles(np.zeros((32, 784), np.float32)).shape == (32, 28, 28)
+    assert tiles.reshape_to_tiles(np.zeros((32, 3 * 1024), np.float32)).shape == (96, 32, 32)
+    assert tiles.reshape_to_tiles(np.zeros((16, 3, 5, 5), np.float32)).shape == (48, 5, 5)
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:

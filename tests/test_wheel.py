@@ -24,7 +24,8 @@ for package in sys.argv[1:]:
 
 
 def source_files(folder: Path) -> set[Path]:
-    return {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".py", ".cpp")}
+    suffixes = (".py", ".cpp", ".html", ".md", ".css")
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in suffixes}
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sweeps.driver.options import RunOptions
@@ -17,8 +18,9 @@ from sweeps.driver.resources import Allocation, Node, allocate, detect_machine, 
 from sweeps.driver.session import Session
 from sweeps.driver.summary import print_results
 from sweeps.experiment import StagesEndedEarly, SweepOptions
-from trainables.errors import BadInputError
-from trainables.persistence.connection import get_missing_file
+from sweeps.kept_options import format_kept_options
+from trainables.errors import BadInputError, UserError
+from trainables.persistence.connection import LAST_RUN_TAG, OPTIONS_TAG, get_missing_file
 from trainables.persistence.store import Store
 from trainables.trial import Trial
 from trainables.worker.pack import Outcome
@@ -45,7 +47,7 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
         print_dry_run(trials, run_options, address, options.tracking_uri)
         return 0
     store = Store(options.tracking_uri)
-    ended_early: str | None = None
+    parent_tags = make_parent_tags(options)
     with ExitStack() as stack:
         session = Session(store, run_options, address, stack)
         try:
@@ -60,19 +62,32 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
                 remove_leftovers(plan, run_options.storage.absolute(), ray_folder)
                 outcomes: Mapping[str, Outcome] = {}
                 if plan.missing:
-                    plan, outcomes = session.train(plan)
+                    plan, outcomes = session.train(plan, parent_tags)
                 print_results(plan, plan.find_stuck(store.read_trial))
                 if plan.missing:
                     return print_missing(plan, options, run_options, outcomes, ray_failed=session.ray_failed)
         except StagesEndedEarly as end:
-            ended_early = str(end)
-    if ended_early:
-        say(ended_early)
+            say(str(end))
     if run_options.dry_run:
         print_dry_run(trials, run_options, address, store.uri)
-    else:
-        say(f"All trials are done. Next: {options.format_command('analysis')}")
+        return 0
+    if session.trainer is None:  # nothing was missing, so that `Session.train` has not set them
+        tag_parent(store, first.name, trials[0].dataset, parent_tags)
+    say(f"All trials are done. Next: {options.format_command('analysis')}")
     return 0
+
+
+def make_parent_tags(options: SweepOptions) -> dict[str, str]:
+    """Return the tags by which a sweep's parent run keeps the options of the command that was last run, and when."""
+    return {OPTIONS_TAG: format_kept_options(options), LAST_RUN_TAG: datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def tag_parent(store: Store, sweep: str, dataset: str, tags: Mapping[str, str]) -> None:
+    """Tag the parent run of a sweep that had nothing to train; where that fails, say so and go on."""
+    try:
+        store.tag_parent(sweep, dataset, tags)
+    except UserError as error:
+        say(f"note: reports will not know of this command: {error}", style="yellow")
 
 
 def get_ray_address() -> str | None:

@@ -52,8 +52,12 @@ class Session:
         """True if Ray has failed, so that trials are missing which nobody has stopped."""
         return self.trainer is not None and self.trainer.failure is not None
 
-    def train(self, plan: Plan) -> tuple[Plan, Mapping[str, Outcome]]:
+    def train(self, plan: Plan, parent_tags: Mapping[str, str]) -> tuple[Plan, Mapping[str, Outcome]]:
         """Train the plan's missing trials, and deliver their results.
+
+        Args:
+            plan: The plan.
+            parent_tags: Tags for the sweep's parent run.
 
         Returns:
             The plan with what the store has afterwards, and the outcome of each trial that was tried, by id.
@@ -67,6 +71,7 @@ class Session:
             # Its process imports Ray while the lease is taken.
             self.trainer = self.trainer or Trainer(self.options, self.address, self.stack)
             with lease as driver:
+                self.store.set_tags(parent_run_id, parent_tags)
                 return self.train_with_lease(
                     plan, self.trainer, self.make_context(experiment_id, parent_run_id, driver)
                 )

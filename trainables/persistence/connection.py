@@ -22,9 +22,13 @@ from trainables.errors import BadInputError, TrackingError
 TRIAL_ID_TAG = "trial_id"
 SWEEP_TAG = "sweep"  # on a parent run: names the sweep and the data set
 STORAGE_TAG = "storage"  # host and folder that a trial resumes from
+OPTIONS_TAG = "options"  # on a parent run: the options of the command that was last run, as JSON
+LAST_RUN_TAG = "last_run"  # on a parent run: when that was, in ISO 8601
 DRIVER_TAG = "driver"  # the process that runs the sweep, as `<parent run>/<name>`; on a parent run: who holds the lease
 HEARTBEAT_TAG = "driver_beat"  # on a parent run: a number that its driver increases for as long as it lives
 CHECKSUM_TAG = "data_checksum"  # the checksum of the raw images and labels that the trial trains on
+SECONDS_TAG = "training_seconds"  # on the run of a finished trial: how long it trained; those of a stack share it
+STACK_TAG = "stacked_trials"  # on the run of a finished trial: the number of trials of its stack
 DIVERGED_TAG = "diverged_at_step"  # on the run of a finished trial: the step where its loss became NaN or infinite
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
 URI_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -9,7 +11,38 @@ from mlflow.exceptions import MlflowException
 from trainables.commands import explain_uri, name_mlflow
 from trainables.errors import BadInputError
 from trainables.persistence.artifacts import choose_location
-from trainables.persistence.connection import SWEEP_TAG, get_mlflow_uri
+from trainables.persistence.connection import LAST_RUN_TAG, OPTIONS_TAG, SWEEP_TAG, get_mlflow_uri
+
+SEPARATOR = " · "  # between the sweep and the data set in a parent run's label
+
+
+@dataclass(frozen=True)
+class ParentRun:
+    """A parent run as the store holds it: a sweep on one data set, and the command that was last run.
+
+    Attributes:
+        sweep: Name of the sweep.
+        dataset: Name of the data set.
+        options: Options of the command, as JSON; None if an earlier version has run it.
+        last_run: Time when the command was run, in ISO 8601; empty if an earlier version has run it.
+    """
+
+    sweep: str
+    dataset: str
+    options: str | None
+    last_run: str
+
+    @classmethod
+    def from_run(cls, run: Run) -> ParentRun:
+        """Return what MLflow's run says."""
+        tags = run.data.tags
+        sweep, _, dataset = tags[SWEEP_TAG].partition(SEPARATOR)
+        return cls(sweep, dataset, tags.get(OPTIONS_TAG), tags.get(LAST_RUN_TAG, ""))
+
+
+def make_label(sweep: str, dataset: str) -> str:
+    """Return the label of the parent run of a sweep on a data set."""
+    return f"{sweep}{SEPARATOR}{dataset}"
 
 
 def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:

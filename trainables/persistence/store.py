@@ -30,13 +30,20 @@ from trainables.persistence.connection import (
     DRIVER_TAG,
     PARENT_TAG,
     STORAGE_TAG,
+    SWEEP_TAG,
     TRIAL_ID_TAG,
     get_mlflow_uri,
     lock_database,
     resolve_uri,
 )
 from trainables.persistence.failures import convert_store_errors, raises_tracking_errors
-from trainables.persistence.parent_run import ensure_experiment, ensure_parent_run
+from trainables.persistence.parent_run import (
+    ParentRun,
+    ensure_experiment,
+    ensure_parent_run,
+    find_parent_run,
+    make_label,
+)
 from trainables.persistence.stored_run import StoredRun
 from trainables.persistence.trial_run import RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
@@ -109,18 +116,27 @@ class Store:
             condition: A condition in MLflow's language.
             loaded: The checksum of the data set that was loaded, if one was.
         """
+        for run in self._search_all(condition):
+            described = self._describe(run)
+            if described.has_other_data(loaded):
+                self.ignored[described.run_id] = described
+            else:
+                yield run
+
+    def _search_all(self, condition: str) -> Iterator[Run]:
+        """Yield all runs for which a condition in MLflow's language holds, page by page."""
         token: str | None = None
         while True:
             page = self.client.search_runs(list(self.experiments), condition, max_results=1000, page_token=token)
-            for run in page:
-                described = self._describe(run)
-                if described.has_other_data(loaded):
-                    self.ignored[described.run_id] = described
-                else:
-                    yield run
+            yield from page
             token = page.token
             if not token:
                 return
+
+    @raises_tracking_errors
+    def find_parents(self) -> list[ParentRun]:
+        """Return the parent runs of all sweeps."""
+        return [ParentRun.from_run(run) for run in self._search_all(f"tags.{SWEEP_TAG} LIKE '%'")]
 
     @raises_tracking_errors
     def ensure_parent(self, sweep: str, dataset: str) -> tuple[str, str]:
@@ -129,12 +145,41 @@ class Store:
         Raises:
             BadInputError: The experiment was deleted in the store, or its artifacts cannot be written from here.
         """
+        experiment_id, run = self._ensure_parent(sweep, dataset)
+        RunArtifacts.of(self.uri, run).check_writing(make_label(sweep, dataset))
+        return experiment_id, run.info.run_id
+
+    def _ensure_parent(self, sweep: str, dataset: str) -> tuple[str, Run]:
+        """Return the id of the sweep's experiment and its parent run, creating them if needed."""
         experiment_id = ensure_experiment(self.client, self.uri, sweep)
         self.experiments[experiment_id] = sweep
-        label = f"{sweep} · {dataset}"
-        run = ensure_parent_run(self.client, experiment_id, label)
-        RunArtifacts.of(self.uri, run).check_writing(label)
-        return experiment_id, run.info.run_id
+        return experiment_id, ensure_parent_run(self.client, experiment_id, make_label(sweep, dataset))
+
+    @raises_tracking_errors
+    def tag_parent(self, sweep: str, dataset: str, tags: Mapping[str, str]) -> None:
+        """Set tags of the sweep's parent run, creating it if needed.
+
+        Raises:
+            BadInputError: The experiment was deleted in the store.
+        """
+        _, run = self._ensure_parent(sweep, dataset)
+        self.set_tags(run.info.run_id, tags)
+
+    @raises_tracking_errors
+    def add_to_parent(self, sweep: str, dataset: str, folder: Path) -> None:
+        """Add the files of a folder to the artifacts of the sweep's parent run.
+
+        Raises:
+            BadInputError: There is no parent run, or its artifacts cannot be written from here.
+        """
+        label = make_label(sweep, dataset)
+        experiment = self.client.get_experiment_by_name(sweep)
+        run = find_parent_run(self.client, experiment.experiment_id, label) if experiment else None
+        if run is None:
+            raise BadInputError(f"the tracking store has no parent run of {label}; run the sweep once to make it")
+        artifacts = RunArtifacts.of(self.uri, run)
+        artifacts.check_writing(label)
+        artifacts.write(folder)
 
     @raises_tracking_errors
     def read_tags(self, run_id: str) -> dict[str, str]:

@@ -7,15 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from trainables.checksums import describe_difference, is_other_data
-from trainables.persistence.connection import CHECKSUM_TAG, DIVERGED_TAG, DRIVER_TAG, STORAGE_TAG, TRIAL_ID_TAG
+from trainables.persistence.connection import (
+    CHECKSUM_TAG,
+    DIVERGED_TAG,
+    DRIVER_TAG,
+    SECONDS_TAG,
+    STACK_TAG,
+    STORAGE_TAG,
+    TRIAL_ID_TAG,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 MAX_TRIALS_NAMED = 3  # trials whose runs are ignored; an ellipsis stands for the others
+# Tags that say which code, libraries and device have made a result
+PROVENANCE_TAGS = (
+    *("git_commit", "neural-sweeps_version", "python_version", "torch_version", "torchvision_version"),
+    *("numpy_version", "ray_version", "mlflow_version", "device", "threads", "convolutions"),
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,9 @@ class StoredRun:
     Attributes:
         metrics: Latest value of each metric by name: of the recorded quantities and, if the trial has finished without
             diverging, of "test_accuracy".
+        provenance: Those of `PROVENANCE_TAGS` that the run has. Runs with equal ones share a mapping, as there may be
+            100,000 of them.
+        training_seconds: Seconds that the trial trained, its share of them if it trained in a stack; NaN if unknown.
     """
 
     trial_id: str
@@ -39,6 +56,8 @@ class StoredRun:
     artifact_uri: str
     dataset: str
     checksum: str
+    provenance: Mapping[str, str]
+    training_seconds: float
 
     @classmethod
     def from_run(cls, run: Run, experiment: str) -> StoredRun:
@@ -56,6 +75,8 @@ class StoredRun:
             artifact_uri=run.info.artifact_uri,
             dataset=run.data.params.get("dataset", ""),
             checksum=run.data.tags.get(CHECKSUM_TAG, ""),
+            provenance=share_mapping(tuple((t, run.data.tags[t]) for t in PROVENANCE_TAGS if t in run.data.tags)),
+            training_seconds=read_seconds(run.data.tags),
         )
 
     @property
@@ -71,6 +92,20 @@ class StoredRun:
     def has_other_data(self, loaded: str = "") -> bool:
         """Return whether the run trained on other data than its data set, whose checksum is `loaded` if it is there."""
         return is_other_data(self.dataset, self.checksum, loaded)
+
+
+@cache
+def share_mapping(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    """Return the items as a mapping, the same object for equal items."""
+    return dict(items)
+
+
+def read_seconds(tags: Mapping[str, str]) -> float:
+    """Return the seconds that a trial trained, by its run's tags; NaN without such tags, and for damaged ones."""
+    try:
+        return float(tags[SECONDS_TAG]) / int(tags.get(STACK_TAG, "1"))
+    except (KeyError, ValueError, ZeroDivisionError):
+        return float("nan")
 
 
 def describe_ignored(ignored: Collection[StoredRun], labels: Mapping[str, str]) -> str | None:

@@ -12,7 +12,7 @@ from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, ge
 from trainables.accelerated.convolutions import CompilerError, choose_forward, forward_native
 from trainables.architectures import has_convolution
 from trainables.errors import BadInputError, StorageError
-from trainables.persistence.connection import CHECKSUM_TAG
+from trainables.persistence.connection import CHECKSUM_TAG, SECONDS_TAG, STACK_TAG
 from trainables.persistence.delivery import Delivery, OtherDataError, encode_result
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.training import Forward, State, Tensors, forward_torch
@@ -158,8 +158,8 @@ class ActiveTrial:
         tags = {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             **{TAG_NAMES[key]: SEPARATOR.join(map(str, values)) for key, values in history.items()},
-            "training_seconds": f"{self._sum_seconds(seconds):.3f}",
-            **({"stacked_trials": str(stack_size)} if self.stacked else {}),
+            SECONDS_TAG: f"{self._sum_seconds(seconds):.3f}",
+            **({STACK_TAG: str(stack_size)} if self.stacked else {}),
         }
         result = training.finish(self.trial, tensors, state)
         self.folder.write_result(encode_result(result, state.step, tags, training.copy_weights(state)))

@@ -21,6 +21,7 @@ from trainables.accelerated import stack
 from trainables.datasets import Dataset
 from trainables.errors import UserError
 from trainables.files import check_folder_is_visible
+from trainables.persistence.connection import SECONDS_TAG
 from trainables.persistence.delivery import encode_result
 from trainables.training import Tensors
 from trainables.trial import XOR, Trial
@@ -188,7 +189,7 @@ def train_xor(member: ActiveTrial) -> None:
     """Train the NumPy network, which takes about a second and writes no checkpoints."""
     started = time.monotonic()
     result = xor.train(member.trial)
-    tags = {"device": "cpu", "threads": "1", "training_seconds": f"{time.monotonic() - started:.3f}"}
+    tags = {"device": "cpu", "threads": "1", SECONDS_TAG: f"{time.monotonic() - started:.3f}"}
     member.folder.write_result(encode_result(result, int(result.steps[-1]), tags, model=None))
 
 

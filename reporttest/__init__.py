@@ -1,0 +1,1 @@
+"""The test of reports in a browser."""
