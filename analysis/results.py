@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from trainables.trial import Trial
 if TYPE_CHECKING:
     from torch import nn
 
+READERS = 8  # results that are read at the same time from a server
 MAX_TRIALS_NAMED = 12  # missing trials that a message names; it counts the others
 
 
@@ -121,8 +123,15 @@ def load_results(sweep: Sweep, store: Store, fill: str, *, allow_missing: bool =
         ignored = describe_ignored(store.ignored.values(), labels)
         sentence = describe_missing(len(sweep.trials()), missing, fill, allow_missing)
         raise BadInputError(f"{sentence}; {ignored}" if ignored else sentence)
-    by_trial = {trial_id: store.read_result(run) for trial_id, run in found.items()}
+    by_trial = read_results(store, found)
     return SweepResults(arrange_on_axes(sweep, by_trial), by_trial, missing, sweep, store, found)
+
+
+def read_results(store: Store, runs: Mapping[str, StoredRun]) -> dict[str, Result]:
+    """Read the results of runs by trial id, several at a time from a server, as most of the time it is waited for."""
+    at_once = READERS if store.uri.startswith("http") else 1
+    with ThreadPoolExecutor(at_once) as pool:
+        return dict(zip(runs, pool.map(store.read_result, runs.values()), strict=True))
 
 
 def describe_missing(trials: int, missing: Sequence[str], fill: str, allow_missing: bool) -> str:
