@@ -11,10 +11,15 @@ import numpy as np
 import xarray as xr
 
 from analysis import bands, figures, style
+from analysis.answers import Answer, write_answers
+from analysis.differences import TEST_ACCURACY, gather_settings
 from analysis.output import DrawOptions, Output, main
+from analysis.ranking import draft_ranking
 from analysis.results import SweepResults, select_completed, summarise_learnt
+from analysis.wording import join_words
 from sweeps.grid import Grid
 from sweeps.intervals import compute_mean_interval
+from trainables.architectures import ACT, POOL, Layer, has_layer
 from trainables.errors import BadInputError, check_choice
 
 if TYPE_CHECKING:
@@ -59,11 +64,34 @@ def draw(options: Grid, stages: Sequence[SweepResults], output: Output, draw_opt
     """Write the curves, the heat map and the table."""
     draw_options.check()
     [results] = stages
+    output.answers += answer(results.data)
     curves, description = draw_curves(results.data, draw_options, options.dataset)
     output.save_figure(curves, "curves", description, results)
     heat_map, description = draw_heat_map(results.data, draw_options, options.dataset)
     output.save_figure(heat_map, "heat_map", description, results)
     output.save_table(make_table(results), "table", "Test accuracy (%) of each setting over its seeds.")
+
+
+def answer(data: xr.Dataset) -> list[Answer]:
+    """Answer what each axis of the grid does, averaged over the others with the seeds that have all of their trials.
+
+    What an architecture does not have, as an MLP has no pooling, is compared in the others alone.
+    """
+    layers: dict[str, Layer] = {"activation": ACT, "pooling": POOL}
+    forms = {"learning_rate": "rate {}", "batch_size": "batch size {}", "pooling": "{} pooling"}
+    drafts = []
+    for axis in AXES[:-1]:
+        having = [
+            name for name in data.architecture.values.tolist() if axis not in layers or has_layer(name, layers[axis])
+        ]
+        if data.sizes[axis] > 1 and having:
+            runs = data.sel(architecture=having)
+            settings = gather_settings(runs.test_accuracy, runs, axis, TEST_ACCURACY, form=forms.get(axis, "{}"))
+            others = [each.replace("_", " ") for each in AXES[:-1] if each != axis and data.sizes[each] > 1]
+            averaged = f", averaged over each {join_words(others)}" if others else ""
+            topic = f"which {axis.replace('_', ' ')} generalises best{averaged}"
+            drafts.append(draft_ranking(topic, settings))
+    return write_answers(drafts)
 
 
 def select_runs(data: xr.Dataset, values: Mapping[str, Any]) -> xr.Dataset:
@@ -107,9 +135,8 @@ def draw_curves(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str) -
     if quantity == "train_loss":
         figures.choose_loss_scale(panels[0], found)
     figures.limit_y_range(panels[0], found)  # the panels share the y axis, so one call sets the range of all
-    figures.add_heading(
-        figure, f"{dataset}: {quantity.replace('_', ' ')} by {name_axis(by)}", figures.make_legend_handles(styles)
-    )
+    title = f"{dataset}: {UNITS[quantity].partition(' (')[0]} by {name_axis(by)}"
+    figures.add_heading(figure, title, figures.make_legend_handles(styles))
     outside = figures.describe_outside(figures.list_outside(panels[0], found))
     ends = "Means end where the shortest run does." if data.sizes["batch_size"] > 1 else ""
     over = "" if only_seeds else "Over all other axes."

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analysis import bands, figures, style
+from analysis.answers import Answer, Claims, Draft, write_answers
+from analysis.differences import TEST_ACCURACY, estimate_mean, gather_settings
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
+from analysis.ranking import draft_ranking
 from analysis.results import (
     SweepResults,
     find_best_run,
@@ -16,6 +20,7 @@ from analysis.results import (
     select_finished,
     summarise_learnt,
 )
+from analysis.wording import format_estimate
 from sweeps.mnist import Mnist
 
 if TYPE_CHECKING:
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 def draw(options: Mnist, stages: Sequence[SweepResults], output: Output, draw_options: GalleryDrawOptions) -> None:
     """Write the panels, the galleries of mistakes, the export and the table."""
     [results] = stages
+    output.answers += answer(options, results)
     settings = [str(setting) for setting in results.data.setting.values]
     any_stuck = bool(results.data.stuck.any())
     figure, description = draw_panels(options, results)
@@ -84,6 +90,28 @@ def draw_panels(options: Mnist, results: SweepResults) -> tuple[Figure, str]:
         f"{len(settings)} panels of training and test accuracy by epoch on {options.dataset}. The means over seeds of "
         f"the test accuracy end at {bands.describe_last_means(found[1::2], ' %')}."
     )
+
+
+def answer(options: Mnist, results: SweepResults) -> list[Answer]:
+    """Answer what the learning rate does, and how well even digits are told from odd ones."""
+    *digits, even_odd = results.data.setting.values.tolist()
+    data = results.data.sel(setting=digits)
+    rates = gather_settings(data.test_accuracy, data, "setting", TEST_ACCURACY)
+    rates = replace(rates, names=tuple(name.removeprefix("digits · ") for name in rates.names))
+    values = results.data.test_accuracy.sel(setting=even_odd).values
+    mean = estimate_mean(f"test accuracy of {even_odd}", values, TEST_ACCURACY)
+
+    def write_even_odd(claims: Claims) -> list[Answer]:
+        question = "How well does logistic regression tell even digits from odd ones?"
+        if mean.n == 0:
+            return [Answer(question=question, sentence="No trial of it has trained to its end.", estimates=())]
+        rate = even_odd.removeprefix("even_odd · ")
+        sentence = f"It does so with a test accuracy of {format_estimate(mean, 1)} at {rate}"
+        lack = "; one seed does not show how much seeds vary" if mean.n == 1 else ""
+        return [Answer(question=question, sentence=f"{sentence}{lack}.", estimates=(mean,))]
+
+    topic = "which learning rate gives logistic regression the highest test accuracy"
+    return write_answers([draft_ranking(topic, rates), Draft([], write_even_odd)])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import style
-from analysis.answers import Answer
+from analysis.answers import Answer, describe_smallest
 from analysis.notes import describe_diverged, list_omissions, list_stuck
 from analysis.publish import add_to_parent_run
 from analysis.results import SweepResults, has_any_finished, load_results
@@ -33,6 +34,7 @@ from trainables.persistence.stored_run import describe_ignored
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LINE_WIDTH = 100  # characters of a line of an answer on the screen
 NO_VALUE = "–"  # the cell of a table where there is no value
 
 
@@ -194,7 +196,7 @@ def format_cell(value: Any) -> str:
 
 
 def format_mean_cell(values: NDArray[np.floating]) -> str:
-    """Return the mean ± the half width of its 95 % interval as text, for values of shape `(trials,)`.
+    """Return the mean accuracy in % with its 95 % interval as text, for values of shape `(trials,)`.
 
     A single value has no interval, so it stands alone. A dash stands for the mean of no values.
     """
@@ -278,6 +280,9 @@ def main(
                 print(line)
         if ended_early:
             print(ended_early)
+        for answer in output.answers:
+            text = " ".join(filter(None, (answer.sentence, describe_smallest(answer))))
+            print(textwrap.fill(text, LINE_WIDTH, break_long_words=False, break_on_hyphens=False))
         dataset = sweeps[0].trials()[0].dataset
         if problem := add_to_parent_run(store, options.experiment, dataset, output.written):
             print(problem)

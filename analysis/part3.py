@@ -10,7 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import bands, figures, style, tiles
+from analysis.answers import Answer, write_answers
+from analysis.differences import TEST_ACCURACY, Comparison, gather_settings
 from analysis.output import DrawOptions, Output, main
+from analysis.ranking import Shown, draft_ranking
 from analysis.results import (
     SweepResults,
     compute_mean_curve,
@@ -21,8 +24,11 @@ from analysis.results import (
     select_finished,
     summarise_learnt,
 )
+from analysis.seed_noise import write_best_seeds, write_images, write_order
 from sweeps.intervals import compute_mean_interval
 from sweeps.part3 import Part3
+from trainables.architectures import count_layers, count_parameters
+from trainables.sources import IMAGE_SHAPES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,9 +37,11 @@ if TYPE_CHECKING:
 def draw(options: Part3, stages: Sequence[SweepResults], output: Output, draw_options: DrawOptions) -> None:
     """Write the comparison, the weights, the exports and the table."""
     [results] = stages
+    answers = answer(options, results)
+    output.answers += answers
     records_per_epoch = results.data.sizes["step"] / options.epochs
     last_epoch = slice(-max(1, round(records_per_epoch)), None)
-    finding = f"{options.dataset}: {style.join_names(list_finished_architectures(results.data))}"
+    finding = f"{options.dataset}: {answers[0].finding or style.join_names(list_finished_architectures(results.data))}"
     figure = draw_comparison(results.data, last_epoch, finding)
     output.save_figure(figure, "part3", describe_comparison(results.data, options.dataset, finding), results)
     rows = []
@@ -56,6 +64,23 @@ def draw(options: Part3, stages: Sequence[SweepResults], output: Output, draw_op
         output.save_json(make_export(architecture, runs, weights), f"part3_{architecture}")
         rows.append(make_row(architecture, runs, last_epoch, any_stuck=bool(results.data.stuck.any())))
     output.save_table(rows, "table", "Test accuracy (%) of each architecture over its seeds.")
+
+
+def answer(options: Part3, results: SweepResults) -> list[Answer]:
+    """Answer which architecture generalises best, what size does, and what seeds and test images leave open."""
+    data = results.data
+    image = (1, *IMAGE_SHAPES[options.dataset][1:])
+    names = options.architectures
+    counts = {name: count_parameters(name, image) for name in names}
+    parameters = {name: count.weights + count.biases for name, count in counts.items()}
+
+    def write_more(comparison: Comparison, shown: Shown) -> list[Answer]:
+        sizes = {"parameters": parameters, "layers": {name: count_layers(name) for name in names}}
+        orders = [write_order(noun, by_name, comparison, shown) for noun, by_name in sizes.items() if len(names) > 1]
+        return [*orders, write_best_seeds(settings), *write_images(comparison, results, "architecture")]
+
+    settings = gather_settings(data.test_accuracy, data, "architecture", TEST_ACCURACY, paired=False)
+    return write_answers([draft_ranking("which architecture generalises best", settings, write_more)])
 
 
 def make_export(architecture: str, runs: xr.Dataset, weights: NDArray[np.floating] | None) -> dict[str, Any]:

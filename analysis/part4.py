@@ -10,6 +10,10 @@ import numpy as np
 import xarray as xr
 
 from analysis import bands, figures, style
+from analysis.answers import Answer, Draft, write_answers
+from analysis.contrasts import Contrasts, draft_contrasts
+from analysis.differences import TEST_ACCURACY, TRAINING_LOSS, Quantity, average_last_epoch, gather_settings
+from analysis.gradients import draft_gradients
 from analysis.output import NO_VALUE, DrawOptions, Output, main
 from analysis.results import (
     SweepResults,
@@ -31,6 +35,7 @@ ACTIVATIONS = ("relu", "sigmoid")
 def draw(options: Part4, stages: Sequence[SweepResults], output: Output, draw_options: DrawOptions) -> None:
     """Write the two panels, the exports and the table of gradients."""
     [results] = stages
+    output.answers += answer(options, results)
     figure, description = draw_panels(options, results.data)
     output.save_figure(figure, "part4", description, results)
     rows = []
@@ -76,6 +81,33 @@ def draw_panels(options: Part4, data: xr.Dataset) -> tuple[Figure, str]:
         f"Two panels by optimiser step on {options.dataset}, with ReLU solid and sigmoid dashed. The mean training "
         f"losses end at {bands.describe_last_means(found['train_loss'])}. The mean gradient norms of the first layer, "
         f"on a log scale, end at {bands.describe_last_means(found['gradient_norm'])}."
+    )
+
+
+def answer(options: Part4, results: SweepResults) -> list[Answer]:
+    """Answer what the activation does to test accuracy and training loss, and to the gradient of the first layer."""
+    data = results.data
+
+    def draft(topic: str, values: xr.DataArray, quantity: Quantity) -> Draft:
+        contexts = {
+            name: gather_settings(
+                values.sel(architecture=name),
+                data.sel(architecture=name),
+                "activation",
+                quantity,
+                form=f"{{}} in {name}",
+            )
+            for name in options.architectures
+        }
+        return draft_contrasts(Contrasts(topic=topic, first="relu", second="sigmoid", contexts=contexts))
+
+    losses = average_last_epoch(data.train_loss, options.epochs)
+    return write_answers(
+        [
+            draft("which activation gives the higher test accuracy in each network", data.test_accuracy, TEST_ACCURACY),
+            draft("which activation gives the lower training loss in each network", losses, TRAINING_LOSS),
+            draft_gradients(data.gradient_norm.median("step", skipna=False), options.architectures),
+        ]
     )
 
 

@@ -10,8 +10,17 @@ import numpy as np
 import xarray as xr
 
 from analysis import bands, figures, style
+from analysis.answers import Answer, write_answers
+from analysis.differences import (
+    TEST_ACCURACY,
+    VALIDATION_ACCURACY,
+    average_last_epoch,
+    gather_settings,
+    join_settings,
+)
 from analysis.notes import describe_diverged, describe_stuck
 from analysis.output import NO_VALUE, DrawOptions, Output, format_mean_cell, main
+from analysis.ranking import draft_ranking
 from analysis.results import (
     SweepResults,
     compute_mean_curve,
@@ -77,6 +86,7 @@ def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_op
         print(f"No trials of part 3 to compare with; train them with: {fill}")
     if line := describe_ignored(constant.store.ignored.values(), adam_options.sweep().labels()):
         print(f"Of part 3, {line}")
+    output.answers += answer(options, constant, compared)
     if compared:
         any_stuck = any(bool(runs.stuck.any()) for runs, _ in compared.values())
         rows = [
@@ -84,6 +94,25 @@ def draw(options: Part5, stages: Sequence[SweepResults], output: Output, draw_op
             for name, (runs, epochs) in compared.items()
         ]
         output.save_table(rows, "table", "Scheduled SGD against Adam.")
+
+
+def answer(options: Part5, constant: SweepResults, compared: Mapping[str, tuple[xr.Dataset, int]]) -> list[Answer]:
+    """Answer what a constant learning rate does, and what scheduled rates do against Adam.
+
+    Args:
+        options: Options of the sweep.
+        constant: Results of the constant rates.
+        compared: Finished trials along `seed`, and their epochs, by the name of the optimiser and its rates.
+    """
+    final = average_last_epoch(constant.data.val_accuracy, options.epochs)
+    rates = gather_settings(final, constant.data, "learning_rate", VALIDATION_ACCURACY, form="rate {}")
+    optimisers = {f"{name} ({epochs} epochs)": runs for name, (runs, epochs) in compared.items()}
+    return write_answers(
+        [
+            draft_ranking("which constant learning rate ends with the highest validation accuracy", rates),
+            draft_ranking("which optimiser generalises best", join_settings(optimisers, TEST_ACCURACY)),
+        ]
+    )
 
 
 def make_export(architecture: str, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:

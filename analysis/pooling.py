@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from analysis import bands, figures, style
+from analysis.answers import Answer, Draft, write_answers
+from analysis.differences import TEST_ACCURACY, gather_settings
 from analysis.misclassified import draw_misclassified
 from analysis.output import GalleryDrawOptions, Output, format_mean_cell, main
+from analysis.ranking import draft_ranking
 from analysis.results import (
     SweepResults,
     find_best_run,
@@ -16,6 +20,7 @@ from analysis.results import (
     select_finished,
     summarise_learnt,
 )
+from analysis.wording import join_words
 from sweeps.pooling import MODELS, Pooling
 from trainables.architectures import count_parameters
 from trainables.sources import IMAGE_SHAPES
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 def draw(options: Pooling, stages: Sequence[SweepResults], output: Output, draw_options: GalleryDrawOptions) -> None:
     """Write the panels, the gallery of mistakes, the export and both tables."""
     [results] = stages
+    output.answers += answer(options, results)
     figure, description = draw_panels(options, results)
     output.save_figure(figure, "pooling", description, results)
     trials: list[dict[str, Any]] = []
@@ -91,7 +97,31 @@ def draw_panels(options: Pooling, results: SweepResults) -> tuple[Figure, str]:
 def describe_model(name: str) -> str:
     """Return a model's pooling and padding in words."""
     padding = "no padding" if MODELS[name]["architecture"] == "conv_pool_valid" else "padding"
-    return f"{MODELS[name]['pooling']} pooling, {padding}"
+    kind = {"max": "max", "avg": "average"}[MODELS[name]["pooling"]]
+    return f"{kind} pooling, {padding}"
+
+
+def answer(options: Pooling, results: SweepResults) -> list[Answer]:
+    """Answer what the kind of pooling, padding and the batch size do, each averaged over the other settings."""
+    sizes = f"averaged over batch sizes {join_words([str(size) for size in options.batch_sizes])}"
+
+    def draft(topic: str, axis: str, names: Mapping[Any, str]) -> Draft:
+        data = results.data.sel({axis: list(names)})
+        settings = gather_settings(data.test_accuracy, data, axis, TEST_ACCURACY)
+        return draft_ranking(topic, replace(settings, names=tuple(names.values())))
+
+    by_size = {size: f"batch size {size}" for size in options.batch_sizes}
+    return write_answers(
+        [
+            draft(f"which pooling generalises better, {sizes}", "model", {"a": "max pooling", "b": "average pooling"}),
+            draft(
+                f"which of padded and unpadded convolutions generalises better, {sizes}",
+                "model",
+                {"a": "padded convolutions", "c": "unpadded convolutions"},
+            ),
+            draft("which batch size generalises best, averaged over the models a, b and c", "batch_size", by_size),
+        ]
+    )
 
 
 def make_parameter_row(model: str, dataset: str) -> dict[str, str | int]:

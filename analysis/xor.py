@@ -10,9 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import figures, style
+from analysis.noise import answer_noise
 from analysis.output import DrawOptions, Output, main
 from analysis.results import SweepResults
-from sweeps.intervals import compute_mean_interval
+from sweeps.intervals import compute_mean_interval, compute_median_interval
 from sweeps.xor import REPORT_SEED, Xor
 from trainables.xor import POINTS, TARGETS, compute_loss, make_noisy_points, predict
 
@@ -34,6 +35,7 @@ def draw(options: Xor, stages: Sequence[SweepResults], output: Output, draw_opti
         for sigma, trial_id in zip(results.data.noise_sigma.values, by_sigma, strict=True)
         if trial_id
     ]
+    output.answers += answer_noise(rows, REPORT_SEED)
     report = [row for row in rows if row["seed"] == REPORT_SEED]
     output.save_json({"report": [remove_seed(row) for row in report], "seeds": rows}, "xor")
     losses = "; ".join(f"σ = {row['sigma']:g}: {format_loss(row['clean_loss'])}" for row in report)
@@ -169,7 +171,7 @@ def draw_losses_by_sigma(rows: Sequence[dict[str, Any]], options: Xor) -> Figure
                 continue
             x = position + jitter.uniform(-0.12, 0.12, len(losses))
             axes.plot(x, losses, linestyle="", marker=".", color=style.MUTED, alpha=0.7)
-            low, median, high = compute_median_interval(losses)
+            median, low, high, _ = compute_median_interval(losses)
             error = [[median - low], [high - median]]
             axes.errorbar(position + 0.28, median, yerr=error, marker="D", color=style.PALETTE[0].color, capsize=3)
         axes.set_xticks(range(len(options.sigmas)), [f"{sigma:g}" for sigma in options.sigmas])
@@ -194,26 +196,10 @@ def select_sample(rows: Sequence[dict[str, Any]], sigma: float, name: str) -> ND
 def describe_interval(n: int) -> str:
     """Return the caption's words for the interval that `compute_median_interval` gives for n values."""
     return (
-        "its 95 % interval (order statistics)" if n >= MIN_SEEDS_FOR_INTERVALS else "the range, as 95 % needs six seeds"
+        "its 95 % interval (order statistics)"
+        if n >= MIN_SEEDS_FOR_INTERVALS
+        else "no interval, as 95 % needs six seeds"
     )
-
-
-def compute_median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Return the lower end, the median and the upper end of a confidence interval of the median.
-
-    The interval lies between order statistics and is valid for any distribution. The losses have heavy tails, because
-    a log of zero counts as 9,999, so their mean would say little.
-
-    Args:
-        values: Sample, `(n,)`.
-        confidence: Least coverage of the interval. If n is too small for it, fewer than six values for 95 %, the
-            interval is the range of the values, which covers less.
-    """
-    from scipy.stats import quantile_test
-
-    interval: Any = quantile_test(values).confidence_interval(confidence)  # scipy-stubs calls it a float
-    low, high = (values.min(), values.max()) if np.isnan(interval.low) else (interval.low, interval.high)
-    return float(low), float(np.median(values)), float(high)
 
 
 def make_table(rows: Sequence[dict[str, Any]], options: Xor) -> list[dict[str, Any]]:
@@ -226,20 +212,18 @@ def make_table(rows: Sequence[dict[str, Any]], options: Xor) -> list[dict[str, A
         n = len(select_sample(rows, sigma, "clean_loss"))
         line: dict[str, Any] = {"sigma": f"{sigma:g}", "seeds": n}
         for kind in ("clean", "noisy"):
-            low, median, high = (
-                compute_median_interval(select_sample(rows, sigma, f"{kind}_loss")) if n else (np.nan,) * 3
-            )
+            median, low, high, _ = compute_median_interval(select_sample(rows, sigma, f"{kind}_loss"))
             line[f"{kind}_median"] = f"{median:.4g}"
-            line[f"{kind}_ci95"] = f"{low:.4g} to {high:.4g}" if n >= MIN_SEEDS_FOR_INTERVALS else "needs six seeds"
+            line[f"{kind}_ci95"] = "needs six seeds" if np.isnan(low) else f"{low:.4g} to {high:.4g}"
         result.append(line)
     if len(options.sigmas) > 1:
         n = len(compute_correlations(rows, options, "clean_loss"))
         trend: dict[str, Any] = {"sigma": "Spearman's ρ(loss, σ), mean over seeds", "seeds": n}
         for kind in ("clean", "noisy"):
-            interval = compute_mean_interval(compute_correlations(rows, options, f"{kind}_loss"))
+            correlations = compute_correlations(rows, options, f"{kind}_loss")
+            interval = compute_mean_interval(correlations, lowest=-1, highest=1)
             trend[f"{kind}_median"] = f"{float(interval.mean):.2f}"
-            low, high = max(float(interval.low), -1.0), min(float(interval.high), 1.0)
-            trend[f"{kind}_ci95"] = f"{low:.2f} to {high:.2f}"
+            trend[f"{kind}_ci95"] = f"{float(interval.low):.2f} to {float(interval.high):.2f}"
         result.append(trend)
     return result
 

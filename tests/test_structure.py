@@ -23,7 +23,10 @@ FOLDERS = (*PACKAGES, "benchmarks", "chaos", "cluster", "docs", "reporttest")
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
 SCRIPTS = {f"sweeps.{name}" for name in ("part3", "part4", "part5", "xor", "mnist", "pooling", "grid")}
-PURE = {"sweeps.sweep", "sweeps.intervals", "sweeps.experiment", "sweeps.kept_options", "sweeps.stuck"}
+PURE = {
+    *("sweeps.sweep", "sweeps.experiment", "sweeps.kept_options", "sweeps.stuck"),
+    *("sweeps.intervals", "sweeps.bootstrap", "sweeps.comparisons", "sweeps.counts", "sweeps.power"),
+}
 # room → the rooms that its files may import
 MAY_IMPORT = {
     "trainables": {"trainables"},

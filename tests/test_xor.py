@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 
-from analysis.xor import compute_median_interval
 from sweeps.xor import Xor
 from trainables import xor
 from trainables.trial import Trial
@@ -57,12 +55,3 @@ def test_the_loss_of_certain_but_wrong_predictions_is_finite() -> None:
     assert xor.compute_loss(np.array([0.0, 1.0, 0.0, 1.0])) == 2 * 9999
     assert xor.compute_sigmoid(-1e9) == 0.0
     assert xor.compute_sigmoid(1e9) == 1.0
-
-
-@pytest.mark.parametrize("n", [6, 20, 33])
-def test_the_median_interval_is_the_narrowest_that_covers_95_percent(n: int) -> None:
-    low, median, high = compute_median_interval(np.arange(n, dtype=float))
-    assert low < median < high
-    rank = int(low) + 1  # rank of the lower order statistic, counted from 1
-    assert 1 - 2 * binom.cdf(rank - 1, n, 0.5) >= 0.95
-    assert 1 - 2 * binom.cdf(rank, n, 0.5) < 0.95  # the interval is no wider than necessary

@@ -82,6 +82,11 @@ def has_convolution(architecture: str) -> bool:
     return any(isinstance(layer, Conv) for layer in ARCHITECTURES.get(architecture, ()))
 
 
+def count_layers(architecture: str) -> int:
+    """Return the number of layers with weights, the prediction layer included."""
+    return sum(isinstance(layer, Conv | Linear) for layer in ARCHITECTURES[architecture]) + 1
+
+
 def compute_output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of one example after `layer`: `(channels, height, width)`, or `(features,)` after a `Linear`."""
     match layer:
