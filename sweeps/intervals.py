@@ -1,4 +1,4 @@
-"""Estimates of one setting over its seeds, with their confidence intervals, as pure functions of arrays."""
+"""Means, medians and shares over seeds, with their confidence intervals, as pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -64,6 +64,15 @@ def drop_missing(values: ArrayLike) -> NDArray[np.float64]:
     return kept
 
 
+class ShareDifference(NamedTuple):
+    """The difference of two shares, the first minus the second; NaN where one of them is of nothing."""
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+
+
 def compute_mean_interval(
     values: ArrayLike, axis: int = 0, confidence: float = 0.95, *, lowest: float = -np.inf, highest: float = np.inf
 ) -> Interval:
@@ -111,6 +120,28 @@ def compute_share_interval(successes: int, n: int, confidence: float = 0.95) -> 
         return Share(np.nan, np.nan, np.nan, 0)
     interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Share(successes / n, float(interval.low), float(interval.high), n)
+
+
+def compute_share_difference(first: Share, second: Share) -> ShareDifference:
+    """Compute the difference of two shares, such as of the seeds that learnt, with Newcombe's interval.
+
+    The p-value is exact: Boschloo's test. Sources: R. G. Newcombe, Statistics in Medicine 17 (1998), 873–890, method
+    10; R. D. Boschloo, Statistica Neerlandica 24 (1970), 1–35, by `scipy.stats.boschloo_exact`.
+
+    Args:
+        first: One share, by `compute_share_interval`, which decides the confidence.
+        second: The other share, of other seeds or the same.
+    """
+    from scipy import stats
+
+    if 0 in (first.n, second.n):
+        return ShareDifference(np.nan, np.nan, np.nan, np.nan)
+    estimate = first.share - second.share
+    below = float(np.hypot(first.share - first.low, second.high - second.share))
+    above = float(np.hypot(first.high - first.share, second.share - second.low))
+    successes = [round(one.share * one.n) for one in (first, second)]
+    table = [successes, [first.n - successes[0], second.n - successes[1]]]
+    return ShareDifference(estimate, estimate - below, estimate + above, float(stats.boschloo_exact(table).pvalue))
 
 
 def compute_median_interval(values: ArrayLike, confidence: float = 0.95) -> Median:

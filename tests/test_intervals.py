@@ -1,4 +1,4 @@
-"""Estimates of one setting over its seeds, held against hand-computed values, SciPy and simulation."""
+"""Means, medians and shares over seeds, held against hand-computed values, SciPy and simulation."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sweeps.intervals import (
     compute_expected_best_of_noise,
     compute_mean_interval,
     compute_median_interval,
+    compute_share_difference,
     compute_share_interval,
     format_interval,
     format_mean,
@@ -135,6 +136,22 @@ def test_wilsons_interval_covers_95_percent_on_average_and_82_percent_at_worst(n
     )
     assert 0.93 <= np.mean(coverage) <= 0.97
     assert 0.82 <= np.min(coverage) <= 0.85
+
+
+def test_a_difference_of_shares_by_hand() -> None:
+    """All and none of five are furthest apart; if half of all seeds learn, this has the probability 2 / 2¹⁰."""
+    found = compute_share_difference(compute_share_interval(5, 5), compute_share_interval(0, 5))
+    assert found.p == pytest.approx(2 / 2**10)
+    assert (found.estimate, found.high) == (1, pytest.approx(1))
+    low = 1 - compute_share_interval(5, 5).low  # as far as Wilson's intervals go, together as errors of a sum
+    assert found.low == pytest.approx(1 - np.hypot(low, low))
+
+
+def test_a_difference_of_shares_equals_newcombes_example() -> None:
+    """Newcombe (1998), table II (a): 56 of 70 against 48 of 80, method 10: 0.0524 to 0.3339."""
+    found = compute_share_difference(compute_share_interval(56, 70), compute_share_interval(48, 80))
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert np.isnan(compute_share_difference(compute_share_interval(0, 0), compute_share_interval(1, 2))).all()
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.data())
