@@ -51,7 +51,7 @@ def draft_noise(kind: str, losses: Losses) -> Draft:
 
     def write(claims: Claims) -> list[Answer]:
         shown = {sigma for sigma, holds in zip(tests, claims.held, strict=True) if holds}
-        listed = [f"{format_factor(median)} at σ = {sigma:g}" for sigma, median in medians.items()]
+        listed = [f"{format_factor(median)} at σ = {sigma:g}" for sigma, median in medians.items() if median.n]
         clauses = [f"The median loss on the {kind} points is {join_words(listed)}"]
         clauses += [*describe_signs(tests, shown, least), *describe_needed(tests, claims.level)]
         shares = [

@@ -124,8 +124,8 @@ def write_images(comparison: Comparison, results: SweepResults, axis: str) -> li
     if len(correct) < len(ended):
         text = format_estimate(mean, 2)
         sentence = (
-            f"Over other seeds alone it is {text}; over other test images it cannot be said, as trials of an earlier "
-            "version did not store which images they named right."
+            f"The test accuracy of {leader} is {text} over other seeds; over other test images it cannot be said, as "
+            "trials of an earlier version did not store which images they named right."
         )
         return [Answer(question=question, sentence=sentence, estimates=(mean,))]
     found = compute_accuracy_intervals(np.stack(correct))
@@ -145,7 +145,7 @@ def write_images(comparison: Comparison, results: SweepResults, axis: str) -> li
         if not math.isnan(bounds.low):
             clauses.append(f"{format_range(bounds.low, bounds.high, 2)} over {over}")
     images = f"{len(correct[0]):,} test images and {count_seeds(mean.n)}"
-    measured = f"It is {format_number(found.accuracy, 2)} % on {images}"
+    measured = f"The test accuracy of {leader} is {format_number(found.accuracy, 2)} % on {images}"
     sentence = f"{measured}: {join_words(clauses)} (bootstrap intervals of nominally 95 %)"
     lack = "" if mean.n > 1 else "; one seed does not show how much seeds vary"
     return [Answer(question=question, sentence=f"{sentence}{lack}.", estimates=tuple(estimates))]
