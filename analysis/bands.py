@@ -23,7 +23,7 @@ class Runs:
     Attributes:
         name: Name of the setting; empty where a figure has only one.
         labels: Name of each run, `runs` of them, such as "cnn_3 seed 1".
-        stuck: True for the runs that never left chance, `(runs,)`. They count in the mean.
+        stuck: True for the runs that are stuck at chance, `(runs,)`. They count in the mean.
     """
 
     name: str
@@ -211,12 +211,12 @@ def find_end(steps: NDArray[np.int64], curve: NDArray[np.float64]) -> tuple[floa
 
 
 def describe_last_means(bands: Sequence[Band], unit: str = "") -> str:
-    """Return where the mean curves of some bands end, in words, with how many of their runs never left chance."""
+    """Return where the mean curves of some bands end, in words, with how many of their runs are stuck."""
     ends = (f"{band.name} {band.center[1]:.3g}{unit}{describe_stuck(band)}" for band in bands if len(band.runs))
     return ", ".join(ends) or "no value, as all trials diverged"
 
 
 def describe_stuck(runs: Runs) -> str:
-    """Return how many of some runs never left chance, in brackets, or "" if all of them learnt."""
+    """Return how many of some runs are stuck, in brackets, or "" if all of them learnt."""
     n = int(runs.stuck.sum())
     return f" ({n} of {len(runs.stuck)} {STUCK})" if n else ""

@@ -17,7 +17,7 @@ from analysis import style
 from analysis.bands import STUCK, Band, Points, Runs, compute_band
 from sweeps.intervals import compute_mean_interval
 
-RECORDS_DRAWN = 120  # a running mean changes so little in between that more points would only make files larger
+RECORDS_DRAWN = 75  # a running mean changes so little in between that more points would only make files larger
 MAX_NAMED = 4  # runs outside the axes that a caption names; it counts the others
 DECADES_FOR_LOG = 2.0  # losses that span as many are drawn on a log scale
 TRAINING, TEST = style.PALETTE[:2]  # styles of the accuracies on the training set and on the test set

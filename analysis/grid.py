@@ -136,9 +136,8 @@ def draw_curves(data: xr.Dataset, draw_options: GridDrawOptions, dataset: str) -
     if quantity == "train_loss":
         figures.choose_loss_scale(panels[0], found)
     figures.limit_y_range(panels[0], found)  # the panels share the y axis, so one call sets the range of all
-    figures.add_heading(
-        figure, f"{dataset}: {quantity.replace('_', ' ')} by {name_axis(by)}", figures.make_legend_handles(styles)
-    )
+    title = f"{dataset}: {UNITS[quantity].partition(' (')[0]} by {name_axis(by)}"
+    figures.add_heading(figure, title, figures.make_legend_handles(styles))
     outside = figures.describe_outside(figures.list_outside(panels[0], found))
     ends = "Means end where the shortest run does." if data.sizes["batch_size"] > 1 else ""
     over = "" if only_seeds else "Over all other axes."

@@ -34,7 +34,7 @@ def describe_diverged(names: Sequence[str]) -> str:
 def describe_stuck(names: Sequence[str]) -> str:
     """Return a note that counts the trials that are stuck, given by their names, and names the first of them."""
     verb = "is" if len(names) == 1 else "are"
-    return f"{format_count(len(names), 'trial')} stuck at chance, {verb} in the means: {format_names(names)}"
+    return f"{format_count(len(names), 'trial')} {verb} stuck at chance and {verb} in the means: {format_names(names)}"
 
 
 def format_names(names: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ def describe_section(section: Section, figures: Iterator[int], tables: Iterator[
         "name": name,
         "title": section.experiment.title,
         "question": section.experiment.question,
-        "answers": [describe_answer(answer) for answer in section.output.answers],
+        "answers": describe_answers(section.output.answers),
         "figures": [describe_figure(section, figure, next(figures)) for figure in section.output.figures],
         "tables": [describe_table(table, next(tables)) for table in section.output.tables],
         "trials": describe_trials(section, commands["Train"]),
@@ -101,18 +101,39 @@ def has_gaps(section: Section) -> bool:
     return any(stage.missing for stage in section.stages) or len(section.sweeps) > len(section.stages)
 
 
-def describe_answer(answer: Answer) -> dict[str, Any]:
-    """Return an answer with its estimates as rows of text."""
-    rows = [
-        {
-            "estimate": estimate.name,
-            "value": f"{format_number(estimate.value)} {estimate.unit}".strip(),
-            "95 % interval": format_interval(estimate),
-            "n": str(estimate.n),
-        }
-        for estimate in answer.estimates
-    ]
+def describe_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Return a section's answers, with each estimate as a row of text below the first answer that rests on it."""
+    shown: set[tuple[str, ...]] = set()
+    described = []
+    for answer in answers:
+        rows = [describe_estimate(estimate) for estimate in answer.estimates]
+        new = [row for row in rows if tuple(row.values()) not in shown]
+        shown |= {tuple(row.values()) for row in rows}
+        described.append(describe_answer(answer, new, some_above=len(new) < len(rows)))
+    return described
+
+
+def describe_estimate(estimate: Estimate) -> dict[str, str]:
+    """Return an estimate as the cells of a row, by heading."""
+    digits = 2 if estimate.unit in ("%", "percentage points") else None
     return {
+        "estimate": estimate.name,
+        "value": f"{format_number(estimate.value, digits)} {estimate.unit}".strip(),
+        "95 % interval": format_interval(estimate, digits),
+        "n": str(estimate.n),
+    }
+
+
+def describe_answer(answer: Answer, rows: Sequence[dict[str, str]], *, some_above: bool) -> dict[str, Any]:
+    """Return an answer with its estimates as rows of text.
+
+    Args:
+        answer: The answer.
+        rows: Rows of its estimates that are not shown below an earlier answer.
+        some_above: Whether others are.
+    """
+    return {
+        "some_above": some_above,
         "question": answer.question,
         "sentence": answer.sentence,
         "headings": list(rows[0]) if rows else [],
@@ -122,18 +143,25 @@ def describe_answer(answer: Answer) -> dict[str, Any]:
     }
 
 
-def format_interval(estimate: Estimate) -> str:
+def format_interval(estimate: Estimate, digits: int | None) -> str:
     """Return the ends of an estimate's interval as text, or a dash if there is none."""
     if math.isnan(estimate.low) or math.isnan(estimate.high):
         return NO_VALUE
-    return f"{format_number(estimate.low)} – {format_number(estimate.high)}"
+    return f"{format_number(estimate.low, digits)} – {format_number(estimate.high, digits)}"
 
 
-def format_number(value: float) -> str:
-    """Return a number with four significant digits as text, whole from 10,000 on, or a dash for NaN."""
+def format_number(value: float, digits: int | None) -> str:
+    """Return a number as text with a true minus sign, or a dash for NaN.
+
+    Args:
+        value: The number.
+        digits: Decimals; None for four significant digits, and none after the point from 10,000 on.
+    """
     if math.isnan(value):
         return NO_VALUE
-    return f"{value:,.0f}" if 10_000 <= abs(value) < math.inf else f"{value:.4g}"
+    kind = f".{digits}f" if digits is not None else ",.0f" if 10_000 <= abs(value) < math.inf else ".4g"
+    text = f"{value:{kind}}"
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
 
 
 def describe_figure(section: Section, saved: SavedFigure, number: int) -> dict[str, Any]:

@@ -97,7 +97,8 @@ def draw_panels(options: Pooling, results: SweepResults) -> tuple[Figure, str]:
 def describe_model(name: str) -> str:
     """Return a model's pooling and padding in words."""
     padding = "no padding" if MODELS[name]["architecture"] == "conv_pool_valid" else "padding"
-    return f"{MODELS[name]['pooling']} pooling, {padding}"
+    kind = {"max": "max", "avg": "average"}[MODELS[name]["pooling"]]
+    return f"{kind} pooling, {padding}"
 
 
 def answer(options: Pooling, results: SweepResults) -> list[Answer]:

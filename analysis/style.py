@@ -10,12 +10,15 @@ stands out from white. `tests/test_figures.py` simulates this. Markers tell the 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PAGE_WIDTH = 6.3  # inches; the text of an A4 page with margins of 25 mm
 HALF_PAGE_WIDTH = 4.13  # inches; half of an A4 page
@@ -40,8 +43,6 @@ SETTINGS: Any = {  # a dict; newer versions of matplotlib type its keys one by o
     "svg.fonttype": "none",  # text stays text, which a browser can search and read aloud
     "svg.hashsalt": "figures",  # ids within an SVG follow from its content, so that equal figures are equal files
 }
-# A decorator for functions that make or save figures, as matplotlib reads its settings when it makes a part.
-with_style = matplotlib.rc_context(SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,14 @@ STYLES: Mapping[str, Style] = {
 PALETTE = tuple(
     STYLES[name] for name in ("cnn_4", "mlp_1", "conv_pool_valid", "logistic", "cnn_5", "mlp_2", "cnn_3", "conv_pool")
 )
+
+
+def with_style(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that makes or saves figures, so that it does so in this style.
+
+    Matplotlib reads its settings when it makes a part of a figure, and again when it writes a file.
+    """
+    return matplotlib.rc_context(SETTINGS)(function)
 
 
 def choose_style(name: str, index: int) -> Style:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 GALLERY_COLUMNS = 10  # images in a row of a gallery
 TILE_PIXELS = 28  # pixels of small images are repeated until a tile has at least so many
+LARGEST_TILE = 256  # pixels of a side; a figure has no more for a tile, so larger ones would only take memory
 GAP = 0.08  # space between tiles, as a part of a tile's side
 TEXT_SPACE = 0.42  # space for the text above an image of a gallery, as a part of the image's height
 
@@ -135,8 +136,10 @@ def draw_grid(outputs: NDArray[Any], title: str) -> Figure:
 
     Each row holds the outputs for one image, each column those of one kernel.
     """
-    batch, channels, *side = outputs.shape
-    mosaic = make_mosaic(scale_each(outputs.reshape(batch * channels, *side)), channels)
+    stride = max(1, max(outputs.shape[2:]) // LARGEST_TILE)
+    shown = outputs[:, :, ::stride, ::stride]
+    batch, channels, *side = shown.shape
+    mosaic = make_mosaic(scale_each(shown.reshape(batch * channels, *side)), channels)
     width = max(style.PAGE_WIDTH, 0.35 * channels)
     height = min(width, 1.2 * channels) * mosaic.shape[0] / mosaic.shape[1]
     text = style.wrap_bold(title, width)

@@ -31,6 +31,7 @@ import analysis.xor
 from analysis import bands, figures, style, tiles
 from analysis.bands import Band, Points
 from analysis.grid import GridDrawOptions
+from analysis.misclassified import describe_empty
 from analysis.output import DrawOptions, Output
 from analysis.part5 import Part5DrawOptions
 from analysis.results import SweepResults, arrange_on_axes
@@ -312,8 +313,7 @@ def test_a_picture_of_many_images_has_few_axes(drawn: dict[str, tuple[Figure, st
 
 @pytest.mark.slow
 def test_text_in_an_svg_stays_text(drawn: dict[str, tuple[Figure, str]], tmp_path: Path) -> None:
-    with style.with_style:
-        drawn["part3/part3"][0].savefig(tmp_path / "x.svg")
+    style.with_style(drawn["part3/part3"][0].savefig)(tmp_path / "x.svg")
     svg = (tmp_path / "x.svg").read_text()
     assert re.search(r"<text[^>]*>training loss \(nats\)</text>", svg)
     assert len(svg) < 700_000
@@ -485,3 +485,13 @@ def test_single_runs_of_a_setting_are_one_line() -> None:
     figures.draw_runs(axes, np.arange(3), np.stack([LEARNS, CHANCE]), color="black")
     [line] = axes.lines
     np.testing.assert_array_equal(line.get_ydata(), [50, 90, 95, np.nan, 10, 10, 10, np.nan])
+
+
+def test_a_gallery_has_a_row_for_each_name_that_has_images() -> None:
+    nothing, two = np.zeros((0, 1, 8, 8)), np.ones((2, 1, 8, 8))
+    [axes] = tiles.draw_gallery({"even": nothing, "odd": two}, {"even": [], "odd": ["is even"] * 2}, "A title").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["odd"]
+    assert [text.get_text() for text in axes.texts] == ["is even"] * 2
+    assert tiles.draw_gallery({"even": nothing}, {"even": []}, "A title").axes == []
+    assert describe_empty({"0": np.arange(0), "1": np.arange(3), "2": np.arange(0)}) == ", none for 0 and 2"
+    assert describe_empty({"1": np.arange(3)}) == ""

@@ -20,7 +20,7 @@ from sweeps.driver.plan import Plan, check_records
 from sweeps.driver.provenance import collect_provenance, get_version, run_git
 from sweeps.driver.ray_process import LOG_NAME
 from sweeps.driver.recovery import close_own_runs, deliver_waiting_results, remove_leftovers
-from sweeps.driver.report import print_backend
+from sweeps.driver.report import print_backend, print_missing, print_outcomes, print_plan
 from sweeps.driver.run import run
 from sweeps.driver.session import Session
 from sweeps.driver.summary import group_by_setting, make_result_table
@@ -240,6 +240,37 @@ def test_a_dry_run_on_a_cluster_leaves_a_living_sweep_alone(
     assert run(replace(OPTIONS, tracking_uri=store.uri), RunOptions(storage=tmp_path, dry_run=True)) == 0
     assert RunOptions(storage=tmp_path).private_folder not in folders
     assert len(folders) == 1
+
+
+@pytest.mark.parametrize(
+    ("seeds", "ray_failed", "line", "status"),
+    [
+        (1, False, "1 trial is missing (1 failed, 0 stopped, 0 trained but not seen in the store). To go on: ", 1),
+        (3, False, "3 trials are missing (1 failed, 2 stopped, 0 trained but not seen in the store). To go on: ", 130),
+        (3, True, "3 trials are missing (1 failed, 2 not trained because Ray failed, 0 trained but not seen in ", 1),
+    ],
+)
+def test_missing_trials_are_counted_by_what_became_of_them(
+    seeds: int, ray_failed: bool, line: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = replace(OPTIONS, seeds=seeds)
+    plan = Plan(options.sweep(), options.sweep().trials(), {})
+    outcomes = {plan.trials[0].id: Outcome(error="out of memory")}
+    found = print_missing(plan, options, RunOptions(storage=tmp_path), outcomes, ray_failed=ray_failed)
+    assert found == status
+    assert f"\n{line}" in capsys.readouterr().out
+
+
+def test_one_trial_is_not_trials(capsys: pytest.CaptureFixture[str]) -> None:
+    [trial] = OPTIONS.sweep().trials()
+    plan = Plan(OPTIONS.sweep(), (trial,), {})
+    print_plan(plan)
+    print_outcomes(plan, plan, {trial.id: Outcome()}, {trial.id: "the disk is full"}, 2)
+    assert capsys.readouterr().out == (
+        "part3: 1 trial, 0 done, 1 missing\n"
+        "Trained 1 of 1 trial in 2 seconds.\n"
+        "The results of 1 trained trial wait in the storage folder: the disk is full\n"
+    )
 
 
 def test_the_table_leaves_out_axes_of_one_value(store: Store) -> None:

@@ -114,7 +114,7 @@ def print_outcomes(
     if refused:
         reason = next(iter(refused.values()))
         count = format_count(len(refused), "trained trial")
-        say(f"{count} kept in the storage folder until the store takes the results: {reason}", style="red")
+        say(f"The results of {count} wait in the storage folder: {reason}", style="red")
 
 
 def print_missing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -99,8 +100,8 @@ def make_result_table(settings: Sequence[Setting]) -> Table:
     any_stuck = any(setting.stuck_accuracies for setting in settings)
     columns = ["trials", *(["diverged"] if any_diverged else []), *(["stuck"] if any_stuck else []), "mean", "95 % CI"]
     columns += [*(["learnt", "mean of\nlearnt"] if any_stuck else []), "best\nrun"]
-    title = "Test accuracy (%) over seeds"
-    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits in 80 characters
+    narrow: dict[str, Any] = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False, "show_edge": False}
+    table = Table(title="Test accuracy (%) over seeds", **narrow)  # all columns are to fit in 80 characters
     for axis in settings[0].values:
         table.add_column(axis.replace("_", " "), overflow="fold")
     for column in columns:
