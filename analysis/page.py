@@ -116,9 +116,10 @@ def describe_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 def describe_estimate(estimate: Estimate) -> dict[str, str]:
     """Return an estimate as the cells of a row, by heading."""
     digits = 2 if estimate.unit in ("%", "percentage points") else None
+    number = format_number(estimate.value, digits)
     return {
         "estimate": estimate.name,
-        "value": f"{format_number(estimate.value, digits)} {estimate.unit}".strip(),
+        "value": NO_VALUE if math.isnan(estimate.value) else f"{number} {estimate.unit}".strip(),
         "95 % interval": format_interval(estimate, digits),
         "n": str(estimate.n),
     }

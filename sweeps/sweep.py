@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -72,11 +73,18 @@ class Sweep:
 
     def cells(self) -> Iterator[tuple[tuple[Any, ...], Trial]]:
         """Yield every combination of the axes' values (the names of a mapping), with its trial."""
+        yield from self._cells
+
+    @cached_property
+    def _cells(self) -> tuple[tuple[tuple[Any, ...], Trial], ...]:
+        """The combinations, made once: they are asked for many times, and each trial's id is a hash."""
+        cells = []
         for values in product(*self.axes.values()):
             settings = dict(self.fixed)
             for (name, axis), value in zip(self.axes.items(), values, strict=True):
                 settings.update(axis[value] if isinstance(axis, Mapping) else {name: value})
-            yield values, Trial(**settings)
+            cells.append((values, Trial(**settings)))
+        return tuple(cells)
 
     def trials(self) -> tuple[Trial, ...]:
         """Return the distinct trials in order: combinations that compute the same share a trial."""

@@ -108,6 +108,14 @@ def test_part_3_trains_only_what_is_missing_and_shares_its_trials_with_a_grid(tm
     assert status == 0
     assert "grid: 4 trials, 4 done, 4 of them from part3, 0 missing" in out
 
+    status, out = wait_for(start_script(tmp_path, "analysis", experiment="report"))  # of both sweeps, as run last
+    assert status == 0
+    page = (tmp_path / "figures" / "report" / "report.html").read_text()
+    assert "This report rests on 14 trained networks." in page
+    assert "python sweeps/part3.py --quick --seeds 2 --epochs 2" in page
+    assert "python sweeps/grid.py --quick --learning-rates 0.01" in page
+    assert str(tmp_path) not in page
+
 
 def test_only_the_user_enters_the_folder_of_rays_sockets(tmp_path: Path) -> None:
     folder = RunOptions(storage=tmp_path / "storage").private_folder

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -138,8 +138,8 @@ class RunArtifacts:
             TrackingError: It could not be downloaded.
         """
         what = f"the artifact {name} of '{label}' (run {self.run_id})"
-        with tempfile.TemporaryDirectory() as temporary:
-            path = self._find(name, what, temporary)
+        with ExitStack() as stack:
+            path = self._find(name, what, stack)
             try:
                 yield path
             except MemoryError:
@@ -154,8 +154,8 @@ class RunArtifacts:
                     "run the sweep again"
                 ) from None
 
-    def _find(self, name: str, what: str, temporary: str) -> Path:
-        """Return the path of a file, which is downloaded into a temporary folder if it is not beside the database."""
+    def _find(self, name: str, what: str, stack: ExitStack) -> Path:
+        """Return the path of a file, which is downloaded, until the stack ends, if it is not beside the database."""
         folders = self.own_folders
         if folder := next((folder for folder in folders if folder.is_dir()), None):
             if not (folder / name).exists():
@@ -163,6 +163,7 @@ class RunArtifacts:
             return folder / name
         try:
             repository = self._repository()
+            temporary = stack.enter_context(tempfile.TemporaryDirectory())
             try:
                 return Path(repository.download_artifacts(name, temporary))
             except Exception:  # MLflow does not say whether the file is missing or its place cannot be reached
