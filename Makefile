@@ -5,8 +5,8 @@ RUN = $(VENV)/bin/python
 # Import the packages of this checkout, even if several checkouts share one environment.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install install-cluster quickstart test fast-test test-oldest test-newest chaos chaos-quick cluster-test report-test \
-	bench bench-compare bench-safety bench-cluster lint types
+.PHONY: help install install-cluster quickstart test fast-test test-oldest test-newest chaos chaos-quick cluster-test \
+	report-test bench bench-compare bench-safety bench-cluster bench-coverage lint types
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -73,6 +73,9 @@ bench-safety: install ## Measure what checkpoints and tracking cost
 bench-cluster: install-cluster ## Measure the load that a head takes: writers on PostgreSQL, and many trials in Ray Tune
 	$(RUN) benchmarks/load.py
 	$(RUN) benchmarks/many_trials.py
+
+bench-coverage: install ## Simulate how often the intervals hold the true value, and how often reports claim too much
+	$(RUN) benchmarks/interval_coverage.py
 
 lint: install ## Check the code's style
 	$(RUN) -m ruff check .

@@ -189,7 +189,7 @@ def compare_shares(first: int, second: int, n: int) -> ShareDifference:
 def measure_share_difference(n: int, how: Callable[[Array], np.floating[Any]]) -> float:
     """Measure Newcombe's interval exactly for pairs of 101 true shares; `how` is the mean or the minimum over pairs."""
     shares = np.linspace(0, 1, 101)
-    probabilities = stats.binom.pmf(np.arange(n + 1)[:, None], n, shares)
+    probabilities = np.asarray(stats.binom.pmf(np.arange(n + 1)[:, None], n, shares))
     truths = shares[:, None] - shares
     coverage = np.zeros_like(truths)
     for first, second in product(range(n + 1), repeat=2):

@@ -246,7 +246,7 @@ def compare_with_reference(
 
 
 def adjust_for_false_discoveries(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Return p-values of many comparisons, adjusted so that of those at most 0.05 about 5 % are false.
+    """Return p-values of many comparisons, adjusted so that of those at most 0.05, 5 % or fewer are false on average.
 
     They tell which of a large grid's settings are worth a second look, not what may be claimed: that is what
     `select_claims` is for. NaN stays NaN and is not counted. Source: Y. Benjamini and Y. Hochberg, Journal of the Royal

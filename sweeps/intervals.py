@@ -56,14 +56,6 @@ class Share(NamedTuple):
     n: int
 
 
-def drop_missing(values: ArrayLike) -> NDArray[np.float64]:
-    """Return the values that are not NaN."""
-    array = np.asarray(values, np.float64)
-    missing: NDArray[np.bool_] = np.isnan(array)
-    kept: NDArray[np.float64] = array[~missing]
-    return kept
-
-
 class ShareDifference(NamedTuple):
     """The difference of two shares, the first minus the second; NaN where one of them is of nothing."""
 
@@ -71,6 +63,14 @@ class ShareDifference(NamedTuple):
     low: float
     high: float
     p: float
+
+
+def drop_missing(values: ArrayLike) -> NDArray[np.float64]:
+    """Return the values that are not NaN."""
+    array = np.asarray(values, np.float64)
+    missing: NDArray[np.bool_] = np.isnan(array)
+    kept: NDArray[np.float64] = array[~missing]
+    return kept
 
 
 def compute_mean_interval(

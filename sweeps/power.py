@@ -25,6 +25,7 @@ def compute_power(difference: float, sd: float, n: int, *, paired: bool, level: 
     from scipy import stats
 
     noncentrality = abs(difference) / (sd * np.sqrt((1 if paired else 2) / n))
+    noncentrality = np.minimum(noncentrality, 1e5)  # beyond it SciPy gives NaN, and the power is 1 anyway
     part = stats.beta.ppf((np.arange(50) + 0.5) / 50, (n - 1) / 2, (n - 1) / 2)  # 50 values of w, all equally likely
     degrees = np.array(n - 1) if paired else (n - 1) / (part**2 + (1 - part) ** 2)
     critical = stats.t.isf(level / 2, degrees)

@@ -139,7 +139,7 @@ def test_all_pairs_equal_scipys_games_howell() -> None:
 
 
 def test_p_values_that_are_nearly_zero_stay_above_welchs() -> None:
-    """Only rounding is left of SciPy's integral: less than Welch's p-value in the first case, far more in the second."""
+    """Only rounding is left of SciPy's integral: less than Welch's p-value in the first case, more in the second."""
     far = {"a": [0.0, 0.001], "b": [1e4, 1e4 + 0.02], "c": [5.0, 9.0]}
     many = {"a": np.arange(30.0), "b": np.arange(30.0) + 1e4, "c": np.arange(30.0)}
     for samples in (far, many):

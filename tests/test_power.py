@@ -38,6 +38,12 @@ def test_the_seeds_needed_for_the_detectable_difference_are_the_seeds(n: int, pa
     assert compute_power(difference, sd, n, paired=paired) == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_huge_difference_needs_two_seeds(paired: bool) -> None:
+    assert compute_power(1e6, 1e-3, 1_000, paired=paired) == 1
+    assert compute_seeds_needed(1e6, 1e-3, paired=paired) == 2
+
+
 def test_without_a_difference_the_power_is_the_level() -> None:
     assert compute_power(0, 1, 10, paired=True) == pytest.approx(0.05)
     assert compute_power(0, 1, 10, paired=True, level=0.01) == pytest.approx(0.01)

@@ -394,7 +394,7 @@ def test_the_report_tells_what_it_rests_on(section: Section, tmp_path: Path) -> 
         assert "python analysis/part3.py --seeds 2" in text
         assert "--allow-missing" in text
         assert "digits (checksum " in text
-        assert "-0.5 – 3" in text
+        assert "−0.50 – 3.00" in text
         assert "this number of seeds could have shown is 2 percentage points." in text
         assert str(tmp_path) not in text
         assert "sqlite" not in text
