@@ -48,7 +48,8 @@ class Answer:
         sentence: The answer in one sentence, never stronger than its estimates.
         estimates: The numbers that it rests on.
         smallest_difference: The smallest true difference that this number of seeds would have shown with a probability
-            of 80 %, in the unit of differences; infinite if not even the largest possible one, None if this is unknown.
+            of 80 %, in the unit of differences: of the first two settings, or of those for which none was shown. It is
+            infinite if not even the largest possible one would have been shown, and None if this is unknown.
         finding: The answer in a few words, for a figure's title; empty if it has none.
     """
 

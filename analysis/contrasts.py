@@ -12,6 +12,7 @@ from analysis.wording import (
     ALL_SEEDS,
     LEARNT_SEEDS,
     choose_digits,
+    describe_agreement,
     describe_alone,
     describe_diverged,
     describe_stuck,
@@ -50,7 +51,7 @@ class Contrasts:
 def draft_contrasts(contrasts: Contrasts) -> Draft:
     """Draft the answer to where two settings differ, and with stuck seeds another one, over those that learnt."""
     groups = [contrasts]
-    if any(settings.stuck.any() for settings in contrasts.contexts.values()):
+    if any(each.stuck.any() and each.values.shape[1] > 1 for each in contrasts.contexts.values()):
         groups = [replace(contrasts, scope=ALL_SEEDS), contrasts.keep_learnt()]
     compared = [{name: compare_settings(each) for name, each in group.contexts.items()} for group in groups]
 
@@ -79,7 +80,8 @@ def write_contrasts(
     differences = {name: difference for name, c in comparisons.items() for difference in c.pairs.values()}
     known = [name for name, difference in differences.items() if difference.n > 1]
     not_shown = [name for name in known if name not in shown]
-    sizes = [comparisons[name].find_smallest(list(comparisons[name].pairs), level) for name in not_shown or known]
+    open_pairs = [(comparisons[name], *pair) for name in not_shown or known for pair in comparisons[name].pairs]
+    sizes = [comparison.find_smallest(first, second, level) for comparison, first, second in open_pairs]
     smallest = max((size for size in sizes if not math.isnan(size)), default=math.nan)
     clauses = describe_contrasts(contrasts, differences, shown)
     clauses += describe_unclaimed(differences[name] for name in not_shown)
@@ -88,7 +90,7 @@ def write_contrasts(
     means: list[Estimate] = []
     shares: list[Estimate] = []
     for comparison in comparisons.values():
-        clauses += describe_diverged(comparison.settings)
+        clauses += [*describe_agreement(comparison), *describe_diverged(comparison.settings)]
         means += comparison.means.values()
         if learnt:
             clauses += describe_stuck(comparison.settings)

@@ -14,9 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.answers import Estimate
-from sweeps.comparisons import compute_difference
-from sweeps.counts import compare_shares
-from sweeps.intervals import compute_mean_interval
+from sweeps.comparisons import NO_SPREAD, compute_difference
+from sweeps.intervals import compute_mean_interval, compute_share_difference, compute_share_interval
 from sweeps.power import compute_detectable_difference
 
 
@@ -40,7 +39,7 @@ class Quantity(NamedTuple):
 
 TEST_ACCURACY = Quantity("test accuracy", "%", "percentage points", 100, 2)
 VALIDATION_ACCURACY = Quantity("validation accuracy", "%", "percentage points", 100, 2)
-TRAINING_LOSS = Quantity("training loss", "", "", math.inf, 4)
+TRAINING_LOSS = Quantity("training loss", "", "", math.inf, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +65,11 @@ class Settings:
     def count_stuck(self) -> tuple[list[int], list[int]]:
         """Return the number of stuck seeds of each setting, and of those that trained to the end."""
         return self.stuck.sum(axis=1).tolist(), (self.stuck | ~np.isnan(self.values)).sum(axis=1).tolist()
+
+    def list_stuck(self) -> set[str]:
+        """Return the names of the settings that have a value of a stuck trial."""
+        present = self.stuck & ~np.isnan(self.values)
+        return {name for name, row in zip(self.names, present, strict=True) if row.any()}
 
     def keep_learnt(self) -> Settings:
         """Return the settings without the values that need a stuck trial."""
@@ -105,23 +109,22 @@ class Comparison:
         shown = [pair for pair, holds in zip(self.pairs, held, strict=True) if holds]
         return [(a, b) if self.pairs[a, b].value > 0 else (b, a) for a, b in shown]
 
-    def find_smallest(self, pairs: Sequence[tuple[str, str]], level: float) -> float:
-        """Return the smallest difference that would be found in each of some pairs with a power of 80 %.
+    def find_smallest(self, first: str, second: str, level: float) -> float:
+        """Return the smallest true difference of two settings that would be found with a power of 80 %.
 
-        It is infinite if even the largest possible difference would not, and NaN if the spread is not known.
+        It is infinite if not even the largest possible difference would, and NaN if nothing is known of the spread, or
+        if seeds are stuck, which is not the normal spread that the power is computed for.
 
         Args:
-            pairs: Pairs of names in any order.
+            first: Name of a setting.
+            second: Name of another.
             level: Level of a single comparison, see `Claims`.
         """
-        paired = self.settings.paired
-        known = [pair if pair in self.pairs else (pair[1], pair[0]) for pair in pairs]
-        found = [
-            self.spreads[pair] * compute_detectable_effect(self.pairs[pair].n, paired=paired, level=level)
-            for pair in known
-            if not math.isnan(self.pairs[pair].low)
-        ]
-        smallest = max(found, default=math.nan)
+        pair = (first, second) if (first, second) in self.pairs else (second, first)
+        if math.isnan(self.pairs[pair].low) or self.settings.list_stuck() & {*pair}:
+            return math.nan
+        effect = compute_detectable_effect(self.pairs[pair].n, paired=self.settings.paired, level=level)
+        smallest = self.spreads[pair] * effect
         return math.inf if smallest > self.settings.quantity.highest else smallest
 
 
@@ -205,22 +208,46 @@ def compare_settings(settings: Settings) -> Comparison:
         for (a, b), difference in found.items()
     }
     spreads = {pair: difference.sd for pair, difference in found.items()}
-    p_values = [max(difference.p, compare_stuck(settings, *pair)) for pair, difference in found.items()]
+    p_values = [compute_p_value(settings, *pair, difference.p) for pair, difference in found.items()]
     return Comparison(settings, means, pairs, spreads, p_values)
 
 
-def compare_stuck(settings: Settings, first: str, second: str) -> float:
-    """Return the p-value of two settings having the same share of stuck seeds; 0 if no value is of a stuck seed."""
+def compute_p_value(settings: Settings, first: str, second: str, p_value: float) -> float:
+    """Return the p-value of a pair of settings: with stuck seeds, the larger one of the two tests that it has to pass.
+
+    Args:
+        settings: The settings.
+        first: Name of one of them.
+        second: Name of the other.
+        p_value: p-value of their means; NaN if the seeds of one show no spread, as where all name the same class.
+    """
     rows = [settings.names.index(name) for name in (first, second)]
     present = ~np.isnan(settings.values[rows])
     stuck, n = (settings.stuck[rows] & present).sum(axis=1).tolist(), present.sum(axis=1).tolist()
-    return compare_shares(stuck[0], n[0], stuck[1], n[1]) if sum(stuck) else 0.0
+    return float(np.fmax(p_value, compare_stuck(*stuck, *n))) if any(stuck) else p_value
+
+
+@cache
+def compare_stuck(first: int, second: int, n_first: int, n_second: int) -> float:
+    """Return the p-value of two settings having the same share of stuck seeds.
+
+    Args:
+        first: Number of stuck seeds of one setting.
+        second: Number of stuck seeds of the other.
+        n_first: Number of all seeds of the one.
+        n_second: Number of all seeds of the other.
+    """
+    shares = compute_share_interval(first, n_first), compute_share_interval(second, n_second)
+    return compute_share_difference(*shares).p
 
 
 def estimate_mean(name: str, values: NDArray[np.float64], quantity: Quantity) -> Estimate:
-    """Return the mean of a quantity over seeds, `(seeds,)`, with its interval; NaN values are left out."""
-    mean, low, high, n = compute_mean_interval(values, lowest=0, highest=quantity.highest)
-    return Estimate(name=name, value=float(mean), low=float(low), high=float(high), n=int(n), unit=quantity.unit)
+    """Return the mean of a quantity over seeds, `(seeds,)`, with its interval unless all agree; NaN is left out."""
+    interval = compute_mean_interval(values, lowest=0, highest=quantity.highest)
+    mean, low, high, n = (float(number) for number in interval)
+    if n > 1 and not np.nanstd(values) > NO_SPREAD * abs(mean):
+        low = high = math.nan
+    return Estimate(name=name, value=mean, low=low, high=high, n=int(n), unit=quantity.unit)
 
 
 def average_last_epoch(curves: xr.DataArray, epochs: int) -> xr.DataArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from analysis.wording import format_factor, join_words
 from sweeps.comparisons import Difference, compute_difference
 from trainables.architectures import count_layers
 
+MOST = 300.0  # largest logarithm of a ratio, which keeps intervals of two seeds within what a float can hold
 QUESTION = "What does a sigmoid do to the first layer's gradient, and how does that go with depth?"
 
 
@@ -57,7 +57,7 @@ def draft_gradients(norms: xr.DataArray, architectures: Sequence[str]) -> Draft:
 
 def estimate_ratio(name: str, logs: Difference) -> Estimate:
     """Return a ratio with its interval, from a difference of logarithms."""
-    value, low, high = (math.exp(number) for number in (logs.estimate, logs.low, logs.high))
+    value, low, high = np.exp(np.clip((logs.estimate, logs.low, logs.high), -MOST, MOST)).tolist()
     return Estimate(name=name, value=value, low=low, high=high, n=logs.n, unit="")
 
 

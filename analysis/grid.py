@@ -86,7 +86,8 @@ def answer(data: xr.Dataset) -> list[Answer]:
         ]
         if data.sizes[axis] > 1 and having:
             runs = data.sel(architecture=having)
-            settings = gather_settings(runs.test_accuracy, runs, axis, TEST_ACCURACY, form=forms.get(axis, "{}"))
+            form, paired = forms.get(axis, "{}"), axis != "architecture"  # networks have other weights from one seed
+            settings = gather_settings(runs.test_accuracy, runs, axis, TEST_ACCURACY, paired=paired, form=form)
             others = [each.replace("_", " ") for each in AXES[:-1] if each != axis and data.sizes[each] > 1]
             averaged = f", averaged over each {join_words(others)}" if others else ""
             topic = f"which {axis.replace('_', ' ')} generalises best{averaged}"

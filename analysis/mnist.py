@@ -104,9 +104,15 @@ def answer(options: Mnist, results: SweepResults) -> list[Answer]:
     def write_even_odd(claims: Claims) -> list[Answer]:
         question = "How well does logistic regression tell even digits from odd ones?"
         if mean.n == 0:
-            return [Answer(question=question, sentence="No trial of it has trained to its end.", estimates=())]
+            return [
+                Answer(
+                    question=question,
+                    sentence="No trial of even against odd digits has trained to its end.",
+                    estimates=(),
+                )
+            ]
         rate = even_odd.removeprefix("even_odd · ")
-        sentence = f"It does so with a test accuracy of {format_estimate(mean, 1)} at {rate}"
+        sentence = f"Even digits are told from odd ones with a test accuracy of {format_estimate(mean, 1)} at {rate}"
         lack = "; one seed does not show how much seeds vary" if mean.n == 1 else ""
         return [Answer(question=question, sentence=f"{sentence}{lack}.", estimates=(mean,))]
 

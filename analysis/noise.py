@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from analysis.answers import Answer, Claims, Draft, Estimate, write_answers
 from analysis.wording import count_seeds, estimate_share, format_digits, format_factor, join_words
-from sweeps.counts import SignTest, compare_signs, count_signs_needed
 from sweeps.intervals import compute_median_interval
+from sweeps.signs import SignTest, compare_signs, count_signs_needed
 
 Losses = Mapping[float, NDArray[np.float64]]
 """Losses by σ, `(seeds,)` for the same seeds in the same order; NaN where a trial is missing."""
@@ -51,7 +51,7 @@ def draft_noise(kind: str, losses: Losses) -> Draft:
 
     def write(claims: Claims) -> list[Answer]:
         shown = {sigma for sigma, holds in zip(tests, claims.held, strict=True) if holds}
-        listed = [f"{format_factor(median)} at σ = {sigma:g}" for sigma, median in medians.items()]
+        listed = [f"{format_factor(median)} at σ = {sigma:g}" for sigma, median in medians.items() if median.n]
         clauses = [f"The median loss on the {kind} points is {join_words(listed)}"]
         clauses += [*describe_signs(tests, shown, least), *describe_needed(tests, claims.level)]
         shares = [

@@ -11,6 +11,7 @@ from analysis.wording import (
     ALL_SEEDS,
     LEARNT_SEEDS,
     choose_digits,
+    describe_agreement,
     describe_alone,
     describe_diverged,
     describe_stuck,
@@ -35,24 +36,25 @@ def draft_ranking(
         settings: The settings. With a single one there is no such answer.
         more: A function that writes further answers from the comparison over all seeds. They claim nothing else.
     """
-    comparisons = {"": compare_settings(settings)}
-    if settings.stuck.any():
-        comparisons = {ALL_SEEDS: comparisons[""], LEARNT_SEEDS: compare_settings(settings.keep_learnt())}
+    overall = compare_settings(settings)
+    stuck = settings.list_stuck() if any(mean.n > 1 for mean in overall.means.values()) else set()
+    learnt = compare_settings(settings.keep_learnt()) if stuck else None
+    tested_again = [pair for pair in overall.pairs if stuck & {*pair}]  # the others are the same pairs of values
 
     def write(claims: Claims) -> list[Answer]:
-        held = list(claims.held)
+        number = len(overall.pairs)
+        shown = overall.list_shown(claims.held[:number])
         answers: list[Answer] = []
-        further: list[Answer] = []
-        for scope, comparison in comparisons.items():
-            own, held = held[: len(comparison.pairs)], held[len(comparison.pairs) :]
-            shown = comparison.list_shown(own)
-            if len(settings.names) > 1:
-                answers.append(write_ranking(topic, comparison, shown, claims.level, scope))
-            if more and scope != LEARNT_SEEDS:
-                further = more(comparison, shown)
-        return answers + further
+        if number:
+            answers.append(write_ranking(topic, overall, shown, claims.level, ALL_SEEDS if stuck else ""))
+        if number and learnt:
+            again = dict(zip(tested_again, claims.held[number:], strict=True))
+            held = [again.get(pair, holds) for pair, holds in zip(overall.pairs, claims.held, strict=False)]
+            answers.append(write_ranking(topic, learnt, learnt.list_shown(held), claims.level, LEARNT_SEEDS))
+        return answers + (more(overall, shown) if more else [])
 
-    return Draft([p for comparison in comparisons.values() for p in comparison.p_values], write)
+    again = [p for pair, p in zip(learnt.pairs, learnt.p_values, strict=True) if pair in tested_again] if learnt else []
+    return Draft([*overall.p_values, *again], write)
 
 
 def write_ranking(topic: str, comparison: Comparison, shown: Shown, level: float, scope: str = "") -> Answer:
@@ -75,7 +77,7 @@ def write_ranking(topic: str, comparison: Comparison, shown: Shown, level: float
         behind = [name for name in others if (leader, name) in shown]
         apart = [name for name in others if comparison.get_difference(leader, name).n == 0]
         level_with = [name for name in others if name not in (*behind, *apart)]
-        smallest = comparison.find_smallest([(leader, name) for name in level_with or behind], level)
+        smallest = comparison.find_smallest(leader, (level_with or behind or others)[0], level)
         clauses = describe_lead(comparison, leader, behind, level_with, shown, scope)
         clauses += [f"{leader} has no seed in common with {join_words(apart)}"] if apart else []
         clauses += describe_unclaimed(comparison.get_difference(leader, name) for name in level_with)
@@ -83,6 +85,7 @@ def write_ranking(topic: str, comparison: Comparison, shown: Shown, level: float
         alone = [name for name in means if name not in ranked]
         clauses += [describe_alone(alone, learnt=learnt)] if alone else []
     clauses += [
+        *describe_agreement(comparison),
         *describe_diverged(settings),
         *(describe_stuck(settings) if learnt else []),
     ]

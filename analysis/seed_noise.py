@@ -51,7 +51,11 @@ def write_order(noun: str, sizes: Mapping[str, int], comparison: Comparison, sho
         f"and {compared - ahead - behind} are not distinguishable"
     )
     caution = f"as architectures differ in more than their {noun}, this shows no cause"
-    clauses = [result, f"there are {listed}", *([counts, caution] if compared else [])]
+    clauses = [result, f"there are {listed}"]
+    if ahead or behind:
+        clauses += [counts, caution]
+    elif compared:
+        clauses.append(f"none of {compared} pairs is distinguishable")
     question = f"How does the {name} go with the number of {noun}?"
     return Answer(question=question, sentence="; ".join(clauses) + ".", estimates=tuple(pairs.values()))
 

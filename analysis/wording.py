@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from analysis.answers import Estimate
-from analysis.differences import Settings
+from analysis.differences import Comparison, Settings
 from sweeps.intervals import compute_share_interval
 
 # Seeds that an answer is about, named where some are stuck.
@@ -96,7 +96,8 @@ def describe_stuck(settings: Settings) -> list[str]:
     for name, stuck, ended, share in counts:
         if stuck:
             learnt = format_estimate(share, 0, with_n=False)
-            clauses.append(f"{stuck} of {ended} seeds of {name} never left chance, so that a share of {learnt} learnt")
+            share_learnt = f"so that a share of {learnt} learnt"
+            clauses.append(f"{stuck} of {count_seeds(ended)} of {name} never left chance, {share_learnt}")
     return clauses
 
 
@@ -105,6 +106,12 @@ def describe_alone(names: Sequence[str], *, learnt: bool) -> str:
     have = "has" if len(names) == 1 else "have"
     ended = "learnt" if learnt else "trained to the end"
     return f"{join_words(names)} {have} fewer than two seeds that {ended}, too few to compare"
+
+
+def describe_agreement(comparison: Comparison) -> list[str]:
+    """Return a clause on the settings whose seeds all agree, so that they have no interval and no difference."""
+    names = [name for name, mean in comparison.means.items() if mean.n > 1 and math.isnan(mean.low)]
+    return [f"all seeds of {join_words(names)} agree, which does not show how much others would vary"] if names else []
 
 
 def describe_diverged(settings: Settings) -> list[str]:

@@ -252,8 +252,8 @@ def write_trials() -> str:
     for parent, kind in pairwise(SHARED):
         parts += [f"\n### Of {list_names(kind)}\n", format_options(kind, parent)]
     for name, experiment in EXPERIMENTS.items():
-        parent = next(kind for kind in experiment.options_type.__mro__ if kind in SHARED)
-        parts += [f"\n### {name}\n\n{experiment.question}\n", format_options(experiment.options_type, parent)]
+        shared = next(kind for kind in experiment.options_type.__mro__ if kind in SHARED)
+        parts += [f"\n### {name}\n\n{experiment.question}\n", format_options(experiment.options_type, shared)]
     return "".join(parts)
 
 

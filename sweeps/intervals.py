@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,7 +203,6 @@ def compute_expected_best_of_noise(values: ArrayLike, n: int) -> float:
         values: Values of shape `(runs,)`. NaN values are left out; fewer than two give NaN.
         n: Number of runs of which the best is kept.
     """
-    from scipy import stats
     from scipy.special import gammaln
 
     array = drop_missing(values)
@@ -210,8 +210,15 @@ def compute_expected_best_of_noise(values: ArrayLike, n: int) -> float:
     if m < 2:
         return float("nan")
     shortfall = np.sqrt(2 / (m - 1)) * np.exp(gammaln(m / 2) - gammaln((m - 1) / 2))
-    expected = stats.order_statistic(stats.Normal(), r=n, n=n).mean() if n > 1 else 0.0
-    return float(array.mean() + array.std(ddof=1) / shortfall * expected)
+    return float(array.mean() + array.std(ddof=1) / shortfall * compute_expected_greatest(n))
+
+
+@cache
+def compute_expected_greatest(n: int) -> float:
+    """Compute the expected greatest of n standard normal values."""
+    from scipy import stats
+
+    return float(stats.order_statistic(stats.Normal(), r=n, n=n).mean()) if n > 1 else 0.0
 
 
 def format_interval(low: float, high: float) -> str:

@@ -10,13 +10,12 @@ from sweeps.experiment import SweepOptions
 from trainables.errors import BadInputError
 
 S = TypeVar("S", bound=SweepOptions)
+STORE = "tracking_uri"  # the option that is not kept: it may hold a password, and a store may move
 
 
 def format_kept_options(options: SweepOptions) -> str:
-    """Return the options that differ from the defaults of their class as JSON, the store left out."""
-    usual = type(options)()
-    chosen = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "tracking_uri"}
-    return json.dumps({name: value for name, value in chosen.items() if value != getattr(usual, name)})
+    """Return all options but the store as JSON, so that a later version with other defaults finds the same trials."""
+    return json.dumps({field.name: getattr(options, field.name) for field in fields(options) if field.name != STORE})
 
 
 def parse_kept_options(options_type: type[S], text: str, tracking_uri: str) -> S:
@@ -26,7 +25,7 @@ def parse_kept_options(options_type: type[S], text: str, tracking_uri: str) -> S
         BadInputError: The text holds no options of this class, or they describe no sweep.
     """
     kinds = get_type_hints(options_type)
-    names = {field.name for field in fields(options_type)} - {"tracking_uri"}
+    names = {field.name for field in fields(options_type)} - {STORE}
     try:
         kept = json.loads(text)
         if not isinstance(kept, dict) or not kept.keys() <= names:

@@ -122,7 +122,7 @@ def test_no_leader() -> None:
     assert best.sentence.startswith("No setting is shown to lead: ")
     assert "is ahead" not in best.sentence
     assert "goes with the number of parameters was not shown" in by_parameters.sentence
-    assert "ahead in 0 and behind in 0, and 10 are not distinguishable" in by_parameters.sentence
+    assert by_parameters.sentence.endswith("none of 10 pairs is distinguishable.")
 
 
 def test_a_setting_with_the_highest_mean_and_a_wide_spread_does_not_lead() -> None:
@@ -174,14 +174,15 @@ def test_stuck_seeds_are_told_in_both_ways() -> None:
     assert find_estimate(over_all, "test accuracy of cnn_3").high == 100
     assert find_estimate(over_learnt, "test accuracy of cnn_3").n == 2
     assert find_estimate(over_learnt, "test accuracy of cnn_3").low > 90
-    assert over_all.smallest_difference == math.inf
-    assert "could not have shown even the largest possible difference" in describe_smallest(over_all)
 
 
+@pytest.mark.parametrize("wide", [0, 1])
 @pytest.mark.parametrize(("seeds", "shown"), [(3, False), (10, True)])
-def test_all_seeds_of_one_setting_stuck_may_be_an_accident_of_few_seeds(seeds: int, shown: bool) -> None:
+def test_all_seeds_of_one_setting_stuck_may_be_an_accident_of_few_seeds(seeds: int, shown: bool, wide: int) -> None:
+    """It does not matter whether the stuck networks name one class, or different ones."""
+
     def accuracy(trial: Trial) -> float:
-        return STUCK + get_noise(trial) if trial.architecture == "cnn_3" else 90 + get_noise(trial)
+        return STUCK + wide * get_noise(trial) if trial.architecture == "cnn_3" else 90 + get_noise(trial)
 
     over_all, over_learnt, *_ = answer_part3(seeds, accuracy)
     assert ("ahead of cnn_3" in over_all.sentence) == shown
@@ -207,6 +208,16 @@ def test_nothing_is_said_where_all_trials_diverged() -> None:
     best, *_, seeds = answer_part3(3, lambda trial: math.nan)
     assert best.sentence.startswith("It cannot be said which architecture generalises best, as no seed trained to its")
     assert seeds.sentence.startswith("It cannot be said")
+
+
+def test_seeds_that_all_agree_have_no_interval_and_show_nothing() -> None:
+    best, *_ = answer_part3(3, lambda trial: BY_ARCHITECTURE[trial.architecture])
+    assert best.finding == "no difference shown, n = 3"
+    assert best.sentence.startswith(
+        "No setting is shown to lead: cnn_4 has the highest test accuracy, 96.00 % (n = 3);"
+    )
+    assert "all seeds of mlp_1, mlp_2, cnn_3, cnn_4 and cnn_5 agree" in best.sentence
+    assert best.smallest_difference is None
 
 
 # Test images
@@ -286,7 +297,7 @@ def test_part5_compares_the_rates_and_the_optimisers() -> None:
     options = Part5(dataset="digits", seeds=4, epochs=4)
     by_rate = {0.1: 90.0, 0.01: 95.0, 0.001: 80.0}
     results = make_results(
-        options, lambda trial: by_rate[trial.learning_rate] + (trial.learning_rate > 0.05) * get_noise(trial)
+        options, lambda trial: by_rate[trial.learning_rate] + get_noise(trial) * (1 + 10 * trial.learning_rate)
     )
     scheduled = select_finished(results.data, learning_rate=0.01)
     adam = select_finished(results.data, learning_rate=0.1).isel(seed=slice(3))
@@ -296,7 +307,7 @@ def test_part5_compares_the_rates_and_the_optimisers() -> None:
     assert "rate 0.1" in rates.sentence
     difference = find_estimate(optimisers, "SGD 0.1 → 0.01 (30 epochs) minus Adam 0.01 (15 epochs)")
     assert difference.n == 3
-    assert difference.value == pytest.approx(5 - np.mean(NOISE[:3]), abs=0.1)
+    assert difference.value == pytest.approx(5, abs=0.2)
     assert optimisers.sentence.startswith("SGD 0.1 → 0.01 (30 epochs) leads with a test accuracy of 95.0 %")
 
 
@@ -320,7 +331,7 @@ def test_mnist_compares_the_rates_and_says_how_even_and_odd_digits_are_told_apar
     rates, even_odd = analysis.mnist.answer(options, results)
     assert rates.sentence.startswith("Rate 0.1 leads with a test accuracy of 91.1 %")
     assert "it is ahead of rate 0.001 by 11." in rates.sentence
-    assert even_odd.sentence.startswith("It does so with a test accuracy of 88.1 % (")
+    assert even_odd.sentence.startswith("Even digits are told from odd ones with a test accuracy of 88.1 % (")
     assert even_odd.sentence.endswith("n = 3) at rate 0.01.")
 
 
@@ -350,7 +361,8 @@ def test_the_grid_uses_the_seeds_that_have_all_trials_and_the_networks_that_have
 
     architecture, pooling = analysis.grid.answer(make_results(options, accuracy).data)
     assert architecture.question == "Which architecture generalises best, averaged over each pooling?"
-    assert find_estimate(architecture, "mlp_1 minus cnn_3").n == 3
+    assert find_estimate(architecture, "test accuracy of cnn_3").n == 3  # its seed 2 lacks a trial
+    assert find_estimate(architecture, "test accuracy of mlp_1").n == 4
     found = find_estimate(pooling, "max pooling minus avg pooling")
     assert (found.value, found.n) == (pytest.approx(10 - np.mean([NOISE[s] for s in (0, 1, 3)]), abs=0.1), 3)
 
@@ -434,6 +446,13 @@ def test_noise_is_compared_seed_by_seed() -> None:
     assert find_estimate(report, "seeds with a lower loss on the clean points than seed 46, σ = 2").value == 100
 
 
+def test_a_sigma_that_only_the_reports_seed_has_is_left_out() -> None:
+    rows = [row for row in make_rows(6, lambda seed, sigma: sigma) if row["sigma"] < 2 or row["seed"] == 46]
+    clean, *_ = answer_noise(rows, 46)
+    assert "σ = 2" not in clean.sentence
+    assert "nan" not in clean.sentence
+
+
 def test_few_seeds_of_xor_show_nothing() -> None:
     clean, *_ = answer_noise(make_rows(5, lambda seed, sigma: sigma + seed / 100), 46)
     assert "5 seeds cannot show a difference even if all agree" in clean.sentence
@@ -466,22 +485,23 @@ def test_claims_are_selected_over_all_drafts_together() -> None:
     assert [answer.sentence for answer in together] == ["[False] at 0.0167", "[False, False] at 0.0167"]
 
 
-SIMULATED = 150
+SIMULATED = 100
 
 
-def simulate_part3(seeds: int, effect: float, stuck: float = 0.0) -> int:
+def simulate_part3(seeds: int, effect: float, stuck: float = 0.0, reports: int = SIMULATED) -> int:
     """Count how many reports of simulated sweeps claim that one architecture is ahead of another.
 
     Args:
         seeds: Number of seeds.
         effect: How far the last architecture is ahead of the others, in standard deviations.
         stuck: Probability that a seed of any architecture is stuck.
+        reports: Number of simulated sweeps.
     """
     generator = np.random.default_rng(seeds)
     options = Part3(dataset="digits", seeds=seeds, epochs=1)
     template = make_results(options, lambda trial: 90.0, images=None)
     claims = 0
-    for _ in range(SIMULATED):
+    for _ in range(reports):
         shape = template.data.test_accuracy.shape
         is_stuck = generator.random(shape) < stuck
         learnt = generator.normal(90 + 0.5 * effect * (np.arange(shape[1]) == shape[1] - 1), 0.5, shape)
@@ -496,14 +516,14 @@ def simulate_part3(seeds: int, effect: float, stuck: float = 0.0) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "stuck"), [(3, 0.0), (10, 0.0), (3, 0.4)])
 def test_reports_of_sweeps_without_an_effect_rarely_claim_one(seeds: int, stuck: float) -> None:
-    """At most 5 % may; if it were exactly 5 %, this many of 150 would be exceeded in one of a thousand simulations."""
+    """At most 5 % may; if it were exactly 5 %, this many would be exceeded in one of a thousand simulations."""
     most = int(stats.binom.isf(0.001, SIMULATED, 0.05))
     assert simulate_part3(seeds, 0.0, stuck) <= most
 
 
 @pytest.mark.slow
 def test_reports_of_sweeps_with_a_large_effect_claim_it() -> None:
-    assert simulate_part3(10, 5.0) == SIMULATED
+    assert simulate_part3(10, 5.0, reports=20) == 20
 
 
 # Words and files

@@ -1,4 +1,4 @@
-"""Exact tests of numbers of seeds: how many go up, and how many learn, as pure functions."""
+"""Sign tests: comparisons of two settings by how many seeds go up, as pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -39,30 +39,6 @@ def compare_signs(first: ArrayLike, second: ArrayLike) -> SignTest:
     above, below = int(np.sum(a > b)), int(np.sum(a < b))  # False for NaN
     n = above + below
     return SignTest(above, n, float(stats.binomtest(above, n).pvalue) if n else float("nan"))
-
-
-def compare_shares(first: int, n_first: int, second: int, n_second: int) -> float:
-    """Return the two-sided p-value of two shares of seeds being the same, by Barnard's exact test.
-
-    It is the largest probability, over all shares that both could have, of shares that differ as much. It finds more
-    than Fisher's test, which takes the number of all successes as given: five of five seeds against none of five have
-    0.002, and with Fisher's test 0.008. It is NaN without seeds. Source: G. A. Barnard, Biometrika 34 (1947), 123–138,
-    by `scipy.stats.barnard_exact`.
-
-    Args:
-        first: Number of seeds that succeeded with the first setting.
-        n_first: Number of its seeds.
-        second: Number of seeds that succeeded with the second setting.
-        n_second: Number of its seeds.
-    """
-    from scipy import stats
-
-    if n_first == 0 or n_second == 0:
-        return float("nan")
-    if first * n_second == second * n_first:
-        return 1.0
-    table = [[first, second], [n_first - first, n_second - second]]
-    return float(stats.barnard_exact(table).pvalue)
 
 
 def count_signs_needed(n: int, level: float = 0.05) -> int | None:
