@@ -200,7 +200,9 @@ def check_xor(export: dict[str, list[dict[str, float]]], folder: Path) -> None:
 def check_mnist(export: dict[str, list[dict[str, object]]], folder: Path) -> None:
     assert len(export["trials"]) == 15
     for trial in export["trials"]:
-        assert list(trial) == ["task", "learning_rate", "seed", "train_accuracy", "test_accuracy"]
+        stuck = ["stuck"] if "stuck" in trial else []  # only where it is true, as with "diverged"
+        assert list(trial) == ["task", "learning_rate", "seed", "train_accuracy", "test_accuracy", *stuck]
+        assert trial.get("stuck", True) is True
         assert len(np.array(trial["test_accuracy"])) == 5
     assert {trial["task"] for trial in export["trials"]} == {"digits", "even_odd"}
     assert (folder / "misclassified_even_odd.png").exists()

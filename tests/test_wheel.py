@@ -25,7 +25,8 @@ for package in sys.argv[1:]:
 
 def source_files(folder: Path) -> set[Path]:
     suffixes = (".py", ".cpp", ".html", ".md", ".css")
-    return {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in suffixes}
+    found = [path for package in PACKAGES for path in (folder / package).rglob("*")]
+    return {path.relative_to(folder) for path in found if path.suffix in suffixes}
 
 
 @pytest.mark.slow
