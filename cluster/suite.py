@@ -30,7 +30,7 @@ SWEEP = f"python sweeps/part3.py --dataset digits --gpus-per-trial {1 / TRIALS_P
 SHORT_SWEEP = f"{SWEEP} --seeds 1 --epochs 2"
 SHORT_SWEEP_TRIALS = 5
 # Every trial trains for many seconds, so that all of them run side by side however long a process takes to start.
-LONG_SWEEP = f"{SWEEP} --seeds 4 --epochs 100 --architectures cnn_3 cnn_4 --checkpoint-seconds 1"
+LONG_SWEEP = f"{SWEEP} --seeds 4 --epochs 30 --architectures cnn_3 cnn_4 --checkpoint-seconds 1"
 LONG_SWEEP_TRIALS = 8
 DASHBOARD = "http://127.0.0.1:8265"  # the laptop's end of the tunnel to Ray's dashboard
 MAX_NOTICE_SECONDS = 10.0  # time in which the head must notice that a node is gone
