@@ -87,18 +87,16 @@ def write_contrasts(
     clauses += describe_unclaimed(differences[name] for name in not_shown)
     alone = [name for name in comparisons if name not in known]
     clauses += [describe_alone(alone, learnt=learnt)] if alone and known else []
-    means: list[Estimate] = []
-    shares: list[Estimate] = []
-    for comparison in comparisons.values():
-        clauses += [*describe_agreement(comparison), *describe_diverged(comparison.settings)]
-        means += comparison.means.values()
-        if learnt:
-            clauses += describe_stuck(comparison.settings)
-            shares += estimate_shares(comparison.settings)
+    settings = [comparison.settings for comparison in comparisons.values()]
+    means = {name: mean for comparison in comparisons.values() for name, mean in comparison.means.items()}
+    clauses += describe_agreement(means)
+    clauses += [clause for found in settings for clause in describe_diverged(found)]
+    clauses += describe_stuck(settings) if learnt else []
+    shares = [share for found in settings for share in estimate_shares(found)] if learnt else []
     return Answer(
         question=make_question(contrasts.topic + scope),
         sentence="; ".join(clauses) + ".",
-        estimates=(*means, *differences.values(), *shares),
+        estimates=(*means.values(), *differences.values(), *shares),
         smallest_difference=None if math.isnan(smallest) else smallest,
     )
 

@@ -85,9 +85,9 @@ def write_ranking(topic: str, comparison: Comparison, shown: Shown, level: float
         alone = [name for name in means if name not in ranked]
         clauses += [describe_alone(alone, learnt=learnt)] if alone else []
     clauses += [
-        *describe_agreement(comparison),
+        *describe_agreement(means),
         *describe_diverged(settings),
-        *(describe_stuck(settings) if learnt else []),
+        *(describe_stuck([settings]) if learnt else []),
     ]
     return Answer(
         question=make_question(topic + scope),

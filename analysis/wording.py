@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from analysis.answers import Estimate
-from analysis.differences import Comparison, Settings
+from analysis.differences import Settings
 from sweeps.intervals import compute_share_interval
 
 # Seeds that an answer is about, named where some are stuck.
@@ -89,16 +89,20 @@ def estimate_shares(settings: Settings) -> list[Estimate]:
     ]
 
 
-def describe_stuck(settings: Settings) -> list[str]:
-    """Return a clause for each setting with stuck seeds: how many they are, and the share that learnt."""
-    clauses = []
-    counts = zip(settings.names, *settings.count_stuck(), estimate_shares(settings), strict=True)
-    for name, stuck, ended, share in counts:
-        if stuck:
-            learnt = format_estimate(share, 0, with_n=False)
-            share_learnt = f"so that a share of {learnt} learnt"
-            clauses.append(f"{stuck} of {count_seeds(ended)} of {name} never left chance, {share_learnt}")
-    return clauses
+def describe_stuck(compared: Iterable[Settings]) -> list[str]:
+    """Return clauses on the settings with stuck seeds, one for all with the same number: how many, and what learnt."""
+    clauses: dict[tuple[str, str], list[str]] = {}
+    for settings in compared:
+        counts = zip(settings.names, *settings.count_stuck(), estimate_shares(settings), strict=True)
+        for name, stuck, ended, share in counts:
+            if stuck:
+                key = f"{stuck} of {count_seeds(ended)} of", format_estimate(share, 0, with_n=False)
+                clauses.setdefault(key, []).append(name)
+    return [
+        f"{count} {'each of ' if len(names) > 1 else ''}{join_words(names)} never left chance, so that a share of "
+        f"{learnt} learnt"
+        for (count, learnt), names in clauses.items()
+    ]
 
 
 def describe_alone(names: Sequence[str], *, learnt: bool) -> str:
@@ -108,9 +112,13 @@ def describe_alone(names: Sequence[str], *, learnt: bool) -> str:
     return f"{join_words(names)} {have} fewer than two seeds that {ended}, too few to compare"
 
 
-def describe_agreement(comparison: Comparison) -> list[str]:
-    """Return a clause on the settings whose seeds all agree, so that they have no interval and no difference."""
-    names = [name for name, mean in comparison.means.items() if mean.n > 1 and math.isnan(mean.low)]
+def describe_agreement(means: Mapping[str, Estimate]) -> list[str]:
+    """Return a clause on the settings whose seeds all agree, so that they have no interval and no difference.
+
+    Args:
+        means: Means by setting.
+    """
+    names = [name for name, mean in means.items() if mean.n > 1 and math.isnan(mean.low)]
     return [f"all seeds of {join_words(names)} agree, which does not show how much others would vary"] if names else []
 
 

@@ -287,6 +287,15 @@ def test_part4_with_stuck_sigmoids() -> None:
     assert loss_learnt.question.endswith("over the seeds that learnt alone?")
 
 
+def test_settings_that_are_stuck_alike_share_a_clause() -> None:
+    """As deep networks with a sigmoid are, which name one class from every seed."""
+    over_all, over_learnt, *_ = answer_part4(3, lambda t: STUCK if t.activation == "sigmoid" else 90 + get_noise(t))
+    both = "sigmoid in mlp_1 and sigmoid in cnn_3"
+    assert f"3 of 3 seeds of each of {both} never left chance, so that a share of 0 % (0 – 56)" in over_learnt.sentence
+    assert over_learnt.sentence.count("never left chance") == 1
+    assert f"all seeds of {both} agree, which does not show how much others would vary" in over_all.sentence
+
+
 def test_part4_with_one_seed() -> None:
     for answer in answer_part4(1, lambda trial: 90.0):
         assert answer.sentence.startswith("It cannot be said ")
