@@ -20,6 +20,7 @@ from tyro.conf import Positional, arg
 from analysis.experiments import EXPERIMENTS
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import SweepOptions, UserPath, get_default_data_root, get_default_tracking_uri
+from sweeps.sweep import format_count
 from trainables.errors import BadInputError, check_choice
 from trainables.persistence.connection import get_missing_file
 
@@ -139,7 +140,7 @@ def print_summary(sections: Sequence[Section], output: Output, store: Store) -> 
     for section in sections:
         command = section.options.format_command("sweeps")
         if missing := sum(len(stage.missing) for stage in section.stages):
-            print(f"{section.name}: {missing} trials are missing; train them with: {command}")
+            print(f"{section.name}: {format_count(missing, 'trial')} missing; to train what is missing: {command}")
         if diverged := [name for stage in section.stages for name in stage.diverged]:
             print(f"{section.name}: {describe_diverged(diverged)}")
         for line in (*list_stuck(section.stages), section.ended_early, *section.ignored, section.problem):
