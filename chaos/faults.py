@@ -149,8 +149,13 @@ def driver_killed_elsewhere(lab: Lab) -> None:
 
 
 @contextmanager
-def ray_cluster(lab: Lab) -> Iterator[Callable[[str], str]]:
-    """Give the laboratory's sweeps a Ray cluster of three logical nodes; yield a function that sends it a command."""
+def ray_cluster(lab: Lab, *, step_seconds: float = 0.02) -> Iterator[Callable[[str], str]]:
+    """Give the laboratory's sweeps a Ray cluster of three logical nodes; yield a function that sends it a command.
+
+    Args:
+        lab: The laboratory.
+        step_seconds: Seconds to sleep after every optimiser step.
+    """
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
@@ -160,7 +165,7 @@ def ray_cluster(lab: Lab) -> Iterator[Callable[[str], str]]:
         "RAY_health_check_failure_threshold": "3",
         "RAY_TMPDIR": tempfile.mkdtemp(prefix="chaos-"),
         "PYTHONPATH": lab.make_environment()["PYTHONPATH"],
-        "CHAOS_STEP_SECONDS": "0.02",
+        "CHAOS_STEP_SECONDS": f"{step_seconds}",
     }
     with (lab.folder / "cluster.log").open("wb") as log:
         cluster = subprocess.Popen(
@@ -206,7 +211,7 @@ def node_removed(lab: Lab) -> None:
 def head_killed(lab: Lab) -> None:
     """Kill the head (GCS) of a Ray cluster; the next command runs on this machine alone."""
     lab.start_server()
-    with ray_cluster(lab) as send:
+    with ray_cluster(lab, step_seconds=0.2) as send:  # the sweep must not end before the death is noticed
         sweep = lab.start()
         lab.wait_for_mid_training(sweep)
         lab.injected = send("kill head") == "killed"
