@@ -216,7 +216,10 @@ def head_killed(lab: Lab) -> None:
         lab.wait_for_mid_training(sweep)
         lab.injected = send("kill head") == "killed"
         expect_ray_failure(sweep, "the head of its cluster (GCS) has ended")
-    del lab.variables["RAY_ADDRESS"]
+    del (
+        lab.variables["RAY_ADDRESS"],
+        lab.variables["RAY_TMPDIR"],
+    )  # the cluster's folder is too long for a sweep's below it
     lab.rerun()
 
 
