@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.answers import Answer, Claims, Draft, Estimate, write_answers
-from analysis.wording import count_seeds, estimate_share, format_digits, format_factor, join_words
+from analysis.wording import estimate_share, format_digits, format_factor, join_words
 from sweeps.intervals import compute_median_interval
 from sweeps.signs import SignTest, compare_signs, count_signs_needed
+from sweeps.sweep import format_count
 
 Losses = Mapping[float, NDArray[np.float64]]
 """Losses by σ, `(seeds,)` for the same seeds in the same order; NaN where a trial is missing."""
@@ -86,7 +87,9 @@ def describe_signs(tests: Mapping[float, SignTest], shown: set[float], least: fl
 
     def list_counts(sigmas: Sequence[float], *, above: bool = True) -> str:
         counts = {sigma: tests[sigma].above if above else tests[sigma].n - tests[sigma].above for sigma in sigmas}
-        return join_words([f"{counts[sigma]} of {count_seeds(tests[sigma].n)} at σ = {sigma:g}" for sigma in sigmas])
+        return join_words(
+            [f"{counts[sigma]} of {format_count(tests[sigma].n, 'seed')} at σ = {sigma:g}" for sigma in sigmas]
+        )
 
     above = [sigma for sigma in tests if sigma in shown and 2 * tests[sigma].above > tests[sigma].n]
     below = [sigma for sigma in tests if sigma in shown and sigma not in above]
@@ -103,7 +106,7 @@ def describe_needed(tests: Mapping[float, SignTest], level: float) -> list[str]:
         return []
     needed = count_signs_needed(n, level)
     if needed is None:
-        return [f"{count_seeds(n)} cannot show a difference even if all agree; train more with --seeds"]
+        return [f"{format_count(n, 'seed')} cannot show a difference even if all agree; train more with --seeds"]
     return [f"{needed} of {n} seeds that agree would have been enough to show a difference"]
 
 
@@ -122,7 +125,7 @@ def write_report_seed(report: Mapping[float, float], losses: Losses, seed: int) 
             below = int(np.sum(others < loss))
             name = f"seeds with a lower loss on the clean points than seed {seed}, σ = {sigma:g}"
             estimates.append(estimate_share(name, below, n))
-            texts.append(f"{format_digits(loss)} at σ = {sigma:g}, above {below} of {count_seeds(n)}")
+            texts.append(f"{format_digits(loss)} at σ = {sigma:g}, above {below} of {format_count(n, 'seed')}")
     if not texts:
         return []
     sentence = f"The loss of the report's seed {seed} on the clean points is {join_words(texts)}."

@@ -18,10 +18,10 @@ from markupsafe import Markup
 from analysis.answers import Answer, Estimate, answers_to_json, describe_smallest
 from analysis.output import NO_VALUE, SavedFigure, SavedTable, format_cell, format_markdown
 from analysis.pictures import draw_svg, get_width_points
+from analysis.results import name_trials
 from analysis.sections import Section, collect_provenance, list_runs
 
 NUMBER = re.compile(r"[-−]?[\d.,]+(e[-+]\d+)?( ± [\d.,]+)?|inf|never|–")  # cells that are set flush right
-MAX_TRIALS_NAMED = 12  # in a list of trials; it counts the others
 PROVENANCE_LABELS = {
     "data": "data set",
     "git_commit": "code (git commit)",
@@ -208,17 +208,16 @@ def describe_trials(section: Section, train: str) -> dict[str, Any]:
     return {
         "planned": sum(len(sweep.trials()) for sweep in section.sweeps),
         "finished": sum(len(stage.by_trial) for stage in stages),
-        "missing": name_trials(missing),
+        "missing": count_trials(missing),
         "train": train,
-        "diverged": name_trials(diverged),
-        "stuck": name_trials(stuck),
+        "diverged": count_trials(diverged),
+        "stuck": count_trials(stuck),
     }
 
 
-def name_trials(names: Sequence[str]) -> str:
-    """Return a number of trials with their names, as text that counts those that it does not name; "" for none."""
-    more = f" and {len(names) - MAX_TRIALS_NAMED} more" if len(names) > MAX_TRIALS_NAMED else ""
-    return f"{len(names)} ({'; '.join(names[:MAX_TRIALS_NAMED])}{more})" if names else ""
+def count_trials(names: Sequence[str]) -> str:
+    """Return a number of trials with their names as text; "" for none."""
+    return f"{len(names)} ({name_trials(names)})" if names else ""
 
 
 def list_notes(section: Section, draw: str) -> list[str]:

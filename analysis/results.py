@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 READERS = 8  # results that are read at the same time from a server
-MAX_TRIALS_NAMED = 12  # missing trials that a message names; it counts the others
+MAX_TRIALS_NAMED = 12  # in a list of trials; it counts the others
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,17 @@ class SweepResults:
     @property
     def diverged(self) -> list[str]:
         """Labels of the trials that diverged, in the sweep's order."""
-        diverged = {trial_id for trial_id, result in self.by_trial.items() if result.diverged}
-        return [label for trial_id, label in self.sweep.labels().items() if trial_id in diverged]
+        return self._list_marked("diverged")
 
     @property
     def stuck(self) -> list[str]:
         """Labels of the trials that are stuck at chance, in the sweep's order."""
-        stuck = set(self.data.trial_id.values[self.data.stuck.values].tolist())
-        return [label for trial_id, label in self.sweep.labels().items() if trial_id in stuck]
+        return self._list_marked("stuck")
+
+    def _list_marked(self, mark: str) -> list[str]:
+        """Return the labels of the trials for which a variable of `data` is true."""
+        marked = set(self.data.trial_id.values[self.data[mark].values].tolist())
+        return [label for trial_id, label in self.sweep.labels().items() if trial_id in marked]
 
     def find_trial(self, trial_id: str) -> Trial:
         """Return the sweep's trial with this id."""
@@ -143,10 +146,14 @@ def describe_missing(trials: int, missing: Sequence[str], fill: str, allow_missi
         fill: Command that trains them.
         allow_missing: True if `--allow-missing` is given already; if it is not, the sentence suggests it.
     """
-    more = f" and {len(missing) - MAX_TRIALS_NAMED} more" if len(missing) > MAX_TRIALS_NAMED else ""
     hint = "" if allow_missing else ", or draw what is there with --allow-missing"
-    names = "; ".join(missing[:MAX_TRIALS_NAMED])
-    return f"{len(missing)} of {trials} trials are not finished ({names}{more}); train them with: {fill}{hint}"
+    return f"{len(missing)} of {trials} trials are not finished ({name_trials(missing)}); train them with: {fill}{hint}"
+
+
+def name_trials(names: Sequence[str]) -> str:
+    """Return the names of some trials, as text that counts those that it does not name."""
+    more = f" and {len(names) - MAX_TRIALS_NAMED} more" if len(names) > MAX_TRIALS_NAMED else ""
+    return "; ".join(names[:MAX_TRIALS_NAMED]) + more
 
 
 def arrange_on_axes(sweep: Sweep, by_trial: Mapping[str, Result]) -> xr.Dataset:

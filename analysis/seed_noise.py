@@ -13,7 +13,6 @@ from analysis.ranking import Shown
 from analysis.results import SweepResults
 from analysis.wording import (
     choose_digits,
-    count_seeds,
     format_estimate,
     format_number,
     format_range,
@@ -21,6 +20,7 @@ from analysis.wording import (
 )
 from sweeps.bootstrap import compute_accuracy_intervals
 from sweeps.intervals import compute_expected_best_of_noise
+from sweeps.sweep import format_count
 
 
 def write_order(noun: str, sizes: Mapping[str, int], comparison: Comparison, shown: Shown) -> Answer:
@@ -144,7 +144,7 @@ def write_images(comparison: Comparison, results: SweepResults, axis: str) -> li
         )
         if not math.isnan(bounds.low):
             clauses.append(f"{format_range(bounds.low, bounds.high, 2)} over {over}")
-    images = f"{len(correct[0]):,} test images and {count_seeds(mean.n)}"
+    images = f"{len(correct[0]):,} test images and {format_count(mean.n, 'seed')}"
     measured = f"The test accuracy of {leader} is {format_number(found.accuracy, 2)} % on {images}"
     sentence = f"{measured}: {join_words(clauses)} (bootstrap intervals of nominally 95 %)"
     lack = "" if mean.n > 1 else "; one seed does not show how much seeds vary"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from analysis.answers import Estimate
 from analysis.differences import Settings
 from sweeps.intervals import compute_share_interval
+from sweeps.sweep import format_count
 
 # Seeds that an answer is about, named where some are stuck.
 ALL_SEEDS, LEARNT_SEEDS = " over all seeds", " over the seeds that learnt alone"
@@ -65,11 +66,6 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-def count_seeds(n: int) -> str:
-    """Return "1 seed" or "n seeds"."""
-    return f"{n} seed{'' if n == 1 else 's'}"
-
-
 def make_question(topic: str) -> str:
     """Return a question from a clause such as "which network is best"."""
     return f"{topic[0].upper()}{topic[1:]}?"
@@ -96,7 +92,7 @@ def describe_stuck(compared: Iterable[Settings]) -> list[str]:
         counts = zip(settings.names, *settings.count_stuck(), estimate_shares(settings), strict=True)
         for name, stuck, ended, share in counts:
             if stuck:
-                key = f"{stuck} of {count_seeds(ended)} of", format_estimate(share, 0, with_n=False)
+                key = f"{stuck} of {format_count(ended, 'seed')} of", format_estimate(share, 0, with_n=False)
                 clauses.setdefault(key, []).append(name)
     return [
         f"{count} {'each of ' if len(names) > 1 else ''}{join_words(names)} never left chance, so that a share of "
@@ -125,7 +121,7 @@ def describe_agreement(means: Mapping[str, Estimate]) -> list[str]:
 def describe_diverged(settings: Settings) -> list[str]:
     """Return a clause for each setting with diverged seeds, which are left out."""
     counts = zip(settings.names, settings.diverged.sum(axis=1).tolist(), strict=True)
-    return [f"{count_seeds(n)} of {name} diverged, not in the means" for name, n in counts if n]
+    return [f"{format_count(n, 'seed')} of {name} diverged, not in the means" for name, n in counts if n]
 
 
 def describe_unclaimed(differences: Iterable[Estimate]) -> list[str]:

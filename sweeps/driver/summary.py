@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sweeps.driver.plan import Plan
 from sweeps.driver.report import console, say
-from sweeps.intervals import compute_mean_interval, compute_share_interval
+from sweeps.intervals import compute_mean_interval, compute_share_interval, format_interval
 from sweeps.sweep import NAME_PREFIXES, format_count
 from trainables.persistence.stored_run import StoredRun
 
@@ -121,7 +121,7 @@ def make_cells(setting: Setting) -> dict[str, str]:
         "diverged": str(setting.diverged),
         "stuck": str(len(setting.stuck_accuracies)),
         "mean": format_accuracy(float(interval.mean)),
-        "95 % CI": f"{interval.low:.2f} – {interval.high:.2f}" if len(found) > 1 else NO_VALUE,
+        "95 % CI": format_interval(float(interval.low), float(interval.high)) if len(found) > 1 else NO_VALUE,
         "learnt": f"{100 * len(learnt) / len(setting.runs):.0f} %" if setting.runs else NO_VALUE,
         "mean of\nlearnt": format_accuracy(float(np.mean(learnt))) if learnt else NO_VALUE,
         "best\nrun": format_accuracy(max(found, default=np.nan)),
