@@ -113,10 +113,14 @@ class SweepOptions(ABC):
         check_positive("--seeds", self.seeds, whole=True, maximum=MAX_TRIALS)
         return range(self.seeds)
 
-    def list_words(self) -> list[str]:
-        """Return the words of a command line that give these options, the store left out."""
+    def list_words(self, usual_store: str | None = None) -> list[str]:
+        """Return the words of a command line that give these options.
+
+        Args:
+            usual_store: The store that a command without the option has; None to leave the store out in any case.
+        """
         usual = type(self)(**self.quick_defaults, quick=True) if self.quick else type(self)()
-        usual = replace(usual, tracking_uri=self.tracking_uri)
+        usual = replace(usual, tracking_uri=self.tracking_uri if usual_store is None else usual_store)
         return [*(["--quick"] if self.quick else []), *format_options(self, usual)]
 
     def format_command(self, folder: str, more: Sequence[str] = ()) -> str:
@@ -126,15 +130,13 @@ class SweepOptions(ABC):
             folder: The script's folder, `sweeps` or `analysis`.
             more: Further words of the command line.
         """
-        usual = type(self)(**self.quick_defaults, quick=True) if self.quick else type(self)()
-        quick = ["--quick"] if self.quick else []
         if address := os.environ.get(JOB_ADDRESS_VARIABLE):  # to be typed where the job came from, through the tunnels
-            words = ["python", f"{folder}/{self.experiment}.py", *quick, *format_options(self, usual), *more]
+            words = ["python", f"{folder}/{self.experiment}.py", *self.list_words(get_default_tracking_uri()), *more]
             there = f"{URI_VARIABLE}=http://{urlsplit(address).hostname}:{MLFLOW_PORT}"
             return shlex.join([*words, "--address", address] if folder == "sweeps" else [there, *words])
-        usual = replace(usual, tracking_uri=DEFAULT_TRACKING_URI)  # a shell may lack the variable that this process had
+        words = self.list_words(DEFAULT_TRACKING_URI)  # a shell may lack the variable that this process had
         script = name_script(CODE_FOLDER / folder / f"{self.experiment}.py")
-        return join_command(name_program("python"), [script, *quick, *format_options(self, usual), *more])
+        return join_command(name_program("python"), [script, *words, *more])
 
 
 @dataclass(frozen=True, kw_only=True)

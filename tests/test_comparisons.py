@@ -189,7 +189,7 @@ def test_false_discoveries_by_hand() -> None:
 
 
 def test_claims_of_single_comparisons_are_holms() -> None:
-    """Of four, 0.012 is below 0.05 / 4 and 0.016 below 0.05 / 3, but 0.03 is not below 0.05 / 2."""
+    """Check Holm's steps: of four, 0.012 is below 0.05 / 4 and 0.016 below 0.05 / 3, but 0.03 is not below 0.05 / 2."""
     assert select_claims([[0.04], [0.016], [0.03], [0.012]]) == [[False], [True], [False], [True]]
     assert select_claims([[0.012], [0.016], [0.02], [0.05]]) == [[True]] * 4
 
