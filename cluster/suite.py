@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from cluster.hosts import Host, Laboratory, run_in_laboratory, wait_until
+from sweeps.driver.ray_process import LOG_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "cluster.onprem.yaml"
@@ -335,6 +336,8 @@ def print_logs(laboratory: Laboratory) -> None:
         logs += root.glob("tmp/ray/session_*/logs/monitor.*")
         for log in (log for log in logs if log.exists() and log.stat().st_size):
             print(f"---- {name}: {log.name}", *log.read_text(errors="replace").splitlines()[-25:], sep="\n")
+    if (log := laboratory.shared / "storage" / LOG_NAME).exists():
+        print("---- the process that held Ray", *log.read_text(errors="replace").splitlines()[-100:], sep="\n")
 
 
 def main(laboratory: Laboratory) -> int:

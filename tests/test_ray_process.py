@@ -6,16 +6,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from conftest import make_trial
 
 from sweeps.driver import ray_process
+from sweeps.driver.options import RunOptions
 from sweeps.driver.packing import ImageCounts
 from sweeps.driver.ray_process import LOG_NAME, RayProcess, make_private_folder
 from sweeps.driver.signals import delay_signals
-from sweeps.driver.watch import RayFailedError
+from sweeps.driver.trainer import Trainer
+from sweeps.driver.watch import RayFailedError, RayKilledError
 from trainables.errors import BadInputError
 
 pytestmark = pytest.mark.slow  # the process imports Ray
@@ -45,6 +48,35 @@ def test_a_process_that_dies_is_named_with_its_signal(process: RayProcess, tmp_p
     with pytest.raises(RayFailedError, match=r"^Ray has failed: its process was ended by SIGKILL; .* memory \(more in"):
         process.ask("loading", "load", make_trial(), tmp_path)
     assert (tmp_path / "storage" / LOG_NAME).exists()
+
+
+def test_ray_is_started_once_more_where_a_signal_ends_its_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A crash in a library loses nothing while Ray starts, so it does not end the sweep."""
+    with ExitStack() as stack:
+        trainer = Trainer(RunOptions(storage=tmp_path), None, stack)
+        trainer.ray.process.send_signal(signal.SIGSEGV)
+        trainer.start_patiently(make_trial(), f"sqlite:///{tmp_path}/mlflow.db")
+        assert len(trainer.nodes) == 1
+        assert trainer.images == ImageCounts((1, 32, 32), 1297, 140, 360)
+    assert "its process was ended by SIGSEGV (more in" in (said := capsys.readouterr().out)
+    assert "starting it once more" in " ".join(said.split())
+
+
+def test_ray_is_not_started_a_third_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[str] = []
+
+    def start(trainer: Trainer, *_: object) -> None:
+        starts.append("start")
+        raise RayKilledError("killed")
+
+    monkeypatch.setattr(Trainer, "start", start)
+    with ExitStack() as stack:
+        trainer = Trainer(RunOptions(storage=tmp_path), None, stack)
+        with pytest.raises(RayKilledError):
+            trainer.start_patiently(make_trial(), "sqlite:///none")
+    assert len(starts) == 2
 
 
 def test_an_unexpected_error_ends_the_process_with_its_reason(process: RayProcess, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ It prints nothing for the user. Whatever is sent is a pair, as `Message` lists t
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import queue
 import signal
@@ -120,6 +121,7 @@ def answer(holder: RayHolder, name: str, arguments: Sequence[Any]) -> tuple[Mess
 
 def main() -> None:
     """Answer requests until the driver closes the connection."""
+    faulthandler.enable()  # a crash in a library's machine code leaves a traceback in this process's log
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the signal that stops Tune, which handles it while it trains
     connection = Connection(int(sys.argv[1]))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.driver.signals import delay_signals
-from sweeps.driver.watch import REFUSED, Message, RayFailedError, Watch, check_address, try_connection
+from sweeps.driver.watch import REFUSED, Message, RayFailedError, RayKilledError, Watch, check_address, try_connection
 from trainables.errors import BadInputError
 
 STOP_SECONDS = 30.0  # in which Tune must end its trials
@@ -69,7 +69,7 @@ class RayProcess:
 
         Raises:
             UserError: The function raised it.
-            RayFailedError: Ray failed, or the process ended.
+            RayFailedError: Ray failed, or the process ended; `RayKilledError` if a signal ended it.
         """
         self.busy = True
         self.watch.begin(activity)
@@ -85,7 +85,7 @@ class RayProcess:
                 if kind in (Message.RESULT, Message.ERROR):
                     break
         except RayFailedError as error:
-            raise self.fail(str(error)) from None
+            raise self.fail(error) from None
         self.busy = False
         if kind is Message.ERROR:
             raise content
@@ -103,7 +103,7 @@ class RayProcess:
                 self.watch.look()
             kind, content = self.connection.recv()
         except (EOFError, ConnectionResetError):
-            raise RayFailedError(self.describe_end()) from None
+            raise self.explain_end() from None
         self.watch.note(kind, content)
         return kind, content
 
@@ -126,8 +126,8 @@ class RayProcess:
         self.kill()
         return None
 
-    def fail(self, reason: str) -> RayFailedError:
-        """Kill the process, keep its log, and return the error for the user."""
+    def fail(self, reason: RayFailedError) -> RayFailedError:
+        """Kill the process, keep its log, and return the error for the user, of the same class."""
         self.kill()
         log = self.storage / LOG_NAME
         try:
@@ -135,22 +135,23 @@ class RayProcess:
             where = f" (more in {log})"
         except OSError:
             where = ""
-        return RayFailedError(f"Ray has failed: {reason}{where}")
+        return type(reason)(f"Ray has failed: {reason}{where}")
 
-    def describe_end(self) -> str:
-        """Return why the process ended."""
+    def explain_end(self) -> RayFailedError:
+        """Return the reason why the process ended."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(EXIT_SECONDS)
         status = self.process.returncode
         if status is not None and status < 0:
             short = "; the machine may have been short of memory" if status == -signal.SIGKILL else ""
-            return f"its process was ended by {signal.Signals(-status).name}{short}"
+            return RayKilledError(f"its process was ended by {signal.Signals(-status).name}{short}")
         if ended := [name for name, address in self.watch.services.items() if try_connection(*address) == REFUSED]:
-            return f"{' and '.join(ended)} {'have' if len(ended) > 1 else 'has'} ended"
+            return RayFailedError(f"{' and '.join(ended)} {'have' if len(ended) > 1 else 'has'} ended")
         text = (self.folder / LOG_NAME).read_text(encoding="utf-8", errors="replace") if self.folder.exists() else ""
         lines = [line for line in text.splitlines() if line.strip()]
         # Lines of Ray begin with a time, process ids and the name of a source file.
-        return re.sub(r"^\[.*?\] \S+:\d+: *", "", lines[-1]) if lines else "its process ended without a word"
+        last = re.sub(r"^\[.*?\] \S+:\d+: *", "", lines[-1]) if lines else "its process ended without a word"
+        return RayFailedError(last)
 
     def kill(self) -> None:
         """Kill the process, and those of Ray that it has started."""

@@ -24,7 +24,7 @@ from sweeps.driver.resources import (
     request_gpus,
     size_gpu_share,
 )
-from sweeps.driver.watch import RayFailedError
+from sweeps.driver.watch import RayFailedError, RayKilledError
 from sweeps.sweep import format_count
 from trainables.persistence.connection import CHECKSUM_TAG, SweepContext
 from trainables.trial import Trial
@@ -53,6 +53,7 @@ class Trainer:
         self.nodes: list[Node] = []
         self.images: ImageCounts | None = None
         self.allocation: Allocation | None = None
+        self.stack = stack
         self.ray = start_ray_process(address, options.private_folder, self.storage, say, stack)
 
     def train(self, trials: Sequence[Trial], names: Mapping[str, str], context: SweepContext) -> Mapping[str, Outcome]:
@@ -67,7 +68,7 @@ class Trainer:
             return {}
         try:
             if not self.nodes:
-                self.start(trials[0], context.tracking_uri)
+                self.start_patiently(trials[0], context.tracking_uri)
             return self.tune_and_train(trials, names, context)
         except RayFailedError as error:
             self.note_failure(error)
@@ -77,6 +78,16 @@ class Trainer:
         """Tell the user that Ray has failed, at once; the summary comes when results are delivered."""
         self.failure = str(error)
         say(self.failure, style="red")
+
+    def start_patiently(self, trial: Trial, tracking_uri: str) -> None:
+        """Do what `start` does, and once more where a signal ends Ray's process: nothing has been trained yet."""
+        try:
+            self.start(trial, tracking_uri)
+        except RayKilledError as error:
+            say(f"{error}; starting it once more")
+            self.ray.close()
+            self.ray = start_ray_process(self.address, self.options.private_folder, self.storage, say, self.stack)
+            self.start(trial, tracking_uri)
 
     def start(self, trial: Trial, tracking_uri: str) -> None:
         """Start or join Ray and, meanwhile, load the trial's data set."""

@@ -63,6 +63,10 @@ class RayFailedError(UserError):
     """The end of Ray before the end of a sweep; the text is the reason."""
 
 
+class RayKilledError(RayFailedError):
+    """The end, by a signal, of the process that holds Ray."""
+
+
 class Watch:
     """A watch over the process that holds Ray.
 
