@@ -50,6 +50,26 @@ def test_a_process_that_dies_is_named_with_its_signal(process: RayProcess, tmp_p
     assert (tmp_path / "storage" / LOG_NAME).exists()
 
 
+def test_loading_data_while_ray_starts_adds_no_environment_variable(tmp_path: Path) -> None:
+    """Ray's machine code reads the environment meanwhile, and can crash where a variable is added."""
+    code = f"""
+import sys
+from pathlib import Path
+from sweeps.driver.ray_main import RayHolder, settle_environment
+from trainables.trial import Trial
+
+settle_environment()
+sys.addaudithook(lambda event, words: print(event, words) if event in ("os.putenv", "os.unsetenv") else None)
+trial = Trial(dataset="digits", architecture="mlp_1", learning_rate=0.1, epochs=1, seed=0)
+counts, _ = RayHolder(print).load(trial, Path({str(tmp_path)!r}))
+print(counts.test)
+"""
+    names = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "360\n"
+
+
 def test_ray_is_started_once_more_where_a_signal_ends_its_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
