@@ -39,7 +39,13 @@ METRIC_CHARACTERS = re.compile(r"[^\w/. :-]")  # those that a metric's name cann
 
 
 def make_view(
-    *, name: str, condition: str, groups: Sequence[str], quantities: Sequence[str], parent_run_id: str, milliseconds: int
+    *,
+    name: str,
+    condition: str,
+    groups: Sequence[str],
+    quantities: Sequence[str],
+    parent_run_id: str,
+    milliseconds: int,
 ) -> str:
     """Return the tag's value for a view: mean curves by group, with every run below its group.
 
