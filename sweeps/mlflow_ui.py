@@ -24,6 +24,7 @@ SECTION_PREFIX = "mlflow.sweeps.section."
 SOURCE_NAME, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"  # the column "Source"
 SOURCE_COMMIT, USER = "mlflow.source.git.commit", "mlflow.user"  # the columns "Version" and "User"
 DATASET_CONTEXT = ("mlflow.data.context", "training")  # the tag of a data set that its column in the UI shows
+LINK_TAG = "mlflow.sweeps.link"  # of a parent run: the path of the address that shows what its last command was about
 MAX_NOTE = 18_000  # characters of an experiment's description; MLflow takes 20,000 in a tag
 MAX_RUN_TAG = 7_500  # characters of a run's tag; MLflow cuts after 8,000
 MAX_RUNS_SHOWN = 100  # the UI loads so many runs at first, and its groups are of these
@@ -132,7 +133,8 @@ def make_chart_section(name: str, *, shown: bool) -> dict[str, Any]:
 
 def make_view_path(experiment_id: str, key: str) -> str:
     """Return the part of an address after the server's that opens a view."""
-    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={key}&compareRunsMode=CHART"
+    words = {"workflowType": "machine_learning", "viewStateShareKey": key, "compareRunsMode": "CHART"}
+    return f"#/experiments/{experiment_id}/runs?{urlencode(words)}"
 
 
 def make_list_path(experiment_ids: Sequence[str], condition: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -25,19 +26,33 @@ class ParentRun:
         dataset: Name of the data set.
         options: Options of the command, as JSON; None if an earlier version has run it.
         last_run: Time when the command was run, in ISO 8601; empty if an earlier version has run it.
+        experiment_id: The id of its experiment.
+        run_id: Its own id.
+        tags: All of its tags.
     """
 
     sweep: str
     dataset: str
     options: str | None
     last_run: str
+    experiment_id: str
+    run_id: str
+    tags: Mapping[str, str]
 
     @classmethod
     def from_run(cls, run: Run) -> ParentRun:
         """Return what MLflow's run says."""
         tags = run.data.tags
         sweep, _, dataset = tags[SWEEP_TAG].partition(SEPARATOR)
-        return cls(sweep, dataset, tags.get(OPTIONS_TAG), tags.get(LAST_RUN_TAG, ""))
+        return cls(
+            sweep=sweep,
+            dataset=dataset,
+            options=tags.get(OPTIONS_TAG),
+            last_run=tags.get(LAST_RUN_TAG, ""),
+            experiment_id=run.info.experiment_id,
+            run_id=run.info.run_id,
+            tags=tags,
+        )
 
 
 def make_label(sweep: str, dataset: str) -> str:
