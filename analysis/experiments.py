@@ -33,13 +33,16 @@ class Experiment:
         options_type: Class of the options that select its trials.
         draw_options_name: Name of the class of its options for drawing, as its analysis imports or defines it.
         title: Heading of its part of the report.
-        question: Question that it is to answer.
     """
 
     options_type: type[SweepOptions]
     draw_options_name: str
     title: str
-    question: str
+
+    @property
+    def question(self) -> str:
+        """The question that it is to answer."""
+        return self.options_type.question
 
     def load_draw(self) -> Callable[[Any, Sequence[SweepResults], Output, Any], None]:
         """Import the analysis, and return its function that draws."""
@@ -64,47 +67,12 @@ class Experiment:
 EXPERIMENTS = {
     experiment.options_type.experiment: experiment
     for experiment in (
-        Experiment(
-            Part3,
-            "DrawOptions",
-            "Part 3: five architectures",
-            "Which of the architectures generalises best, when each is trained with Adam from several seeds?",
-        ),
-        Experiment(
-            Part4,
-            "DrawOptions",
-            "Part 4: ReLU against the sigmoid",
-            "What does a sigmoid in the place of ReLU do to training, and to the gradient of the first layer?",
-        ),
-        Experiment(
-            Part5,
-            "Part5DrawOptions",
-            "Part 5: learning rates and schedules",
-            "Which constant learning rate is best for SGD, and does a schedule beat Adam?",
-        ),
-        Experiment(
-            Xor,
-            "DrawOptions",
-            "XOR: noise on the training points",
-            "Does the loss of a tiny network grow with the noise on its training points?",
-        ),
-        Experiment(
-            Mnist,
-            "GalleryDrawOptions",
-            "MNIST: logistic regression",
-            "How good is logistic regression, and at which learning rate?",
-        ),
-        Experiment(
-            Pooling,
-            "GalleryDrawOptions",
-            "Pooling and batch size",
-            "Is max or average pooling better, and with which batch size?",
-        ),
-        Experiment(
-            Grid,
-            "GridDrawOptions",
-            "The grid: combinations of settings",
-            "How do combinations of architecture, activation, learning rate, batch size and pooling compare?",
-        ),
+        Experiment(Part3, "DrawOptions", "Part 3: five architectures"),
+        Experiment(Part4, "DrawOptions", "Part 4: ReLU against the sigmoid"),
+        Experiment(Part5, "Part5DrawOptions", "Part 5: learning rates and schedules"),
+        Experiment(Xor, "DrawOptions", "XOR: noise on the training points"),
+        Experiment(Mnist, "GalleryDrawOptions", "MNIST: logistic regression"),
+        Experiment(Pooling, "GalleryDrawOptions", "Pooling and batch size"),
+        Experiment(Grid, "GridDrawOptions", "The grid: combinations of settings"),
     )
 }

@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 from analysis import style
 from analysis.answers import Answer, describe_smallest
 from analysis.notes import describe_diverged, list_omissions, list_stuck
-from analysis.publish import add_to_parent_run
+from analysis.publish import add_to_parent_run, find_page
 from analysis.results import SweepResults, has_any_finished, load_results
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
 from sweeps.intervals import format_mean
 from sweeps.sweep import Sweep, format_count
-from trainables.commands import explain_uri, hide_password, name_program, name_uri
 from trainables.errors import BadInputError
-from trainables.persistence.connection import get_missing_file, get_mlflow_uri, resolve_uri
+from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
 from trainables.persistence.stored_run import describe_ignored
 
@@ -203,14 +202,6 @@ def format_mean_cell(values: NDArray[np.floating]) -> str:
     return format_mean(values) if len(values) else NO_VALUE
 
 
-def describe_store(tracking_uri: str) -> str:
-    """Return the address of a tracking server, or the command that shows another store in a browser."""
-    if tracking_uri.startswith("http"):
-        return hide_password(tracking_uri)
-    uri = get_mlflow_uri(resolve_uri(tracking_uri))
-    return f"{name_program('mlflow')} ui --backend-store-uri {name_uri(uri)}{explain_uri(uri)}"
-
-
 def load_stages(
     options: SweepOptions, store: Store, fill: str, allow_missing: bool
 ) -> tuple[list[Sweep], list[SweepResults], str]:
@@ -286,7 +277,7 @@ def main(
         dataset = sweeps[0].trials()[0].dataset
         if problem := add_to_parent_run(store, options.experiment, dataset, output.written):
             print(problem)
-        print(f"Every trial's curves: {describe_store(options.tracking_uri)}")
+        print(f"Browse every curve: {options.describe_browsing(find_page(store, options.experiment, dataset))}")
         return 0
 
     sys.exit(run_to_exit_status(script))

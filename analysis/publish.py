@@ -1,4 +1,4 @@
-"""Putting figures and reports on the parent run of their sweep in MLflow."""
+"""Putting figures and reports on the parent run of their sweep in MLflow, and finding its page there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from sweeps.mlflow_ui import LINK_TAG, make_runs_path
 from trainables.errors import UserError
 from trainables.persistence.store import Store
 
@@ -35,3 +36,9 @@ def add_to_parent_run(store: Store, sweep: str, dataset: str, files: Sequence[Pa
         except UserError as error:
             return f"The files are not in MLflow, where they would be on the parent run of {sweep}: {error}"
     return ""
+
+
+def find_page(store: Store, sweep: str, dataset: str) -> str:
+    """Return the part of an address, after the server's, that shows a sweep in MLflow's UI."""
+    parents = [parent for parent in store.find_parents() if (parent.sweep, parent.dataset) == (sweep, dataset)]
+    return next((parent.tags.get(LINK_TAG) or make_runs_path(parent.experiment_id) for parent in parents), "")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from tyro.constructors import PrimitiveConstructorSpec
 
 from sweeps.sweep import MAX_TRIALS, Sweep
-from trainables.commands import URI_VARIABLE, join_command, name_program, name_script
+from trainables.commands import URI_VARIABLE, hide_password, join_command, name_program, name_script
 from trainables.errors import check_choice, check_positive
 from trainables.result import Result
 from trainables.trial import IMAGE_DATASETS, Trial
@@ -68,10 +68,12 @@ class SweepOptions(ABC):
 
     Attributes:
         experiment: The name of the sweep, of its MLflow experiment, and of its two scripts.
+        question: The question that it is to answer.
         quick_defaults: The defaults under `--quick`, where they differ.
     """
 
     experiment: ClassVar[str]
+    question: ClassVar[str] = ""
     quick_defaults: ClassVar[Mapping[str, Any]] = {}
 
     seeds: int = 1
@@ -122,6 +124,20 @@ class SweepOptions(ABC):
         usual = type(self)(**self.quick_defaults, quick=True) if self.quick else type(self)()
         usual = replace(usual, tracking_uri=self.tracking_uri if usual_store is None else usual_store)
         return [*(["--quick"] if self.quick else []), *format_options(self, usual)]
+
+    def describe_browsing(self, path: str) -> str:
+        """Return the address that shows the sweep in MLflow's UI, or the command that starts the UI over its store.
+
+        Args:
+            path: The part of the address after the server's.
+        """
+        address = os.environ.get(JOB_ADDRESS_VARIABLE)  # of a job, which the user follows through the tunnels
+        server = f"http://{urlsplit(address).hostname}:{MLFLOW_PORT}" if address else self.tracking_uri
+        if server.startswith("http"):
+            return f"{hide_password(server).rstrip('/')}/{path}"
+        words = [name_script(CODE_FOLDER / "analysis" / "ui.py"), self.experiment]
+        store = [] if self.tracking_uri == DEFAULT_TRACKING_URI else ["--tracking-uri", self.tracking_uri]
+        return join_command(name_program("python"), [*words, *store])
 
     def format_command(self, folder: str, more: Sequence[str] = ()) -> str:
         """Return the command line that runs the experiment's script with these options, from the current folder.

@@ -15,6 +15,7 @@ class Grid(ImageSweepOptions):
     """Options of the grid: every combination of the values is a trial."""
 
     experiment = "grid"
+    question = "How do combinations of architecture, activation, learning rate, batch size and pooling compare?"
     quick_defaults: ClassVar = {
         "dataset": "digits",
         "seeds": 2,

@@ -23,7 +23,6 @@ VIEW_PREFIX = "mlflow.sharedViewState."  # and a key: the tag of an experiment t
 SECTION_PREFIX = "mlflow.sweeps.section."
 SOURCE_NAME, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"  # the column "Source"
 SOURCE_COMMIT, USER = "mlflow.source.git.commit", "mlflow.user"  # the columns "Version" and "User"
-DATASET_CONTEXT = ("mlflow.data.context", "training")  # the tag of a data set that its column in the UI shows
 LINK_TAG = "mlflow.sweeps.link"  # of a parent run: the path of the address that shows what its last command was about
 MAX_NOTE = 18_000  # characters of an experiment's description; MLflow takes 20,000 in a tag
 MAX_RUN_TAG = 7_500  # characters of a run's tag; MLflow cuts after 8,000
@@ -150,6 +149,11 @@ def make_list_path(experiment_ids: Sequence[str], condition: str) -> str:
         "workflowType": "machine_learning",
     }
     return f"#/compare-experiments/s?{urlencode(words, quote_via=quote)}"
+
+
+def make_runs_path(experiment_id: str) -> str:
+    """Return the part of an address after the server's that opens the runs of an experiment."""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
 def make_run_path(experiment_id: str, run_id: str, page: str = "") -> str:

@@ -15,6 +15,7 @@ class Mnist(ImageSweepOptions):
     """Options of the MNIST sweep."""
 
     experiment = "mnist"
+    question = "How good is logistic regression, and at which learning rate?"
     quick_defaults: ClassVar = {"dataset": "digits", "seeds": 3}
 
     dataset: str = "mnist"

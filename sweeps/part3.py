@@ -15,6 +15,7 @@ class Part3(MainSweepOptions):
     """Options of part 3."""
 
     experiment = "part3"
+    question = "Which of the architectures generalises best, when each is trained with Adam from several seeds?"
     quick_defaults: ClassVar = {"dataset": "digits", "seeds": 3, "epochs": 5}
 
     seeds: int = 10

@@ -15,6 +15,7 @@ class Part4(MainSweepOptions):
     """Options of part 4."""
 
     experiment = "part4"
+    question = "What does a sigmoid in the place of ReLU do to training, and to the gradient of the first layer?"
     quick_defaults: ClassVar = {"dataset": "digits", "epochs": 5}
 
     def sweep(self) -> Sweep:

@@ -47,6 +47,7 @@ class Part5(ImageSweepOptions):
     """Options of part 5."""
 
     experiment = "part5"
+    question = "Which constant learning rate is best for SGD, and does a schedule beat Adam?"
     quick_defaults: ClassVar = {"dataset": "digits", "architecture": "mlp_2", "epochs": 10, "schedule_epochs": 12}
 
     epochs: int = 20

@@ -22,6 +22,7 @@ class Pooling(ImageSweepOptions):
     """Options of the pooling sweep."""
 
     experiment = "pooling"
+    question = "Is max or average pooling better, and with which batch size?"
     quick_defaults: ClassVar = {"dataset": "digits"}
 
     epochs: int = 3

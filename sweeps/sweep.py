@@ -90,6 +90,15 @@ class Sweep:
         """Return the distinct trials in order: combinations that compute the same share a trial."""
         return tuple(dict.fromkeys(trial for _, trial in self.cells()))
 
+    def parameters(self) -> dict[str, dict[str, str]]:
+        """Return trial id → the names of its values on those axes that are mappings: `{"model": "a"}`."""
+        named = [name for name, axis in self.axes.items() if isinstance(axis, Mapping)]
+        found: dict[str, dict[str, str]] = {}
+        for values, trial in self.cells() if named else ():
+            by_axis = dict(zip(self.axes, values, strict=True))
+            found.setdefault(trial.id, {name: str(by_axis[name]) for name in named})
+        return found
+
     def labels(self) -> dict[str, str]:
         """Return trial id → readable name, from the values of the axes, the seed last: `cnn_3 · seed 4`."""
         labels: dict[str, str] = {}

@@ -18,6 +18,7 @@ class Xor(SweepOptions):
     """Options of the XOR sweep."""
 
     experiment = "xor"
+    question = "Does the loss of a tiny network grow with the noise on its training points?"
     quick_defaults: ClassVar = {"seeds": 5}
 
     seeds: int = 20

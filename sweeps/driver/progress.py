@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -18,8 +19,9 @@ LOG_INTERVAL_SECONDS = 30
 class ProgressBar:
     """A progress bar that shows the share of all epochs that is trained, and the number of trials in each state."""
 
-    def __init__(self, progress: Progress, packs: Sequence[Pack]) -> None:
+    def __init__(self, progress: Progress, packs: Sequence[Pack], note: Callable[[int, float], None]) -> None:
         self.progress = progress
+        self.note = note
         self.reports = {pack.name: PackReport() for pack in packs}
         self.trials = sum(len(pack.trials) for pack in packs)
         self.task = progress.add_task("", total=sum(pack.epochs for pack in packs))
@@ -38,6 +40,8 @@ class ProgressBar:
         waiting = self.trials - len(outcomes) - running
         states = f"trials: {len(outcomes) - failed} done, {running} running, {waiting} waiting, {failed} failed"
         self.progress.update(self.task, description=states, completed=sum(report.epochs for report in reports))
+        seconds = self.progress.tasks[0].time_remaining
+        self.note(len(outcomes) - failed, math.nan if seconds is None else seconds)
         if self.progress.disable and time.monotonic() - self.written >= LOG_INTERVAL_SECONDS:
             self.written = time.monotonic()
             task = self.progress.tasks[0]
@@ -51,8 +55,14 @@ class ProgressBar:
 
 
 @contextmanager
-def show_progress(packs: Sequence[Pack], console: Console) -> Iterator[ProgressBar]:
-    """Show the progress of packs for as long as the context lasts."""
+def show_progress(packs: Sequence[Pack], console: Console, note: Callable[[int, float], None]) -> Iterator[ProgressBar]:
+    """Show the progress of packs for as long as the context lasts.
+
+    Args:
+        packs: The packs.
+        console: Where it is shown.
+        note: Is called with the number of trials that are done, and the seconds left or NaN.
+    """
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -62,4 +72,4 @@ def show_progress(packs: Sequence[Pack], console: Console) -> Iterator[ProgressB
         disable=not console.is_terminal,
         speed_estimate_period=600,
     ) as progress:
-        yield ProgressBar(progress, packs)
+        yield ProgressBar(progress, packs, note)

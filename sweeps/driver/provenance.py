@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from sweeps.experiment import JOB_ADDRESS_VARIABLE
+from sweeps.mlflow_ui import SOURCE_COMMIT, SOURCE_NAME, SOURCE_TYPE, USER
 
 
 def collect_provenance() -> dict[str, str]:
@@ -21,6 +26,20 @@ def collect_provenance() -> dict[str, str]:
         "git_commit": os.environ.get("SWEEPS_COMMIT") or here,
         "python_version": sys.version.split()[0],
         **{f"{library}_version": get_version(library) for library in libraries},
+    }
+
+
+def describe_source(sweep: str) -> dict[str, str]:
+    """Return the tags by which MLflow's UI shows the script of a sweep, its commit, and the user."""
+    commit = collect_provenance()["git_commit"].split()[0]
+    user = ""
+    with suppress(KeyError, OSError):  # a container may have no name for its user
+        user = getpass.getuser()
+    return {
+        SOURCE_NAME: f"sweeps/{sweep}.py",
+        SOURCE_TYPE: "JOB" if JOB_ADDRESS_VARIABLE in os.environ else "LOCAL",
+        **({SOURCE_COMMIT: commit} if commit != "unknown" else {}),
+        **({USER: user} if user else {}),
     }
 
 

@@ -9,14 +9,17 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sweeps.driver.description import Stage
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan
+from sweeps.driver.provenance import describe_source
 from sweeps.driver.ray_process import start_ray_process
 from sweeps.driver.recovery import remove_leftovers
 from sweeps.driver.report import print_allocation, print_missing, print_plan, say
 from sweeps.driver.resources import Allocation, Node, allocate, detect_machine, parse_gpu_requests, request_gpus
 from sweeps.driver.session import Session
 from sweeps.driver.summary import print_results
+from sweeps.driver.sweep_page import SweepPage
 from sweeps.experiment import StagesEndedEarly, SweepOptions
 from sweeps.kept_options import format_kept_options
 from trainables.errors import BadInputError, UserError
@@ -49,7 +52,9 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
     store = Store(options.tracking_uri)
     parent_tags = make_parent_tags(options)
     with ExitStack() as stack:
-        session = Session(store, run_options, address, stack)
+        page = SweepPage(store, options)
+        stages: list[Stage] = []
+        session = Session(store, run_options, address, stack, page)
         try:
             for sweep in options.stages(store.read_trial):
                 plan = Plan(sweep, sweep.trials(), store.find_runs())
@@ -63,29 +68,37 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
                 outcomes: Mapping[str, Outcome] = {}
                 if plan.missing:
                     plan, outcomes = session.train(plan, parent_tags)
-                print_results(plan, plan.find_stuck(store.read_trial))
+                stages.append(Stage(plan, plan.find_stuck(store.read_trial)))
+                page.mark_stuck(stages[-1])
+                page.stages = stages
+                print_results(plan, stages[-1].stuck)
                 if plan.missing:
-                    return print_missing(plan, options, run_options, outcomes, ray_failed=session.ray_failed)
+                    status = print_missing(plan, options, run_options, outcomes, ray_failed=session.ray_failed)
+                    page.end(stages)
+                    return status
         except StagesEndedEarly as end:
             say(str(end))
     if run_options.dry_run:
         print_dry_run(trials, run_options, address, store.uri)
         return 0
     if session.trainer is None:  # nothing was missing, so that `Session.train` has not set them
-        tag_parent(store, first.name, trials[0].dataset, parent_tags)
+        tag_parent(store, first.name, trials[0].dataset, parent_tags, page)
+    page.end(stages)
     say(f"All trials are done. Next: {options.format_command('analysis')}")
+    say(f"Browse every curve: {options.describe_browsing(page.link)}")
     return 0
 
 
 def make_parent_tags(options: SweepOptions) -> dict[str, str]:
     """Return the tags by which a sweep's parent run keeps the options of the command that was last run, and when."""
-    return {OPTIONS_TAG: format_kept_options(options), LAST_RUN_TAG: datetime.now(UTC).isoformat(timespec="seconds")}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {OPTIONS_TAG: format_kept_options(options), LAST_RUN_TAG: now, **describe_source(options.experiment)}
 
 
-def tag_parent(store: Store, sweep: str, dataset: str, tags: Mapping[str, str]) -> None:
+def tag_parent(store: Store, sweep: str, dataset: str, tags: Mapping[str, str], page: SweepPage) -> None:
     """Tag the parent run of a sweep that had nothing to train; where that fails, say so and go on."""
     try:
-        store.tag_parent(sweep, dataset, tags)
+        page.place(*store.tag_parent(sweep, dataset, tags))
     except UserError as error:
         say(f"note: reports will not know of this command: {error}", style="yellow")
 

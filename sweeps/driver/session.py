@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from sweeps.driver.lease import hold_lease
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan
-from sweeps.driver.provenance import collect_provenance
+from sweeps.driver.provenance import collect_provenance, describe_source
 from sweeps.driver.recovery import (
     STORAGE_LOCK,
     STORE_PATIENCE_SECONDS,
@@ -21,7 +21,9 @@ from sweeps.driver.recovery import (
     deliver_waiting_results,
 )
 from sweeps.driver.report import print_outcomes, say
+from sweeps.driver.sweep_page import SweepPage
 from sweeps.driver.trainer import Trainer
+from sweeps.sweep import Sweep
 from trainables.errors import BadInputError, TrackingError
 from trainables.files import convert_write_errors
 from trainables.persistence.connection import SweepContext, retry_for
@@ -33,13 +35,17 @@ class Session:
     """The state that a driver keeps between stages; Ray stays until `stack` closes.
 
     Attributes:
+        page: The sweep's page in MLflow's UI.
         storage: The storage folder, absolute.
         storage_name: Host and path of the storage folder.
         trainer: What trains trials, once there are some to train.
     """
 
-    def __init__(self, store: Store, options: RunOptions, address: str | None, stack: ExitStack) -> None:
+    def __init__(
+        self, store: Store, options: RunOptions, address: str | None, stack: ExitStack, page: SweepPage
+    ) -> None:
         self.store = store
+        self.page = page
         self.options = options
         self.address = address
         self.stack = stack
@@ -66,14 +72,15 @@ class Session:
             BadInputError: Another sweep trains these trials, or trains with this storage.
         """
         experiment_id, parent_run_id = self.store.ensure_parent(plan.sweep.name, plan.missing[0].dataset)
+        self.page.place(experiment_id, parent_run_id)
         lease = hold_lease(self.store, plan.sweep.name, parent_run_id, self.storage_name, say)
         with self.lock_storage():
             # Its process imports Ray while the lease is taken.
-            self.trainer = self.trainer or Trainer(self.options, self.address, self.stack)
+            self.trainer = self.trainer or Trainer(self.options, self.address, self.stack, self.page.note)
             with lease as driver:
                 self.store.set_tags(parent_run_id, parent_tags)
                 return self.train_with_lease(
-                    plan, self.trainer, self.make_context(experiment_id, parent_run_id, driver)
+                    plan, self.trainer, self.make_context(plan.sweep, experiment_id, parent_run_id, driver)
                 )
 
     def train_with_lease(
@@ -93,7 +100,8 @@ class Session:
 
         try:
             trials = [trial for trial in plan.missing if trial.id not in refused]
-            outcomes = trainer.train(trials, plan.sweep.labels(), context)
+            with self.page.follow(plan):
+                outcomes = trainer.train(trials, plan.sweep.labels(), context)
             refused |= deliver_waiting_results(plan, context, STORE_PATIENCE_SECONDS)
         except BaseException:
             with suppress(TrackingError):
@@ -125,8 +133,8 @@ class Session:
         with lock:
             yield
 
-    def make_context(self, experiment_id: str, parent_run_id: str, driver: str) -> SweepContext:
-        """Return the places where the trials keep their state."""
+    def make_context(self, sweep: Sweep, experiment_id: str, parent_run_id: str, driver: str) -> SweepContext:
+        """Return the places where the sweep's trials keep their state."""
         return SweepContext(
             tracking_uri=self.store.uri,
             experiment_id=experiment_id,
@@ -134,7 +142,8 @@ class Session:
             storage=self.storage,
             storage_name=self.storage_name,
             driver=driver,
-            tags=collect_provenance(),
+            tags={**collect_provenance(), **describe_source(sweep.name)},
+            parameters=sweep.parameters(),
         )
 
     def refresh(self, plan: Plan) -> Plan:

@@ -96,10 +96,7 @@ def make_result_table(settings: Sequence[Setting]) -> Table:
     The mean is over all trials that did not diverge. The columns on diverged and stuck trials are there where there are
     any.
     """
-    any_diverged = any(setting.diverged for setting in settings)
-    any_stuck = any(setting.stuck_accuracies for setting in settings)
-    columns = ["trials", *(["diverged"] if any_diverged else []), *(["stuck"] if any_stuck else []), "mean", "95 % CI"]
-    columns += [*(["learnt", "mean of\nlearnt"] if any_stuck else []), "best\nrun"]
+    columns = list_columns(settings)
     narrow: dict[str, Any] = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False, "show_edge": False}
     table = Table(title="Test accuracy (%) over seeds", **narrow)  # all columns are to fit in 80 characters
     for axis in settings[0].values:
@@ -110,6 +107,14 @@ def make_result_table(settings: Sequence[Setting]) -> Table:
         cells = make_cells(setting)
         table.add_row(*setting.values.values(), *(cells[column] for column in columns))
     return table
+
+
+def list_columns(settings: Sequence[Setting]) -> list[str]:
+    """Return the headings of a table of settings, without those of the axes."""
+    any_diverged = any(setting.diverged for setting in settings)
+    any_stuck = any(setting.stuck_accuracies for setting in settings)
+    columns = ["trials", *(["diverged"] if any_diverged else []), *(["stuck"] if any_stuck else []), "mean", "95 % CI"]
+    return [*columns, *(["learnt", "mean of\nlearnt"] if any_stuck else []), "best\nrun"]
 
 
 def make_cells(setting: Setting) -> dict[str, str]:

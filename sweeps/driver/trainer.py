@@ -35,6 +35,7 @@ class Trainer:
     """Trains trials with Ray, which it keeps from one call to the next, until `stack` closes.
 
     Attributes:
+        note: Called with the number of trials that a call has trained so far, and the seconds left or NaN.
         ray: The process that holds Ray and the data set.
         failure: The reason why Ray failed, if it did.
         nodes: The nodes, once Ray has been started or joined.
@@ -45,8 +46,11 @@ class Trainer:
         BadInputError: Nothing listens at the address of the cluster.
     """
 
-    def __init__(self, options: RunOptions, address: str | None, stack: ExitStack) -> None:
+    def __init__(
+        self, options: RunOptions, address: str | None, stack: ExitStack, note: Callable[[int, float], None]
+    ) -> None:
         self.options = options
+        self.note = note
         self.address = address
         self.storage = options.storage.absolute()
         self.failure: str | None = None
@@ -136,7 +140,7 @@ class Trainer:
 
     def train_packs(self, packs: Sequence[Pack], settings: WorkerSettings, at_once: int) -> Mapping[str, Outcome]:
         """Train packs, and return their outcomes; fewer if the user stops them, or if Ray fails."""
-        with show_progress(packs, console) as progress:
+        with show_progress(packs, console, self.note) as progress:
             try:
                 outcomes: Mapping[str, Outcome] = self.ray.ask(
                     "trials train",

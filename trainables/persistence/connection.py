@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote
@@ -30,6 +30,7 @@ CHECKSUM_TAG = "data_checksum"  # the checksum of the raw images and labels that
 SECONDS_TAG = "training_seconds"  # on the run of a finished trial: how long it trained; those of a stack share it
 STACK_TAG = "stacked_trials"  # on the run of a finished trial: the number of trials of its stack
 DIVERGED_TAG = "diverged_at_step"  # on the run of a finished trial: the step where its loss became NaN or infinite
+OUTCOME_TAG = "outcome"  # on the run of a finished trial: "trained", "stuck" or "diverged", for searches in the UI
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own tag, by which its UI nests runs
 URI_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 RETRY_SECONDS = 2
@@ -48,6 +49,7 @@ class SweepContext:
         storage_name: Host and path of `storage`, as people and other sweeps read it.
         driver: The sweep's driver, as `<parent run>/<name>`.
         tags: Tags of every trial's run: the versions of code and libraries, and the data set's checksum.
+        parameters: Trial id → parameters of its run besides the trial's settings, such as the name of its model.
     """
 
     tracking_uri: str
@@ -57,6 +59,7 @@ class SweepContext:
     storage_name: str
     driver: str
     tags: Mapping[str, str]
+    parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def resolve_uri(uri: str) -> str:

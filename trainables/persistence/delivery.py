@@ -123,6 +123,7 @@ class Delivery:
             context.parent_run_id,
             {**context.tags, STORAGE_TAG: context.storage_name, DRIVER_TAG: context.driver},
             run_id=self.folder.run_id,
+            parameters=context.parameters.get(self.folder.trial.id),
         )
         if other := store.ignored.get(self.folder.run_id or ""):  # checkpoints of earlier versions have no checksum
             difference = describe_difference(other.dataset, other.checksum, context.tags.get(CHECKSUM_TAG, ""))

@@ -13,12 +13,11 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -156,14 +155,15 @@ class Store:
         return experiment_id, ensure_parent_run(self.client, experiment_id, make_label(sweep, dataset))
 
     @raises_tracking_errors
-    def tag_parent(self, sweep: str, dataset: str, tags: Mapping[str, str]) -> None:
-        """Set tags of the sweep's parent run, creating it if needed.
+    def tag_parent(self, sweep: str, dataset: str, tags: Mapping[str, str]) -> tuple[str, str]:
+        """Set tags of the sweep's parent run, creating it if needed; return the ids of its experiment and of itself.
 
         Raises:
             BadInputError: The experiment was deleted in the store.
         """
-        _, run = self._ensure_parent(sweep, dataset)
+        experiment_id, run = self._ensure_parent(sweep, dataset)
         self.set_tags(run.info.run_id, tags)
+        return experiment_id, run.info.run_id
 
     @raises_tracking_errors
     def add_to_parent(self, sweep: str, dataset: str, folder: Path) -> None:
@@ -211,6 +211,7 @@ class Store:
         tags: Mapping[str, str],
         *,
         run_id: str | None,
+        parameters: Mapping[str, str] | None = None,
     ) -> TrialRun:
         """Return the trial's run: a finished one, else `run_id`, else another usable one or a new one.
 
@@ -221,6 +222,7 @@ class Store:
             parent_run_id: The parent of a new run.
             tags: Tags for an unfinished run; `DRIVER_TAG` among them names the driver that trains the trial.
             run_id: The run that the trial's checkpoints have sent points to, if any.
+            parameters: Parameters of the run besides the trial's settings.
 
         Raises:
             BadInputError: The trial has a run that another driver has marked RUNNING.
@@ -235,15 +237,7 @@ class Store:
             first_tags = {DRIVER_TAG: "", **tags, TRIAL_ID_TAG: trial.id, PARENT_TAG: parent_run_id}
             chosen = self.client.create_run(experiment_id, run_name=name, tags=first_tags)
         trial_run = TrialRun(self.client, self.uri, chosen)
-        if not trial_run.finished:
-            if chosen.info.status != "RUNNING":
-                self.client.update_run(chosen.info.run_id, status="RUNNING")
-            settings = {name: value for name, value in asdict(trial).items() if value not in (None, ())}
-            self.client.log_batch(
-                chosen.info.run_id,
-                params=[Param(name, str(value)) for name, value in settings.items()],
-                tags=[RunTag(name, value) for name, value in tags.items()],
-            )
+        trial_run.begin(trial, parameters or {}, tags)
         return trial_run
 
     def _discard(self, runs: Sequence[Run], name: str, driver: str | None) -> None:

@@ -15,6 +15,7 @@ from trainables.persistence.connection import (
     CHECKSUM_TAG,
     DIVERGED_TAG,
     DRIVER_TAG,
+    OUTCOME_TAG,
     SECONDS_TAG,
     STACK_TAG,
     STORAGE_TAG,
@@ -42,6 +43,7 @@ class StoredRun:
         provenance: Those of `PROVENANCE_TAGS` that the run has. Runs with equal ones share a mapping, as there may be
             100,000 of them.
         training_seconds: Seconds that the trial trained, its share of them if it trained in a stack; NaN if unknown.
+        outcome: "trained", "stuck" or "diverged"; empty for unfinished runs and for those of earlier versions.
     """
 
     trial_id: str
@@ -58,6 +60,7 @@ class StoredRun:
     checksum: str
     provenance: Mapping[str, str]
     training_seconds: float
+    outcome: str
 
     @classmethod
     def from_run(cls, run: Run, experiment: str) -> StoredRun:
@@ -77,6 +80,7 @@ class StoredRun:
             checksum=run.data.tags.get(CHECKSUM_TAG, ""),
             provenance=share_mapping(tuple((t, run.data.tags[t]) for t in PROVENANCE_TAGS if t in run.data.tags)),
             training_seconds=read_seconds(run.data.tags),
+            outcome=run.data.tags.get(OUTCOME_TAG, ""),
         )
 
     @property

@@ -6,18 +6,22 @@ again only where key, step, value and timestamp are all the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from numpy.typing import NDArray
 
 from trainables.persistence.artifacts import RunArtifacts
-from trainables.persistence.connection import DIVERGED_TAG
+from trainables.persistence.connection import CHECKSUM_TAG, DIVERGED_TAG, OUTCOME_TAG
 from trainables.persistence.failures import raises_tracking_errors
 from trainables.result import Result
+from trainables.trial import Trial
 
 MAX_METRICS_PER_CALL = 1000  # MLflow's limit
 RESULT_ARTIFACT = "result.npz"
@@ -31,6 +35,7 @@ class TrialRun:
 
     Attributes:
         artifacts: The run's files.
+        status: The run's status as it was found.
         finished: Whether the store has everything of the trial already.
         records_sent: The number of records that this process has sent. Those of an earlier process are sent again, and
             dropped by the store.
@@ -42,8 +47,32 @@ class TrialRun:
         self.run_id: str = run.info.run_id
         self.start_milliseconds: int = run.info.start_time
         self.artifacts = RunArtifacts.of(uri, run)
-        self.finished = run.info.status == "FINISHED"
+        self.status: str = run.info.status  # as it was found
+        self.finished = self.status == "FINISHED"
         self.records_sent = 0
+
+    @raises_tracking_errors
+    def begin(self, trial: Trial, parameters: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Mark the run as RUNNING, and store the trial's settings and its data set, unless the run is finished.
+
+        Args:
+            trial: The trial.
+            parameters: Further parameters.
+            tags: Tags, among them the checksum of the data.
+        """
+        if self.finished:
+            return
+        if self.status != "RUNNING":
+            self.client.update_run(self.run_id, status="RUNNING")
+        settings = {name: value for name, value in asdict(trial).items() if value not in (None, ())}
+        self.client.log_batch(
+            self.run_id,
+            params=[Param(name, str(value)) for name, value in {**settings, **parameters}.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+        )
+        if checksum := tags.get(CHECKSUM_TAG):
+            data = Dataset(trial.dataset, checksum, source_type="local", source=json.dumps({"name": trial.dataset}))
+            self.client.log_inputs(self.run_id, [DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
 
     @raises_tracking_errors
     def send_records(
@@ -74,7 +103,9 @@ class TrialRun:
         self.send_records(result.steps, result.curves)
         self.artifacts.write(artifacts)
         timestamp = self.start_milliseconds + last_step
-        outcome = {DIVERGED_TAG: str(last_step)} if result.diverged else {}
+        outcome = (
+            {OUTCOME_TAG: "diverged", DIVERGED_TAG: str(last_step)} if result.diverged else {OUTCOME_TAG: "trained"}
+        )
         self.client.log_batch(
             self.run_id,
             metrics=[] if result.diverged else [Metric("test_accuracy", result.test_accuracy, timestamp, last_step)],
