@@ -29,6 +29,7 @@ from trainables.trial import XOR, Trial
 MAX_ROWS = 40  # of a table in a description; the whole table is among the artifacts
 MAX_NAMED = 10  # diverged trials
 MAX_COMPARED = 30  # settings; the number of their pairs grows with the square
+NUMBERS = ("test accuracy mean", "test accuracy low", "test accuracy high", "n")  # of a setting, with its 95 % interval
 SELECTING_LITTLE = ("seeds", "quick", "tracking_uri")  # options that do not tell one selection from another
 
 
@@ -257,10 +258,7 @@ def list_rows(stage: Stage) -> list[dict[str, Any]]:
             {
                 "trials": make_title(stage.plan.trials),
                 "setting": name_setting(setting),
-                "mean test accuracy": float(interval.mean),
-                "low": float(interval.low),
-                "high": float(interval.high),
-                "n": int(interval.n),
+                **dict(zip(NUMBERS, (float(number) for number in interval), strict=True)),
                 "stuck": len(setting.stuck_accuracies),
                 "diverged": setting.diverged,
             }

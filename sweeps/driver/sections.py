@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sweeps import mlflow_ui
 from sweeps.driver.description import Section, cut
 from sweeps.sweep import format_count
 
 
-def format_section(section: Mapping[str, str]) -> str:
+def format_section(section: Mapping[str, Any]) -> str:
     """Return the text of a section's tag. MLflow would cut a long one, so it is made to fit."""
     while len(text := json.dumps(section, ensure_ascii=False)) > mlflow_ui.MAX_RUN_TAG:
         section = {**section, "body": cut(section["body"], len(section["body"]) - 500)}
     return text
 
 
-def parse_section(text: str) -> dict[str, str]:
+def parse_section(text: str) -> dict[str, Any]:
     """Return the section that a tag holds; empty where it holds none."""
     try:
         found = json.loads(text)
     except ValueError:
         return {}
-    names = {*Section.__dataclass_fields__, "status", "at"}
+    names = {*Section.__dataclass_fields__, "status", "training", "at"}
     return found if isinstance(found, dict) and names <= found.keys() else {}
 
 
@@ -43,8 +44,9 @@ def compose(note: str, parents: Sequence[Mapping[str, str]], limit: int) -> str:
     parts: list[str] = []
     for number, section in enumerate(sections):
         at = section["at"][:16].replace("T", " ")
-        head = f"**{section['title']}:** {section['answer']} {section['status']} ({at} UTC).".replace("  ", " ")
-        part = f"{head}\n\n{section['body']}"
+        status, answer = f"{section['status']} ({at} UTC).", section["answer"]
+        first = [status, answer] if section["training"] else [answer, status]  # the UI shows only one line at first
+        part = f"**{' '.join(filter(None, first))}**\n\n### {section['title']}\n\n{section['body']}"
         if words + sum(map(len, parts)) + len(part) > limit - 200:
             parts.append(f"*{format_count(len(sections) - number, 'older selection')} on the parent runs.*")
             break

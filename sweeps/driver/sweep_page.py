@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sweeps import mlflow_ui
 from sweeps.driver.description import (
+    NUMBERS,
     Stage,
     describe_choice,
     find_constants,
@@ -99,7 +100,7 @@ class SweepPage:
         while True:
             finished, left = self.progress
             if (status := describe_progress(done + finished, len(plan.trials), left)) != said:
-                self._attempt(status, ended)
+                self._try_writing(status, ended)
                 said = status
             if ended.wait(PROGRESS_SECONDS):
                 return
@@ -114,12 +115,12 @@ class SweepPage:
                 looked = time.monotonic()
                 pause = max(REFRESH_SECONDS, (looked - started) / REFRESH_SHARE)
 
-    def _attempt(self, status: str, ended: threading.Event) -> None:
+    def _try_writing(self, status: str, ended: threading.Event) -> None:
         """Write the page unless the context has ended; a store that is away is no reason to stop."""
         with self.lock:
             try:
                 if not ended.is_set():
-                    self._write(status)
+                    self._write(status, training=True)
             except UserError:
                 pass
 
@@ -141,14 +142,14 @@ class SweepPage:
         if self.presentation is None or not self.lock.acquire(timeout=WAIT_SECONDS):
             return
         try:
-            if self._write(status):
+            if self._write(status, training=False):
                 self._write_results()
         except UserError as error:
             say(f"note: MLflow's page of this sweep is not up to date: {error}", style="yellow")
         finally:
             self.lock.release()
 
-    def _write(self, status: str) -> bool:
+    def _write(self, status: str, *, training: bool) -> bool:
         """Write section, views and descriptions; return whether the section says something else than before."""
         if self.presentation is None or not self.stages:
             return False
@@ -158,7 +159,8 @@ class SweepPage:
         parents = {parent.run_id: parent for parent in self.presentation.find_parents()}
         tags = dict(parents[self.parent_run_id].tags) if self.parent_run_id in parents else {}
         old = parse_section(tags.get(mlflow_ui.SECTION_PREFIX + self.key, ""))
-        new = {**asdict(section), "status": status, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        new = {**asdict(section), "status": status, "training": training, "at": now}
         own = {mlflow_ui.SECTION_PREFIX + self.key: format_section(new), mlflow_ui.LINK_TAG: self.link}
         tags |= own
         own[mlflow_ui.NOTE_TAG] = compose(tags.get(mlflow_ui.NOTE_TAG, ""), [tags], mlflow_ui.MAX_RUN_TAG)
@@ -218,14 +220,14 @@ class SweepPage:
         rows = [row for stage in self.stages for row in list_rows(stage)]
         choice = describe_choice(self.options)
         metrics = {
-            mlflow_ui.make_metric_name(f"{row['setting']}: {name}{f' : {choice}' if choice else ''}"): float(row[name])
+            mlflow_ui.make_metric_name(": ".join(filter(None, (row["setting"], name, choice)))): float(row[name])
             for row in rows
-            for name in ("mean test accuracy", "low", "high", "n")
+            for name in NUMBERS
             if not math.isnan(row[name])
         }
         runs = [run for s in self.stages for trial in s.plan.trials if (run := s.plan.find_finished(trial))]
         spent = sum(seconds for run in runs if not math.isnan(seconds := run.training_seconds))
-        hours = f"hours of training{f' : {choice}' if choice else ''}"
+        hours = ": ".join(filter(None, ("all trials", "hours of training", choice)))
         metrics[mlflow_ui.make_metric_name(hours)] = round(spent / 3600, 4)
         self.presentation.write_parent(self.parent_run_id, {}, metrics)
         with tempfile.TemporaryDirectory() as temporary:

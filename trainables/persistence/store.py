@@ -27,6 +27,7 @@ from trainables.persistence.artifacts import RunArtifacts
 from trainables.persistence.connection import (
     CHECKSUM_TAG,
     DRIVER_TAG,
+    OUTCOME_TAG,
     PARENT_TAG,
     STORAGE_TAG,
     SWEEP_TAG,
@@ -234,7 +235,11 @@ class Store:
         if chosen is None or chosen.info.status != "FINISHED":
             self._discard([run for run in runs if run is not chosen], name, tags.get(DRIVER_TAG))
         if chosen is None:
-            first_tags = {DRIVER_TAG: "", **tags, TRIAL_ID_TAG: trial.id, PARENT_TAG: parent_run_id}
+            # The UI shows tags in the order in which they were set: what people look for comes first.
+            for_people = {tag: text for tag, text in tags.items() if tag not in (STORAGE_TAG, DRIVER_TAG)}
+            driver = {DRIVER_TAG: "", **tags}[DRIVER_TAG]
+            first_tags = {OUTCOME_TAG: "unfinished", **for_people, TRIAL_ID_TAG: trial.id, DRIVER_TAG: driver}
+            first_tags[PARENT_TAG] = parent_run_id
             chosen = self.client.create_run(experiment_id, run_name=name, tags=first_tags)
         trial_run = TrialRun(self.client, self.uri, chosen)
         trial_run.begin(trial, parameters or {}, tags)

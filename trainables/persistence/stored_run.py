@@ -43,7 +43,7 @@ class StoredRun:
         provenance: Those of `PROVENANCE_TAGS` that the run has. Runs with equal ones share a mapping, as there may be
             100,000 of them.
         training_seconds: Seconds that the trial trained, its share of them if it trained in a stack; NaN if unknown.
-        outcome: "trained", "stuck" or "diverged"; empty for unfinished runs and for those of earlier versions.
+        outcome: "unfinished", "trained", "stuck" or "diverged"; empty for runs of earlier versions.
     """
 
     trial_id: str
