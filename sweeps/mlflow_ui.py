@@ -1,4 +1,4 @@
-"""What the project relies on in MLflow's UI that MLflow does not document: addresses, saved views, and hidden tags.
+"""The parts of MLflow's UI that it does not document and the project relies on: addresses, saved views, hidden tags.
 
 Seen in MLflow 3.16 and 3.17, whose UI is a program in the browser. `make ui-test` opens what this module makes in a
 browser. If it fails with another version: share a view by hand in the UI (button "Views"), and compare the tag
