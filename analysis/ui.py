@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from trainables.persistence.parent_run import ParentRun
 
 HOST = "127.0.0.1"
+USUAL_PORT = 5010  # always the same, as a browser keeps what was closed or hidden for an address; 5000 is for a tunnel
 START_SECONDS = 120.0  # in which the server must answer; on a busy machine it takes half a minute
 STOP_SECONDS = 10.0  # in which the server must end its requests
 LOG_LINES = 3  # of the server's log, that a message about its end shows
@@ -52,7 +53,7 @@ class UiOptions:
     tracking_uri: str = field(default_factory=get_default_tracking_uri)
     """MLflow's tracking store. MLFLOW_TRACKING_URI sets the default."""
     port: int | None = None
-    """Port of the server that is started. By default, a free one."""
+    """Port of the server that is started. By default 5010, or any free port if another program has that."""
     no_browser: bool = False
     """Print the links, and open none."""
 
@@ -142,23 +143,24 @@ def get_address(uri: str) -> str:
 
 
 def choose_port(port: int | None) -> int:
-    """Return a port of the loopback address that a server can have: this one, or any.
+    """Return a port of the loopback address that a server can have: this one, or else the usual one or any.
 
     Raises:
         BadInputError: Another program has this one, or it needs rights that this user does not have.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            probe.bind((HOST, port or 0))
-            probe.listen()
-        except OSError as error:
-            raise BadInputError(
-                f"the port {port} cannot be used ({error.strerror}); name another with --port, or leave the choice to "
-                "the script"
-            ) from None
-        found: int = probe.getsockname()[1]
-    return found
+    for number in (USUAL_PORT, 0) if port is None else (port,):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            try:
+                probe.bind((HOST, number))
+                probe.listen()
+                found: int = probe.getsockname()[1]
+                return found
+            except OSError as error:
+                reason = error.strerror
+    raise BadInputError(
+        f"the port {port} cannot be used ({reason}); name another with --port, or leave the choice to the script"
+    )
 
 
 def has_display() -> bool:

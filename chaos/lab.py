@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,9 +11,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -29,11 +31,23 @@ SWEEP_OPTIONS = (
     "--dataset digits --seeds 1 --architectures mlp_1 cnn_3 --epochs 2 --batch-size 10 --checkpoint-seconds 0.5"
 )
 TIME_LIMIT_SECONDS = 240.0
-Reference = dict[str, tuple[Result, bytes]]  # trial id -> its result, and the weights of its model
+IDS_AND_TIMES = re.compile(r'\b[0-9a-f]{32}\b|\d{4}-\d\d-\d\d \d\d:\d\d UTC|"(created|updated)At": \d+')
 
 
 class NotSurvivedError(Exception):
     """Evidence that a fault was not survived."""
+
+
+class Reference(NamedTuple):
+    """The outcome of an undisturbed sweep.
+
+    Attributes:
+        trials: Trial id → its result, and the weights of its model.
+        page: What `read_page` returned.
+    """
+
+    trials: Mapping[str, tuple[Result, bytes]]
+    page: Mapping[str, str]
 
 
 def check(condition: object, text: str) -> None:
@@ -227,9 +241,9 @@ class Lab:
             check("Traceback" not in sweep.read_output(), sweep.read_output())
         store = Store(self.uri)
         stored = store.find_runs()
-        check(set(stored) == set(self.reference), f"trials {set(stored)}, not {set(self.reference)}")
+        check(set(stored) == set(self.reference.trials), f"trials {set(stored)}, not {set(self.reference.trials)}")
         lost = doubled = 0
-        for trial_id, (expected, model) in self.reference.items():
+        for trial_id, (expected, model) in self.reference.trials.items():
             check(len(stored[trial_id]) == 1, f"{trial_id} has {len(stored[trial_id])} runs")
             [run] = stored[trial_id]
             check(run.finished, f"{run.name} is {run.status}")
@@ -248,6 +262,8 @@ class Lab:
             doubled += run_doubled
         running = store.client.search_runs(list(store.experiments), "attributes.status = 'RUNNING'")
         check(not running, f"{len(running)} runs still have the status RUNNING")
+        page = read_page(store)
+        check(page == self.reference.page, f"its page in MLflow's UI differs: {page}, not {self.reference.page}")
         self.check_leftovers()
         return lost, doubled
 
@@ -283,6 +299,12 @@ class Lab:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def read_page(store: Store) -> dict[str, str]:
+    """Return the description of the sweep's experiment and its views, without ids of runs and times: tag → text."""
+    [experiment] = [store.client.get_experiment(key) for key, name in store.experiments.items() if name == "part3"]
+    return {tag: IDS_AND_TIMES.sub("…", text) for tag, text in experiment.tags.items()}
+
+
 def read_weights(path: Path) -> bytes:
     """Return the weights in a model's file as bytes that can be compared."""
     import torch
@@ -293,17 +315,18 @@ def read_weights(path: Path) -> bytes:
 
 def run_undisturbed(folder: Path, options: Sequence[str] = ()) -> Reference:
     """Run the sweep in a laboratory without a fault; return the results and weights that it stores."""
-    lab = Lab(folder, {}, options)
+    lab = Lab(folder, Reference({}, {}), options)
     lab.start(STEP_SECONDS="0").wait_for_status(0)
     store = Store(lab.database)
     found = {}
     for trial_id, [run] in store.find_runs().items():
         with store.open_artifact(run, MODEL_ARTIFACT) as path:
             found[trial_id] = (store.read_result(run), read_weights(path))
+    page = read_page(store)
     lab.check_leftovers()
     shutil.copy(lab.storage / CACHE_FILE, folder.parent / CACHE_FILE)
     lab.close()
-    return found
+    return Reference(found, page)
 
 
 class Server:

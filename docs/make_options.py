@@ -82,6 +82,8 @@ DEFAULT_VARIABLES = {
     "RAY_ENABLE_AUTO_CONNECT": ("0", "Ray starts no cluster unasked."),
     "RAY_AUTH_MODE": ("token", "Ray answers only to who has its token."),
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": ("0", "Ray listens on the loopback address, if this machine trains."),
+    "KMP_DUPLICATE_LIB_OK": ("True", "scikit-learn, which would set it, does not do so while Ray reads the variables."),
+    "KMP_INIT_AT_FORK": ("FALSE", "The same holds for this variable."),
     "MLFLOW_DISABLE_TELEMETRY": ("true", "MLflow sends no usage reports."),
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": ("false", "MLflow draws no progress bars."),
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": ("true", "MLflow prints no addresses of runs."),

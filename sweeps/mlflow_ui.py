@@ -1,4 +1,4 @@
-"""What the project relies on in MLflow's UI that MLflow does not document: addresses, saved views, and hidden tags.
+"""The parts of MLflow's UI that it does not document and the project relies on: addresses, saved views, hidden tags.
 
 Seen in MLflow 3.16 and 3.17, whose UI is a program in the browser. `make ui-test` opens what this module makes in a
 browser. If it fails with another version: share a view by hand in the UI (button "Views"), and compare the tag
@@ -60,6 +60,10 @@ def make_view(
     params = [f"params.`{group}`" for group in (*groups, "seed")]
     state = {
         "searchFilter": condition,
+        # Of more runs than the UI loads, it loads whole seeds of all settings. Sorted by time, the parent run would
+        # come along and make a group of its own.
+        "orderByKey": "params.`seed`",
+        "orderByAsc": True,
         "groupBy": {
             "aggregateFunction": "average",
             "groupByKeys": [{"mode": "param", "groupByData": group} for group in groups],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from conftest import make_sweep, run_sweep
 from test_results import record
 
-from analysis.output import describe_store
+from sweeps.experiment import JOB_ADDRESS_VARIABLE
 from sweeps.part3 import Part3
 from trainables.commands import hide_password, join_command, name_program, name_script
 from trainables.errors import BadInputError
@@ -132,8 +131,8 @@ def test_no_message_shows_a_password(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    texts = [Part3(tracking_uri=SECRET).format_command("sweeps"), describe_store(SECRET)]
-    texts.append(describe_store("http://me:s3c/r@t@host:5000"))
+    texts = [Part3(tracking_uri=SECRET).format_command("sweeps"), Part3(tracking_uri=SECRET).describe_browsing("#/x")]
+    texts.append(Part3(tracking_uri="http://me:s3c/r@t@host:5000").describe_browsing("#/x"))
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     for error in (f"cannot reach {SECRET}", "wrong: hunter2", f"retry {SECRET.replace('s3c/r@t', 's3c%2Fr%40t')}"):
         with pytest.raises(Exception, match="cannot be used") as raised, convert_store_errors(SECRET):
@@ -146,13 +145,21 @@ def test_no_message_shows_a_password(
     assert not [text for text in texts if "s3c" in text or "hunter2" in text]
 
 
-def test_the_store_that_was_used_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    mlflow = name_program("mlflow")
-    assert describe_store("sqlite:///x.db") == f"{mlflow} ui --backend-store-uri sqlite:///{tmp_path}/x.db"
-    assert describe_store("sqlite:///~/x.db") == f"{mlflow} ui --backend-store-uri sqlite:///{tmp_path}/x.db"
-    assert describe_store("postgresql://h/d?a=1&b=2") == f"{mlflow} ui --backend-store-uri 'postgresql://h/d?a=1&b=2'"
-    assert describe_store("http://host:5000") == "http://host:5000"
-    command = shlex.split(describe_store(SECRET).partition(" (")[0])
-    assert command[1:] == ["ui", "--backend-store-uri", "$MLFLOW_TRACKING_URI"]
+@pytest.mark.parametrize(
+    ("uri", "job", "shown"),
+    [
+        ("sqlite:///mlflow.db", "", "python analysis/ui.py part3"),
+        ("sqlite:///x y.db", "", "python analysis/ui.py part3 --tracking-uri 'sqlite:///x y.db'"),
+        ("postgresql://h/d?a=1&b=2", "", "python analysis/ui.py part3 --tracking-uri 'postgresql://h/d?a=1&b=2'"),
+        (SECRET, "", 'python analysis/ui.py part3 --tracking-uri "$MLFLOW_TRACKING_URI" (with MLFLOW_TRACKING_URI set'),
+        ("http://host:5000/", "", "http://host:5000/#/page"),
+        ("http://10.0.0.1:5000", "http://127.0.0.1:8265", "http://127.0.0.1:5000/#/page"),  # through the job's tunnel
+    ],
+)
+def test_the_way_to_mlflows_ui_is_an_address_or_a_command(
+    uri: str, job: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setattr("sweeps.experiment.name_program", lambda name: name)
+    monkeypatch.setenv(JOB_ADDRESS_VARIABLE, job)
+    assert Part3(tracking_uri=uri).describe_browsing("#/page").startswith(shown)

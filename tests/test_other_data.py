@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +29,7 @@ from analysis.results import has_any_finished, load_results
 from sweeps.driver.options import RunOptions
 from sweeps.driver.run import run
 from sweeps.driver.session import Session
+from sweeps.driver.sweep_page import SweepPage
 from sweeps.driver.trainer import Trainer
 from sweeps.part3 import Part3
 from sweeps.part5 import Part5
@@ -319,7 +321,8 @@ def test_a_driver_leaves_runs_of_other_data_as_they_are(
     status: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is RUNNING in this storage would be closed as that of a dead driver."""
-    context = Session(store, RunOptions(storage=tmp_path), None, None).make_context("1", "p", "p/dead")  # type: ignore[arg-type]
+    session = Session(store, RunOptions(storage=tmp_path), None, ExitStack(), SweepPage(store, OPTIONS))
+    context = session.make_context(OPTIONS.sweep(), "1", "p", "p/dead")
     run_id = open_run(store, OPTIONS.sweep().trials()[0], {"storage": context.storage_name, "driver": "p/dead"}).run_id
     if status != "RUNNING":
         store.end_run(run_id, status)

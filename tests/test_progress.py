@@ -18,7 +18,7 @@ def test_a_log_gets_a_line_of_progress_at_intervals(monkeypatch: pytest.MonkeyPa
     out = io.StringIO()
     trials = [make_trial(seed=seed, epochs=4) for seed in range(2)]
     packs = [Pack((trial,), ("a trial",), 0) for trial in trials]
-    bar = progress.ProgressBar(Progress(console=Console(file=out), disable=True), packs)
+    bar = progress.ProgressBar(Progress(console=Console(file=out), disable=True), packs, lambda *_: None)
     bar.update(packs[0].name, PackReport(running=1))
     assert out.getvalue() == ""
     monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 0)
@@ -50,7 +50,9 @@ def test_a_terminal_gets_no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -
     out = io.StringIO()
     monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 0)
     bar = progress.ProgressBar(
-        Progress(console=Console(file=out, force_terminal=True)), [Pack((make_trial(),), ("a trial",), 0)]
+        Progress(console=Console(file=out, force_terminal=True)),
+        [Pack((make_trial(),), ("a trial",), 0)],
+        lambda *_: None,
     )
     bar.draw()
     assert out.getvalue() == ""

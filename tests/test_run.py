@@ -24,6 +24,7 @@ from sweeps.driver.report import print_backend, print_missing, print_outcomes, p
 from sweeps.driver.run import run
 from sweeps.driver.session import Session
 from sweeps.driver.summary import group_by_setting, make_result_table
+from sweeps.driver.sweep_page import SweepPage
 from sweeps.driver.trainer import train_with_enough_memory
 from sweeps.part3 import Part3
 from trainables.accelerated.backends import NATIVE, PYTORCH
@@ -117,7 +118,8 @@ def test_a_run_that_a_dead_driver_left_is_closed(store: Store, tmp_path: Path) -
 def test_a_result_that_cannot_be_delivered_holds_no_other_back(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = Part3(dataset="digits", seeds=3, epochs=1, architectures=("mlp_1",)).sweep()
+    options = Part3(dataset="digits", seeds=3, epochs=1, architectures=("mlp_1",))
+    sweep = options.sweep()
     for trial in sweep.trials():
         folder = TrialFolder(tmp_path, trial)
         with folder.lock():
@@ -131,7 +133,8 @@ def test_a_result_that_cannot_be_delivered_holds_no_other_back(
         return "away" if folder.trial.seed == 1 else None
 
     monkeypatch.setattr("sweeps.driver.recovery.deliver_result", deliver)
-    context = Session(store, RunOptions(storage=tmp_path), None, ExitStack()).make_context("1", "p", "p/a")
+    session = Session(store, RunOptions(storage=tmp_path), None, ExitStack(), SweepPage(store, options))
+    context = session.make_context(sweep, "1", "p", "p/a")
     refused = deliver_waiting_results(Plan(sweep, sweep.trials(), {}), context, 0)
     assert attempts == [0, 1]  # nothing more is sent to a store that is away
     assert list(refused.values()) == ["it trains in another sweep", "away", "away"]

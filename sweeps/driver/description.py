@@ -198,7 +198,8 @@ def describe_answer(stage: Stage) -> str:
         if not best.accuracies:
             return "All trials have diverged."
         few = " Which setting is best cannot be said from one seed." if len(settings) > 1 else ""
-        return f"{name_setting(best)} has a test accuracy of {format_mean(best)}.{few}"
+        subject = f"{name_setting(best)} has a test accuracy of" if best.values else "The test accuracy is"
+        return f"{subject} {format_mean(best)}.{few}"
     return describe_ranking(sorted(known, key=lambda s: -np.mean([*s.accuracies.values()])))
 
 
@@ -238,7 +239,7 @@ def compare(first: Setting, second: Setting) -> float:
 
 def name_setting(setting: Setting) -> str:
     """Return the values of a setting's axes, or words for the only setting of a sweep."""
-    return " · ".join(f"{NAME_PREFIXES.get(a, '')}{v}" for a, v in setting.values.items()) or "The only setting"
+    return " · ".join(f"{NAME_PREFIXES.get(a, '')}{v}" for a, v in setting.values.items()) or "the only setting"
 
 
 def format_mean(setting: Setting) -> str:

@@ -50,42 +50,49 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
         print_dry_run(trials, run_options, address, options.tracking_uri)
         return 0
     store = Store(options.tracking_uri)
-    parent_tags = make_parent_tags(options)
+    page = SweepPage(store, options)
     with ExitStack() as stack:
-        page = SweepPage(store, options)
-        stages: list[Stage] = []
         session = Session(store, run_options, address, stack, page)
-        try:
-            for sweep in options.stages(store.read_trial):
-                plan = Plan(sweep, sweep.trials(), store.find_runs())
-                print_plan(plan, store.ignored.values())
-                if run_options.dry_run:
-                    if plan.missing:
-                        break  # later stages, if there are any, depend on these trials
-                    continue
-                ray_folder = None if session.trainer else run_options.private_folder
-                remove_leftovers(plan, run_options.storage.absolute(), ray_folder)
-                outcomes: Mapping[str, Outcome] = {}
-                if plan.missing:
-                    plan, outcomes = session.train(plan, parent_tags)
-                stages.append(Stage(plan, plan.find_stuck(store.read_trial)))
-                page.mark_stuck(stages[-1])
-                page.stages = stages
-                print_results(plan, stages[-1].stuck)
-                if plan.missing:
-                    status = print_missing(plan, options, run_options, outcomes, ray_failed=session.ray_failed)
-                    page.end(stages)
-                    return status
-        except StagesEndedEarly as end:
-            say(str(end))
+        if status := run_stages(options, run_options, session):
+            return status
     if run_options.dry_run:
         print_dry_run(trials, run_options, address, store.uri)
         return 0
     if session.trainer is None:  # nothing was missing, so that `Session.train` has not set them
-        tag_parent(store, first.name, trials[0].dataset, parent_tags, page)
-    page.end(stages)
+        tag_parent(store, first.name, trials[0].dataset, make_parent_tags(options), page)
+    page.end()
     say(f"All trials are done. Next: {options.format_command('analysis')}")
     say(f"Browse every curve: {options.describe_browsing(page.link)}")
+    return 0
+
+
+def run_stages(options: SweepOptions, run_options: RunOptions, session: Session) -> int:
+    """Plan, train and report stage by stage, until one is not finished; return the exit status.
+
+    A dry run ends at the first stage with missing trials, as later ones depend on their results.
+    """
+    store, page = session.store, session.page
+    try:
+        for sweep in options.stages(store.read_trial):
+            plan = Plan(sweep, sweep.trials(), store.find_runs())
+            print_plan(plan, store.ignored.values())
+            if run_options.dry_run:
+                if plan.missing:
+                    break
+                continue
+            ray_folder = None if session.trainer else run_options.private_folder
+            remove_leftovers(plan, run_options.storage.absolute(), ray_folder)
+            outcomes: Mapping[str, Outcome] = {}
+            if plan.missing:
+                plan, outcomes = session.train(plan, make_parent_tags(options))
+            stage = Stage(plan, plan.find_stuck(store.read_trial))
+            page.add(stage)
+            print_results(plan, stage.stuck)
+            if plan.missing:
+                page.end()
+                return print_missing(plan, options, run_options, outcomes, ray_failed=session.ray_failed)
+    except StagesEndedEarly as end:
+        say(str(end))
     return 0
 
 

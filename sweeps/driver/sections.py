@@ -1,4 +1,4 @@
-"""The sections of a sweep's description in MLflow: their tags, and the description that is composed of them. Pure."""
+"""Sections of a sweep's description in MLflow: their tags, and the description that is composed of them. Pure."""
 
 from __future__ import annotations
 

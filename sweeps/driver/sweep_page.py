@@ -124,19 +124,22 @@ class SweepPage:
             except UserError:
                 pass
 
-    def mark_stuck(self, stage: Stage) -> None:
-        """Tag the runs of stuck trials, so that the UI's search finds them, but not those of earlier versions."""
+    def add(self, stage: Stage) -> None:
+        """Add a stage that has ended, and tag the runs of its stuck trials, so that the UI's search finds them.
+
+        Runs of earlier versions, which have no such tag, stay as they are.
+        """
+        self.stages = [*self.stages, stage]
         runs = (stage.plan.find_finished(trial) for trial in stage.plan.trials if trial.id in stage.stuck)
-        with suppress(UserError):  # it is tagged by the next command
+        with suppress(UserError):  # the next command tags it
             for run in runs:
                 if run is not None and run.outcome == "trained":
                     self.store.set_tags(run.run_id, {OUTCOME_TAG: "stuck"})
 
-    def end(self, stages: Sequence[Stage]) -> None:
+    def end(self) -> None:
         """Write the last word on this command, with the tables and metrics of its stages."""
-        self.stages = [*stages]
-        missing = sum(len(stage.plan.missing) for stage in stages)
-        trials = sum(len(stage.plan.trials) for stage in stages)
+        missing = sum(len(stage.plan.missing) for stage in self.stages)
+        trials = sum(len(stage.plan.trials) for stage in self.stages)
         count = format_count(trials, "trial")
         status = f"Stopped with {trials - missing} of {count} finished" if missing else f"Finished: {count}"
         if self.presentation is None or not self.lock.acquire(timeout=WAIT_SECONDS):
@@ -159,7 +162,7 @@ class SweepPage:
         parents = {parent.run_id: parent for parent in self.presentation.find_parents()}
         tags = dict(parents[self.parent_run_id].tags) if self.parent_run_id in parents else {}
         old = parse_section(tags.get(mlflow_ui.SECTION_PREFIX + self.key, ""))
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         new = {**asdict(section), "status": status, "training": training, "at": now}
         own = {mlflow_ui.SECTION_PREFIX + self.key: format_section(new), mlflow_ui.LINK_TAG: self.link}
         tags |= own
@@ -194,7 +197,7 @@ class SweepPage:
                 path = mlflow_ui.make_view_path(experiment_id, key)
                 text = f"Curves by {' and '.join(axis.replace('_', ' ') for axis in groups)}"
             else:  # a view shows one experiment alone
-                ids = [known for known, name in self.store.experiments.items() if name in {*homes, sweep}]
+                ids = [known for known, name in sorted(self.store.experiments.items()) if name in {*homes, sweep}]
                 path, text = mlflow_ui.make_list_path(ids, condition), "All trials"
             links.append(f"[{text}]({path})")
             self.link = path if number == 0 else self.link

@@ -1,4 +1,4 @@
-"""What MLflow's UI shows of a sweep: tags of its experiment, and tags and metrics of its parent runs.
+"""The presentation of a sweep in MLflow's UI: tags of its experiment, and tags and metrics of its parent runs.
 
 Nothing of this is needed to go on with a sweep, and no worker writes it.
 """

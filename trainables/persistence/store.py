@@ -236,9 +236,9 @@ class Store:
             self._discard([run for run in runs if run is not chosen], name, tags.get(DRIVER_TAG))
         if chosen is None:
             # The UI shows tags in the order in which they were set: what people look for comes first.
-            for_people = {tag: text for tag, text in tags.items() if tag not in (STORAGE_TAG, DRIVER_TAG)}
-            driver = {DRIVER_TAG: "", **tags}[DRIVER_TAG]
-            first_tags = {OUTCOME_TAG: "unfinished", **for_people, TRIAL_ID_TAG: trial.id, DRIVER_TAG: driver}
+            machinery = {DRIVER_TAG: "", **{tag: tags[tag] for tag in (STORAGE_TAG, DRIVER_TAG) if tag in tags}}
+            for_people = {tag: text for tag, text in tags.items() if tag not in machinery}
+            first_tags = {OUTCOME_TAG: "unfinished", **for_people, TRIAL_ID_TAG: trial.id, **machinery}
             first_tags[PARENT_TAG] = parent_run_id
             chosen = self.client.create_run(experiment_id, run_name=name, tags=first_tags)
         trial_run = TrialRun(self.client, self.uri, chosen)
