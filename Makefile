@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help install install-cluster quickstart test fast-test test-oldest test-newest chaos chaos-quick cluster-test \
-	report-test bench bench-compare bench-safety bench-cluster bench-coverage lint types
+	report-test ui ui-test bench bench-compare bench-safety bench-cluster bench-coverage lint types
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -59,6 +59,12 @@ cluster-test: install-cluster ## Test a cluster of three simulated hosts, one of
 
 report-test: install ## Check a report in a browser: make report-test REPORT=figures/report/report.html; exits with 77 without Chromium
 	$(RUN) reporttest/suite.py $(if $(REPORT),--report '$(REPORT)')
+
+ui: install ## Show the sweeps of mlflow.db (or MLFLOW_TRACKING_URI) in MLflow's UI, until Ctrl-C
+	@$(RUN) analysis/ui.py
+
+ui-test: install ## Check in a browser what sweeps show in MLflow's UI; exits with 77 without Chromium
+	$(RUN) uitest/suite.py
 
 bench: install ## Compare sweeps with a plain script, a sweep as in Ray's tutorial, and the machine's peak
 	$(RUN) benchmarks/bench.py

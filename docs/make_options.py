@@ -23,6 +23,7 @@ from analysis.output import DrawOptions
 from analysis.part1 import Part1
 from analysis.part2 import Part2
 from analysis.report import ReportOptions, StoredSweeps
+from analysis.ui import UiOptions
 from sweeps.driver.options import DEFAULT_STORAGE, RunOptions, get_default_storage
 from sweeps.experiment import (
     DEFAULT_DATA_ROOT,
@@ -61,6 +62,9 @@ READ_VARIABLES = {
     "FORCE_COLOR": "With any value, colours are printed where the output is no terminal as well.",
     "TERM": "Kind of terminal. With `dumb` or `unknown` there is no progress bar, as in a log.",
     "PYTHONWARNINGS": "Python's own filter of warnings. Its `error` is ignored, as libraries warn of each other.",
+    "DISPLAY": "Screen of this machine, on which `analysis/ui.py` opens a browser.",
+    "WAYLAND_DISPLAY": "The same for Wayland.",
+    "SSH_CONNECTION": "With any value, `analysis/ui.py` opens no browser, and shows a command for an SSH tunnel.",
     "SWEEPS_COMMIT": "Commit that runs are tagged with, for code that lies in no git repository. `--address` sets it.",
     "SWEEPS_JOB_ADDRESS": "Address that a job came from, for the commands that the job prints. `--address` sets it.",
     "MLFLOW_TRACKING_PASSWORD": "MLflow's password for a server; messages never show it.",
@@ -121,8 +125,8 @@ All scripts in `sweeps/` take these options. None of them changes a result, exce
 DRAW = """
 ## Options for drawing
 
-The scripts in `analysis/` take these options beside those that select trials. `part1`, `part2` and the report have
-their own.
+The scripts in `analysis/` take these options beside those that select trials. `part1`, `part2`, the report and the UI
+have their own.
 """
 REPORT = """
 ## Options of the report
@@ -130,6 +134,11 @@ REPORT = """
 `analysis/report.py` takes the names of sweeps first. Without names, it reports all sweeps of the store, and with names
 those, each with the options of the command that was last run. After a single name, the options that select its trials
 may follow instead.
+"""
+UI = """
+## Options of the UI
+
+`analysis/ui.py` takes the names of sweeps as well. `make ui` runs it without any option.
 """
 VARIABLES = """
 ## Environment variables
@@ -244,6 +253,7 @@ def list_scripts() -> list[list[str]]:
         (package, name, f"[{name}](#{name}), {link}") for name in EXPERIMENTS for package, link in further.items()
     ]
     scripts += [("analysis", "report", "[the report](#options-of-the-report)")]
+    scripts += [("analysis", "ui", "[the UI](#options-of-the-ui)")]
     scripts += [("analysis", name, f"[{name}](#{name})") for name in ("part1", "part2")]
     return [[f"`{package}/{name}.py`", get_first_sentence(package, name), links] for package, name, links in scripts]
 
@@ -286,7 +296,7 @@ def make_page() -> str:
     parts = [INTRODUCTION, format_table(["Script", "What it is for", "Options"], list_scripts()), write_trials()]
     parts += [RUN, format_options(RunOptions), write_drawing()]
     parts += [REPORT, format_options(ReportOptions), "\nWithout names, or after several:\n"]
-    parts += [format_options(StoredSweeps)]
+    parts += [format_options(StoredSweeps), UI, format_options(UiOptions)]
     for kind in (Part1, Part2):
         name = kind.__name__.lower()
         parts += [f"\n## {name}\n\n{get_first_sentence('analysis', name)}\n", format_options(kind)]

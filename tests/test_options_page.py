@@ -18,6 +18,7 @@ from analysis.experiments import EXPERIMENTS
 from analysis.part1 import Part1
 from analysis.part2 import Part2
 from analysis.report import parse_command
+from analysis.ui import parse as parse_ui
 from sweeps.cli import parse
 from sweeps.driver.options import RunOptions
 
@@ -116,6 +117,10 @@ def test_help_of_an_analysis_is_that_of_the_page(name: str, check_help: CheckHel
 
 def test_help_of_the_report_is_that_of_the_page(check_help: CheckHelp) -> None:
     check_help(lambda: parse_command(sys.argv[1:]), SECTIONS["Options of the report"])
+
+
+def test_help_of_the_ui_is_that_of_the_page(check_help: CheckHelp) -> None:
+    check_help(parse_ui, SECTIONS["Options of the UI"])
 
 
 @pytest.mark.parametrize("kind", [Part1, Part2])
