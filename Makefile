@@ -28,6 +28,7 @@ quickstart: install ## Install the project, run part 3 on the bundled digits, an
 	$(RUN) analysis/part3.py --quick
 	$(RUN) analysis/report.py part3 --quick
 	@echo 'Open the report in a browser: figures/report/report.html'
+	@echo 'See every curve: make ui'
 
 test: install ## Run all tests, end-to-end runs included, two at a time
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal

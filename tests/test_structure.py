@@ -24,7 +24,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
 SCRIPTS = {f"sweeps.{name}" for name in ("part3", "part4", "part5", "xor", "mnist", "pooling", "grid")}
 PURE = {
-    *("sweeps.sweep", "sweeps.experiment", "sweeps.kept_options", "sweeps.stuck", "sweeps.mlflow_ui"),
+    *("sweeps.sweep", "sweeps.experiment", "sweeps.kept_options", "sweeps.mlflow_ui", "sweeps.stuck"),
     *("sweeps.intervals", "sweeps.bootstrap", "sweeps.comparisons", "sweeps.signs", "sweeps.power"),
 }
 # room → the rooms that its files may import

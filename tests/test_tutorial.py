@@ -94,7 +94,7 @@ def look_at_server(command: str, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [*shlex.split(command), "--port", str(port), "--workers", "1"]
+    words = [*shlex.split(command), "--port", str(port), "--no-browser"]
     address = f"http://127.0.0.1:{port}"
     with (folder.parent / "server.log").open("wb") as log:
         process = subprocess.Popen(

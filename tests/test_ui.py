@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from datetime import datetime
 from pathlib import Path
@@ -87,11 +88,16 @@ def replace_server(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> 
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Return whether a process has ended, also where nobody has asked for its status."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    """Return whether a process that was killed ends within seconds, also where nobody has asked for its status."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 # The links
