@@ -162,7 +162,7 @@ def make_runs_path(experiment_id: str) -> str:
 
 def make_run_path(experiment_id: str, run_id: str, page: str = "") -> str:
     """Return the part of an address that opens a run, or a page of it, such as `artifacts/report`."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}{f'/{page}' if page else ''}"
+    return f"#/experiments/{experiment_id}/runs/{run_id}{f'/{page}' if page else ''}?workflowType=machine_learning"
 
 
 def make_condition(settings: Mapping[str, Any]) -> str:
