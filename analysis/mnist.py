@@ -100,19 +100,22 @@ def answer(options: Mnist, results: SweepResults) -> list[Answer]:
     rates = replace(rates, names=tuple(name.removeprefix("digits · ") for name in rates.names))
     values = results.data.test_accuracy.sel(setting=even_odd).values
     mean = estimate_mean(f"test accuracy of {even_odd}", values, TEST_ACCURACY)
+    # Fashion-MNIST has ten classes of clothes, which are counted from 0.
+    even = "even classes" if options.dataset == "fashion_mnist" else "even digits"
 
     def write_even_odd(claims: Claims) -> list[Answer]:
-        question = "How well does logistic regression tell even digits from odd ones?"
+        question = f"How well does logistic regression tell {even} from odd ones?"
         if mean.n == 0:
             return [
                 Answer(
                     question=question,
-                    sentence="No trial of even against odd digits has trained to its end.",
+                    sentence=f"No trial of {even} against odd ones has trained to its end.",
                     estimates=(),
                 )
             ]
         rate = even_odd.removeprefix("even_odd · ")
-        sentence = f"Even digits are told from odd ones with a test accuracy of {format_estimate(mean, 1)} at {rate}"
+        accuracy = f"a test accuracy of {format_estimate(mean, 1)} at {rate}"
+        sentence = f"{even.capitalize()} are told from odd ones with {accuracy}"
         lack = "; one seed does not show how much seeds vary" if mean.n == 1 else ""
         return [Answer(question=question, sentence=f"{sentence}{lack}.", estimates=(mean,))]
 

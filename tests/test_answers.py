@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -342,6 +343,9 @@ def test_mnist_compares_the_rates_and_says_how_even_and_odd_digits_are_told_apar
     assert "it is ahead of rate 0.001 by 11." in rates.sentence
     assert even_odd.sentence.startswith("Even digits are told from odd ones with a test accuracy of 88.1 % (")
     assert even_odd.sentence.endswith("n = 3) at rate 0.01.")
+    clothes = analysis.mnist.answer(replace(options, dataset="fashion_mnist"), results)[1]
+    assert clothes.question == "How well does logistic regression tell even classes from odd ones?"
+    assert clothes.sentence.startswith("Even classes are told from odd ones with")
 
 
 def test_pooling_averages_over_the_other_axis_seed_by_seed() -> None:
