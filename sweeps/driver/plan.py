@@ -9,6 +9,7 @@ from sweeps.experiment import ReadResult
 from sweeps.stuck import BATCHES, choose_source, is_stuck, is_stuck_result
 from sweeps.sweep import Sweep
 from trainables.errors import BadInputError
+from trainables.persistence.end_state import Start, find_start
 from trainables.persistence.stored_run import StoredRun
 from trainables.trial import Trial
 
@@ -43,6 +44,15 @@ class Plan:
         finished = ((trial, self.find_finished(trial)) for trial in self.trials)
         trained = ((trial, run) for trial, run in finished if run is not None and not run.diverged)
         return {trial.id for trial, run in trained if is_run_stuck(trial, run, read)}
+
+    def find_starts(self) -> dict[str, Start]:
+        """Return those missing trials that go on from the end of a shorter one: trial id → the longest such one."""
+        families: dict[str, list[StoredRun]] = {}
+        for run in (run for runs in self.runs.values() for run in runs):
+            if run.end is not None:
+                families.setdefault(run.end.family, []).append(run)
+        found = {trial.id: find_start(trial, families.get(trial.family, ())) for trial in self.missing if families}
+        return {trial_id: start for trial_id, start in found.items() if start is not None}
 
     @property
     def missing(self) -> list[Trial]:
