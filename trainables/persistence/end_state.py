@@ -9,12 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from trainables.trial import Trial
-
-if TYPE_CHECKING:
-    from trainables.persistence.stored_run import StoredRun
 
 STATE_ARTIFACT = "end.checkpoint"  # of a finished trial's run: a checkpoint of its last step
 END_TAG = "end_state"  # of such a run: `EndState` as JSON
@@ -82,18 +78,3 @@ class Start:
     run_id: str
     artifact_uri: str
     epochs: int
-
-
-def find_start(trial: Trial, runs: Iterable[StoredRun]) -> Start | None:
-    """Return the finished run of the longest trial that this one goes on from, or None if there is none.
-
-    Args:
-        trial: The trial.
-        runs: Runs of the trial's family.
-    """
-    ends = [(run.end.step, run.run_id, run) for run in runs if run.finished and run.end and run.end.begins(trial)]
-    if not ends:
-        return None
-    run = max(ends, key=lambda end: end[:2])[2]
-    epochs = run.end.epochs if run.end else 0
-    return Start(run.trial_id, run.name, run.run_id, run.artifact_uri, epochs)
