@@ -14,9 +14,9 @@ import torch
 from conftest import make_dataset, make_trial, needs_compiler
 
 from sweeps.driver import autotune
-from sweeps.driver.autotune import CACHE_FILE, Tuning, get_processor_name
+from sweeps.driver.autotune import CACHE_FILE, Tuning
 from trainables.accelerated import probe
-from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH
+from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, get_processor_name
 from trainables.accelerated.probe import ProbeResult, find_fastest_backend, probe_stack
 from trainables.trial import Trial
 

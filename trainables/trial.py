@@ -126,8 +126,17 @@ class Trial:
     @cached_property
     def id(self) -> str:
         """The first 16 hexadecimal digits of a hash of the settings and of `VERSION`."""
-        settings = {name: value for name, value in asdict(self).items() if value not in (None, ())}
-        text = json.dumps({"version": VERSION, **settings}, sort_keys=True)
+        return self._hash_without()
+
+    @cached_property
+    def family(self) -> str:
+        """A hash like `id`, which trials share that differ only in epochs and milestones."""
+        return self._hash_without("epochs", "milestones")
+
+    def _hash_without(self, *names: str) -> str:
+        """Return the first 16 hexadecimal digits of a hash of the settings but for some, and of `VERSION`."""
+        kept = {name: value for name, value in asdict(self).items() if value not in (None, ()) and name not in names}
+        text = json.dumps({"version": VERSION, **kept}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def steps_per_epoch(self, train_images: int) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.driver.packing import remove_stack_differences
-from trainables.accelerated.backends import ONEDNN_VARIABLE
+from trainables.accelerated.backends import ONEDNN_VARIABLE, get_processor_name
 from trainables.accelerated.probe import ProbeResult, find_fastest_backend, probe_stack
 from trainables.architectures import has_convolution
 from trainables.datasets import Dataset
@@ -106,16 +105,6 @@ def read_cache(path: Path) -> dict[str, dict[str, Any]]:
         return {str(machine): dict(known) for machine, known in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
-
-
-def get_processor_name() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def probe_architectures(

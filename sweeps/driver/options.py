@@ -45,6 +45,8 @@ class RunOptions:
     checkpoint_seconds: float = 60.0
     """The most training time that a trial loses if its process dies.
     At the end of an epoch a checkpoint is due after a twelfth of this time."""
+    no_continue: bool = False
+    """Train every trial from its start, even where the store has the end of one with fewer epochs."""
     dry_run: bool = False
     """Print what would run, and stop."""
     address: str | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeps.experiment import ReadResult
 from sweeps.stuck import BATCHES, choose_source, is_stuck, is_stuck_result
 from sweeps.sweep import Sweep
 from trainables.errors import BadInputError
+from trainables.persistence.end_state import Start
 from trainables.persistence.stored_run import StoredRun
 from trainables.trial import Trial
 
@@ -44,10 +45,34 @@ class Plan:
         trained = ((trial, run) for trial, run in finished if run is not None and not run.diverged)
         return {trial.id for trial, run in trained if is_run_stuck(trial, run, read)}
 
+    def find_starts(self) -> dict[str, Start]:
+        """Return those missing trials that go on from the end of a shorter one: trial id → the longest such one."""
+        families: dict[str, list[StoredRun]] = {}
+        for run in (run for runs in self.runs.values() for run in runs):
+            if run.end is not None:
+                families.setdefault(run.end.family, []).append(run)
+        found = {trial.id: find_start(trial, families.get(trial.family, ())) for trial in self.missing if families}
+        return {trial_id: start for trial_id, start in found.items() if start is not None}
+
     @property
     def missing(self) -> list[Trial]:
         """The trials without a finished run, in the sweep's order."""
         return [trial for trial in self.trials if self.find_finished(trial) is None]
+
+
+def find_start(trial: Trial, runs: Iterable[StoredRun]) -> Start | None:
+    """Return the finished run of the longest trial that this one goes on from, or None if there is none.
+
+    Args:
+        trial: The trial.
+        runs: Runs of the trial's family.
+    """
+    ends = [(run.end.step, run.run_id, run) for run in runs if run.finished and run.end and run.end.begins(trial)]
+    if not ends:
+        return None
+    run = max(ends, key=lambda end: end[:2])[2]
+    epochs = run.end.epochs if run.end else 0
+    return Start(run.trial_id, run.name, run.run_id, run.artifact_uri, epochs)
 
 
 def is_run_stuck(trial: Trial, run: StoredRun, read: ReadResult) -> bool:

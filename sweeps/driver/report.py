@@ -19,6 +19,7 @@ from sweeps.experiment import DEFAULT_DATA_ROOT, JOB_ADDRESS_VARIABLE, SweepOpti
 from sweeps.sweep import format_count
 from trainables.accelerated.backends import NATIVE, get_environment
 from trainables.architectures import has_convolution
+from trainables.persistence.end_state import Start
 from trainables.persistence.stored_run import StoredRun, describe_ignored
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.worker.pack import Outcome, Pack
@@ -43,18 +44,24 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_plan(plan: Plan, ignored: Collection[StoredRun] = ()) -> None:
+def print_plan(plan: Plan, ignored: Collection[StoredRun] = (), starts: Collection[Start] = ()) -> None:
     """Print how many trials are done and missing, which other experiments hold those that are done, and ignored runs.
 
     Args:
         plan: The plan.
         ignored: Runs that the store has ignored, those of other sweeps among them.
+        starts: The runs of shorter trials from which missing ones go on.
     """
     done = [run for trial in plan.trials if (run := plan.find_finished(trial))]
     elsewhere = Counter(run.experiment for run in done if run.experiment != plan.sweep.name)
     reused = "".join(f", {count} of them from {experiment}" for experiment, count in elsewhere.items())
     trials = format_count(len(plan.trials), "trial")
     say(f"{plan.sweep.name}: {trials}, {len(done)} done{reused}, {len(plan.missing)} missing")
+    if starts:
+        lengths = Counter(start.epochs for start in starts)
+        after = " and ".join(f"{count} after {format_count(n, 'epoch')}" for n, count in sorted(lengths.items()))
+        go_on = "goes on from a shorter one" if len(starts) == 1 else "go on from shorter ones"
+        say(f"{len(starts)} of the missing trials {go_on}: {after}")
     if line := describe_ignored(ignored, plan.sweep.labels()):
         say(line, style="yellow")
 

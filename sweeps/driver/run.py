@@ -75,7 +75,8 @@ def run_stages(options: SweepOptions, run_options: RunOptions, session: Session)
     try:
         for sweep in options.stages(store.read_trial):
             plan = Plan(sweep, sweep.trials(), store.find_runs())
-            print_plan(plan, store.ignored.values())
+            starts = {} if run_options.no_continue else plan.find_starts()
+            print_plan(plan, store.ignored.values(), starts.values())
             if run_options.dry_run:
                 if plan.missing:
                     break

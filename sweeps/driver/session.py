@@ -101,7 +101,8 @@ class Session:
         try:
             trials = [trial for trial in plan.missing if trial.id not in refused]
             with self.page.follow(plan):
-                outcomes = trainer.train(trials, plan.sweep.labels(), context)
+                starts = {} if self.options.no_continue else plan.find_starts()
+                outcomes = trainer.train(trials, plan.sweep.labels(), context, starts)
             refused |= deliver_waiting_results(plan, context, STORE_PATIENCE_SECONDS)
         except BaseException:
             with suppress(TrackingError):

@@ -27,6 +27,7 @@ from sweeps.driver.resources import (
 from sweeps.driver.watch import RayFailedError, RayKilledError
 from sweeps.sweep import format_count
 from trainables.persistence.connection import CHECKSUM_TAG, SweepContext
+from trainables.persistence.end_state import Start
 from trainables.trial import Trial
 from trainables.worker.pack import Outcome, Pack, WorkerSettings
 
@@ -60,20 +61,27 @@ class Trainer:
         self.stack = stack
         self.ray = start_ray_process(address, options.private_folder, self.storage, say, stack)
 
-    def train(self, trials: Sequence[Trial], names: Mapping[str, str], context: SweepContext) -> Mapping[str, Outcome]:
+    def train(
+        self,
+        trials: Sequence[Trial],
+        names: Mapping[str, str],
+        context: SweepContext,
+        starts: Mapping[str, Start] | None = None,
+    ) -> Mapping[str, Outcome]:
         """Train trials, and return their outcomes by id; fewer if the user stops them, or if Ray fails.
 
         Args:
             trials: The trials.
             names: Trial id → readable name.
             context: The places where the trials keep their state.
+            starts: Trial id → the run of a shorter trial from whose end it goes on.
         """
         if not trials:
             return {}
         try:
             if not self.nodes:
                 self.start_patiently(trials[0], context.tracking_uri)
-            return self.tune_and_train(trials, names, context)
+            return self.tune_and_train(trials, names, context, starts or {})
         except RayFailedError as error:
             self.note_failure(error)
             return {}
@@ -113,7 +121,7 @@ class Trainer:
             self.ray.ask("the nodes look for the storage folder", "check_storage_is_shared", self.storage)
 
     def tune_and_train(
-        self, trials: Sequence[Trial], names: Mapping[str, str], context: SweepContext
+        self, trials: Sequence[Trial], names: Mapping[str, str], context: SweepContext, starts: Mapping[str, Start]
     ) -> Mapping[str, Outcome]:
         """Autotune and train trials, and return their outcomes by id."""
         if self.images is not None:
@@ -127,6 +135,7 @@ class Trainer:
             stacked_architectures=tuning.stacked,
             backend=tuning.backend,
             compile_steps=self.options.compile_steps,
+            starts=starts,
         )
         most = parse_pack_size(self.options.pack)
 

@@ -9,6 +9,9 @@ An environment takes effect only if it is set before torch is imported. This mod
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 # The convolutions of `convolutions.cpp`, compiled on the machine that trains. The first version stored this name.
 NATIVE = "own"
 PYTORCH = "PyTorch"  # PyTorch's convolutions, without a limit
@@ -18,3 +21,13 @@ ONEDNN_VARIABLE = "ONEDNN_MAX_CPU_ISA"  # limits the instruction set of oneDNN, 
 def get_environment(backend: str | None) -> dict[str, str]:
     """Return the environment variables that must be set before torch is imported, for a backend or None."""
     return {} if backend in (None, NATIVE, PYTORCH) else {ONEDNN_VARIABLE: str(backend)}
+
+
+def get_processor_name() -> str:
+    """Return the name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -17,8 +17,9 @@ from trainables.checksums import describe_difference
 from trainables.errors import BadInputError, TrackingError
 from trainables.files import convert_write_errors
 from trainables.persistence.connection import CHECKSUM_TAG, DRIVER_TAG, STORAGE_TAG, SweepContext
+from trainables.persistence.end_state import STATE_ARTIFACT
 from trainables.persistence.store import Store
-from trainables.persistence.trial_folder import TrialFolder
+from trainables.persistence.trial_folder import TrialFolder, encode_checkpoint
 from trainables.persistence.trial_run import MODEL_ARTIFACT, RESULT_ARTIFACT, TrialRun
 from trainables.result import Result
 
@@ -107,6 +108,9 @@ class Delivery:
                 buffer = io.BytesIO()  # `torch.save` hides why a write failed if it writes to the file itself
                 torch.save(content["model"], buffer)
                 (artifacts / MODEL_ARTIFACT).write_bytes(buffer.getvalue())
+            if content.get("end") is not None:  # results of earlier versions have none
+                end = encode_checkpoint(content["end"], self.folder.trial, content.get(CHECKSUM_TAG, ""))
+                (artifacts / STATE_ARTIFACT).write_bytes(end)
         self._not_before = 0.0
         checksum = content.get(CHECKSUM_TAG)
         tags = {**content["tags"], **({CHECKSUM_TAG: checksum} if checksum else {})}
@@ -136,7 +140,11 @@ class Delivery:
 
 
 def encode_result(
-    result: Result, last_step: int, tags: Mapping[str, str], model: Mapping[str, Tensor] | None
+    result: Result,
+    last_step: int,
+    tags: Mapping[str, str],
+    model: Mapping[str, Tensor] | None,
+    end: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a trained trial's result as tensors and plain values, which a file can hold without pickled objects.
 
@@ -145,6 +153,7 @@ def encode_result(
         last_step: The last optimiser step.
         tags: Tags for the trial's run.
         model: The trained parameters by name; None for a network that is not PyTorch's.
+        end: The content of a checkpoint of the last step, from which a longer trial can go on.
     """
     import torch
 
@@ -157,6 +166,7 @@ def encode_result(
         "last_step": last_step,
         "tags": dict(tags),
         "model": model,
+        "end": end,
     }
 
 

@@ -21,6 +21,7 @@ from trainables.persistence.connection import (
     STORAGE_TAG,
     TRIAL_ID_TAG,
 )
+from trainables.persistence.end_state import END_TAG, EndState
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -44,6 +45,7 @@ class StoredRun:
             100,000 of them.
         training_seconds: Seconds that the trial trained, its share of them if it trained in a stack; NaN if unknown.
         outcome: "unfinished", "trained", "stuck" or "diverged"; empty for runs of earlier versions.
+        end: The state in which the trial ended; None for unfinished runs and for those of earlier versions.
     """
 
     trial_id: str
@@ -61,6 +63,7 @@ class StoredRun:
     provenance: Mapping[str, str]
     training_seconds: float
     outcome: str
+    end: EndState | None
 
     @classmethod
     def from_run(cls, run: Run, experiment: str) -> StoredRun:
@@ -81,6 +84,7 @@ class StoredRun:
             provenance=share_mapping(tuple((t, run.data.tags[t]) for t in PROVENANCE_TAGS if t in run.data.tags)),
             training_seconds=read_seconds(run.data.tags),
             outcome=run.data.tags.get(OUTCOME_TAG, ""),
+            end=EndState.from_tag(run.data.tags.get(END_TAG, "")),
         )
 
     @property

@@ -36,8 +36,47 @@ from trainables.trial import Trial
 CHECKPOINTS_KEPT = 2  # the newest, and the one before in case the newest turns out to be damaged
 DIGEST_BYTES = 32
 RESULT_FILE = "result.checkpoint"
+# What reading and decoding a file raises that cannot be used
+UNUSABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
 # The lock of a process whose node is gone may persist on a shared file system until the server releases it (NFS: 90 s).
 LOCK_WAIT_SECONDS = 120.0
+
+
+def encode_checkpoint(content: dict[str, Any], trial: Trial, checksum: str) -> bytes:
+    """Return the bytes of a checkpoint of a trial, whose data have this checksum."""
+    import torch  # takes seconds, and a rerun that finds nothing to do does not need it
+
+    buffer = io.BytesIO()
+    torch.save({**content, "trial_id": trial.id, CHECKSUM_TAG: checksum}, buffer)
+    payload = buffer.getvalue()
+    return hashlib.sha256(payload).digest() + payload
+
+
+def decode_checkpoint(raw: bytes, trial_id: str, dataset: str, checksum: str) -> dict[str, Any]:
+    """Return the content of a checkpoint.
+
+    Args:
+        raw: Its bytes.
+        trial_id: The trial that it is to be of.
+        dataset: The name of the data set.
+        checksum: The checksum of the data set that was loaded, if one was.
+
+    Raises:
+        ValueError: It is damaged, of another trial, or of other data. Damage may raise any error of `UNUSABLE`.
+    """
+    import torch
+
+    digest, payload = raw[:DIGEST_BYTES], raw[DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise ValueError("it is damaged or not a checkpoint")
+    content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    if content["trial_id"] != trial_id:
+        raise ValueError(f"it belongs to trial {content['trial_id']}")
+    found = content.get(CHECKSUM_TAG, "")  # earlier versions wrote none
+    if is_other_data(dataset, found, checksum):
+        difference = describe_difference(dataset, found, checksum)
+        raise ValueError(f"it was trained on other data than this {dataset}: {difference}")
+    return content
 
 
 class TrialFolder:
@@ -209,35 +248,17 @@ class TrialFolder:
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         """Write a checkpoint or a result so that it survives a power cut."""
-        import torch
-
-        buffer = io.BytesIO()
-        torch.save({**content, "trial_id": self.trial.id, CHECKSUM_TAG: self.checksum}, buffer)
-        payload = buffer.getvalue()
-        write_atomically(self.path / name, hashlib.sha256(payload).digest() + payload, durable=True)
+        write_atomically(self.path / name, encode_checkpoint(content, self.trial, self.checksum), durable=True)
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         """Return a checkpoint's content, or None; a file that cannot be used is renamed, with a note for the user."""
-        import torch  # takes seconds, and a rerun that finds nothing to do does not need it
-
         try:
-            raw = path.read_bytes()
-            digest, payload = raw[:DIGEST_BYTES], raw[DIGEST_BYTES:]
-            if hashlib.sha256(payload).digest() != digest:
-                raise ValueError("it is damaged or not a checkpoint")
-            content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            if content["trial_id"] != self.trial.id:
-                raise ValueError(f"it belongs to trial {content['trial_id']}")
-            checksum = content.get(CHECKSUM_TAG, "")  # earlier versions wrote none
-            if is_other_data(self.trial.dataset, checksum, self.checksum):
-                difference = describe_difference(self.trial.dataset, checksum, self.checksum)
-                raise ValueError(f"it was trained on other data than this {self.trial.dataset}: {difference}")
+            return decode_checkpoint(path.read_bytes(), self.trial.id, self.trial.dataset, self.checksum)
         except FileNotFoundError:
             return None
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except UNUSABLE as error:
             self._set_aside(path, str(error))
             return None
-        return content
 
     def _set_aside(self, path: Path, reason: str) -> None:
         """Rename a file that cannot be used, with a note for the user."""

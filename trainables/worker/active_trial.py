@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
 from trainables import training
-from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, get_environment
+from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, get_environment, get_processor_name
 from trainables.accelerated.convolutions import CompilerError, choose_forward, forward_native
 from trainables.architectures import has_convolution
-from trainables.errors import BadInputError, StorageError
-from trainables.persistence.connection import CHECKSUM_TAG, SECONDS_TAG, STACK_TAG
+from trainables.errors import BadInputError, StorageError, TrackingError, UserError
+from trainables.persistence.artifacts import RunArtifacts
+from trainables.persistence.connection import CHECKSUM_TAG, SECONDS_TAG, STACK_TAG, retry_for
 from trainables.persistence.delivery import Delivery, OtherDataError, encode_result
-from trainables.persistence.trial_folder import TrialFolder
+from trainables.persistence.end_state import END_TAG, STATE_ARTIFACT, EndState
+from trainables.persistence.trial_folder import UNUSABLE, TrialFolder, decode_checkpoint
 from trainables.training import Forward, State, Tensors, forward_torch
 from trainables.trial import Trial
 from trainables.worker.pack import WorkerSettings
@@ -23,9 +26,16 @@ from trainables.worker.pack import WorkerSettings
 MAX_STARTS = 3
 # Keys of a checkpoint's histories: the thread counts and the backends that the trial has used. Old checkpoints hold the
 # text of the tag ("1 then 2") instead, under the tag's name; they stay readable.
-THREAD_COUNTS, BACKENDS = "thread_counts", "backends"
-TAG_NAMES = {THREAD_COUNTS: "threads", BACKENDS: "convolutions"}
+THREAD_COUNTS, BACKENDS, PROCESSORS, TORCH_VERSIONS = "thread_counts", "backends", "processors", "torch_versions"
+TAG_NAMES = {
+    THREAD_COUNTS: "threads",
+    BACKENDS: "convolutions",
+    PROCESSORS: "processor",
+    TORCH_VERSIONS: "torch_version",
+}
 SEPARATOR = " then "  # of the values in a tag
+CONTINUED_FROM = "continued_from"  # in a checkpoint, and as a tag: the id of the shorter trial that this one continues
+START_PATIENCE_SECONDS = 600.0  # for a store that is away when a trial wants the end of a shorter one
 
 
 class ActiveTrial:
@@ -64,6 +74,37 @@ class ActiveTrial:
         self.trained = self.folder.read_result() is not None
         self.saved = None if self.trained else self.folder.read_newest_checkpoint()
         self.delivery.open_run()
+        if not (self.trained or self.saved or self.delivery.finished):
+            self._continue_shorter_trial()
+
+    def _continue_shorter_trial(self) -> None:
+        """Begin with the end of a shorter trial, if there is one; where it cannot be used, say so.
+
+        Raises:
+            TrackingError: The store was away for `START_PATIENCE_SECONDS`, which does not mean that there is none.
+        """
+        start = self.settings.starts.get(self.trial.id)
+        if start is None:
+            return
+        artifacts = RunArtifacts(self.settings.context.tracking_uri, start.run_id, start.artifact_uri)
+        checksum = self.settings.context.tags.get(CHECKSUM_TAG, "")
+
+        def fetch() -> bytes:
+            with artifacts.open(STATE_ARTIFACT, start.name) as path:
+                return path.read_bytes()
+
+        try:
+            content = decode_checkpoint(
+                retry_for(fetch, START_PATIENCE_SECONDS), start.trial_id, self.trial.dataset, checksum
+            )
+            own = {"seconds": 0.0, CONTINUED_FROM: start.trial_id}  # the time before was the shorter trial's
+            self.folder.write_checkpoint(content["step"], {**content, **own})
+        except TrackingError:
+            raise
+        except (UserError, *UNUSABLE) as error:
+            self.folder.add_note(f"it trained from its start, as the end of '{start.name}' cannot be used: {error}")
+        else:
+            self.saved = self.folder.read_newest_checkpoint()
 
     @property
     def stacked(self) -> bool:
@@ -109,8 +150,12 @@ class ActiveTrial:
         return history if history[-1:] == [value] else [*history, value]
 
     def _describe_rounding(self, state: State) -> dict[str, list[Any]]:
-        """Return the histories of thread counts and backends, which decide the last bits of the result, by key."""
-        found = {THREAD_COUNTS: self._extend_history(THREAD_COUNTS, self.settings.threads)}
+        """Return the histories of what decides the last bits of the result, by key."""
+        found = {
+            THREAD_COUNTS: self._extend_history(THREAD_COUNTS, self.settings.threads),
+            PROCESSORS: self._extend_history(PROCESSORS, get_processor_name()),
+            TORCH_VERSIONS: self._extend_history(TORCH_VERSIONS, version("torch")),
+        }
         if state.curves.device.type == "cpu" and has_convolution(self.trial.architecture):
             by_torch = get_environment(self.settings.backend).get(ONEDNN_VARIABLE, PYTORCH)
             found[BACKENDS] = self._extend_history(BACKENDS, NATIVE if state.forward is forward_native else by_torch)
@@ -133,16 +178,21 @@ class ActiveTrial:
         """
         steps = training.list_record_steps(self.trial, images)
         records = int(np.searchsorted(steps, state.step, side="right"))
-        content = training.make_state_dict(state, records)
-        more = {"seconds": self._sum_seconds(seconds), "stacked": self.stacked, **self._describe_rounding(state)}
         try:
-            self.folder.write_checkpoint(state.step, {**content, **more})
+            self.folder.write_checkpoint(state.step, self._make_checkpoint(state, records, seconds))
         except StorageError as error:
             self.folder.add_note(str(error))
         else:
             self.delivery.attempt(
                 lambda run: run.send_records(steps[:records], training.fetch_curves(self.trial, state, records))
             )
+
+    def _make_checkpoint(self, state: State, records: int, seconds: float) -> dict[str, Any]:
+        """Return the content of a checkpoint with the first `records` records."""
+        content = training.make_state_dict(state, records)
+        more = {"seconds": self._sum_seconds(seconds), "stacked": self.stacked, **self._describe_rounding(state)}
+        origin = {CONTINUED_FROM: self.saved[CONTINUED_FROM]} if self.saved and CONTINUED_FROM in self.saved else {}
+        return {**content, **more, **origin}
 
     def write_result(self, state: State, tensors: Tensors, seconds: float, stack_size: int) -> None:
         """Write the result of a trained trial to its folder.
@@ -154,15 +204,17 @@ class ActiveTrial:
             stack_size: The number of trials that shared this time.
         """
         device = tensors.train_images.device
-        history = self._describe_rounding(state)
+        result = training.finish(self.trial, tensors, state)
+        end = self._make_checkpoint(state, len(result.steps), seconds)
         tags = {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            **{TAG_NAMES[key]: SEPARATOR.join(map(str, values)) for key, values in history.items()},
+            **{TAG_NAMES[key]: SEPARATOR.join(map(str, end[key])) for key in TAG_NAMES if key in end},
+            **({CONTINUED_FROM: end[CONTINUED_FROM]} if CONTINUED_FROM in end else {}),
+            END_TAG: EndState.of(self.trial, state.step).to_tag(),
             SECONDS_TAG: f"{self._sum_seconds(seconds):.3f}",
             **({STACK_TAG: str(stack_size)} if self.stacked else {}),
         }
-        result = training.finish(self.trial, tensors, state)
-        self.folder.write_result(encode_result(result, state.step, tags, training.copy_weights(state)))
+        self.folder.write_result(encode_result(result, state.step, tags, training.copy_weights(state), end))
 
     def deliver(self) -> None:
         """Send the result to the store, and remove the trial's folder once it is there."""

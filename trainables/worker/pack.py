@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
 from trainables.persistence.connection import SweepContext
+from trainables.persistence.end_state import Start
 from trainables.trial import Trial
 
 REPORT_KEY = "report"  # in the dictionary that is reported to Ray Tune
@@ -29,6 +30,7 @@ class WorkerSettings:
         checkpoint_seconds: The longest time of training between two checkpoints.
         stacked_architectures: Architectures whose trials train in a stack (`accelerated/stack.py`), even alone.
         backend: The backend of convolutions on the CPU (`accelerated/backends.py`); None: PyTorch's.
+        starts: Trial id → the run of a shorter trial from whose end it goes on.
         compile_steps: Whether the steps of a stack are compiled, for GPUs.
     """
 
@@ -38,6 +40,7 @@ class WorkerSettings:
     stacked_architectures: Collection[str] = ()
     backend: str | None = None
     compile_steps: bool = False
+    starts: Mapping[str, Start] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
