@@ -84,6 +84,7 @@ def make_plan(sweep: Sweep, accuracies: Mapping[str, Sequence[float]]) -> Plan:
                     dataset=trial.dataset,
                     provenance={},
                     training_seconds=1.0,
+                    end=None,
                     **settings,
                 )
             ]
