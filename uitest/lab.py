@@ -1,4 +1,4 @@
-"""What the test of the UI works with: a browser that shows pages, and a store with sweeps and its server."""
+"""The tools of the test of the UI: a browser that shows pages, and a store with sweeps and its server."""
 
 from __future__ import annotations
 
