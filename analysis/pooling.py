@@ -115,9 +115,9 @@ def answer(options: Pooling, results: SweepResults) -> list[Answer]:
         [
             draft(f"which pooling generalises better, {sizes}", "model", {"a": "max pooling", "b": "average pooling"}),
             draft(
-                f"which of padded and unpadded convolutions generalises better, {sizes}",
+                f"which generalises better, convolution with padding or without, {sizes}",
                 "model",
-                {"a": "padded convolutions", "c": "unpadded convolutions"},
+                {"a": "convolution with padding", "c": "convolution without padding"},
             ),
             draft("which batch size generalises best, averaged over the models a, b and c", "batch_size", by_size),
         ]

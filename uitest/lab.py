@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE_SECONDS = 60.0  # in which a page must show what it should, on a busy machine
 SCRIPT_SECONDS = 300.0
 Seen = dict[str, Any]
-"""What a page shows, as `look` in check.mjs returns it."""
+"""The content of a page, as `look` in check.mjs returns it."""
 
 
 class Browser:
