@@ -91,6 +91,7 @@ def run_stages(options: SweepOptions, run_options: RunOptions, session: Session)
             print_results(plan, stage.stuck)
             if plan.missing:
                 page.end()
+                say(f"Browse what there is: {options.describe_browsing(page.link)}")
                 return print_missing(plan, options, run_options, outcomes, ray_failed=session.ray_failed)
     except StagesEndedEarly as end:
         say(str(end))

@@ -243,7 +243,7 @@ class SweepPage:
 
 
 def describe_progress(finished: int, trials: int, seconds_left: float) -> str:
-    """Return how far a stage that trains is: "training: 32 of 50 trials finished, about 12 min left"."""
+    """Return how far a stage that trains is: "Training: 32 of 50 trials finished, about 12 min left"."""
     left = "" if math.isnan(seconds_left) else f", about {format_seconds(seconds_left)} left"
     return f"Training: {finished} of {format_count(trials, 'trial')} finished{left}"
 
