@@ -33,8 +33,9 @@ from trainables.sources import DEBIAN_FASHION_MNIST
 from uitest.lab import ROOT, Browser, Lab, Seen, finish
 
 QUICK = "sweeps/part3.py --quick --seeds 2"
+POOLING = "sweeps/pooling.py --quick --batch-sizes 25 50"
 POSTGRES_FOLDER = Path("/usr/lib/postgresql")  # Debian's folder, with a subfolder for each version
-SLOW_STEP_SECONDS = 0.03  # of a sweep that lasts long enough to be watched, however fast the machine is
+SLOW_STEP_SECONDS = 0.04  # of a sweep that lasts long enough to be watched, however fast the machine is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +78,10 @@ def has_table(seen: Seen, axis: str, rows: Collection[str]) -> bool:
 def watch_progress(lab: Lab, browser: Browser, address: str) -> str:
     """Run the slow sweep, and return what its description says of its progress, which must move, until it has ended."""
     said: list[str] = []
-    command = f"{QUICK} --learning-rate 0.001 --pack 1 --max-concurrent 2"
+    command = f"{QUICK} --learning-rate 0.001 --pack 2 --max-concurrent 2"
     slowly = {"PYTHONPATH": f"{ROOT / 'chaos' / 'inject'}:{ROOT}", "CHAOS_STEP_SECONDS": str(SLOW_STEP_SECONDS)}
     with lab.start(command, **slowly) as process:
-        while process.poll() is None and len(said) < 3:
+        while process.poll() is None and len(said) < 2:
             seen = browser.open("progress", address, lambda seen: "Finished: 10 trials" in seen["text"], unfold=True)
             found = re.search(r"Training: (\d+) of 10 trials finished", seen["text"])
             if found and found[0] not in said:
@@ -111,9 +112,9 @@ def check_description(browser: Browser, address: str) -> None:
 
 def check_run(lab: Lab, browser: Browser, server: str) -> None:
     """Check the page of a trial's run."""
-    parent = lab.find_parent("part3", "digits")
-    [run, *_] = Store(lab.uri).client.search_runs([parent.experiment_id], "params.architecture = 'cnn_3'")
-    path = mlflow_ui.make_run_path(parent.experiment_id, run.info.run_id, "model-metrics")
+    experiment, _ = find_ids(lab)
+    [run, *_] = Store(lab.uri).client.search_runs([experiment], "params.architecture = 'cnn_3'")
+    path = mlflow_ui.make_run_path(experiment, run.info.run_id, "model-metrics")
 
     def ready(seen: Seen) -> bool:
         lines = {chart["title"]: len(chart["lines"]) for chart in seen["charts"]}
@@ -122,12 +123,17 @@ def check_run(lab: Lab, browser: Browser, server: str) -> None:
     browser.open("run", f"{server}/{path}", ready)
 
 
-def check_report(lab: Lab, browser: Browser, server: str, options: str) -> None:
-    """Check that a report of part 3 is shown on the parent run of its sweep."""
-    lab.run(f"analysis/report.py part3 {options}")
+def find_ids(lab: Lab) -> tuple[str, str]:
+    """Return the ids of the experiment and of the parent run of part 3 on the digits."""
     parent = lab.find_parent("part3", "digits")
+    return parent.experiment_id, parent.run_id
+
+
+def check_report(lab: Lab, browser: Browser, server: str) -> None:
+    """Check that a report of part 3 is shown on the parent run of its sweep."""
+    lab.run("analysis/report.py part3 --quick --seeds 2")
     folder, page = (
-        f"{server}/{mlflow_ui.make_run_path(parent.experiment_id, parent.run_id, f'artifacts/{place}')}"
+        f"{server}/{mlflow_ui.make_run_path(*find_ids(lab), f'artifacts/{place}')}"
         for place in ("report", "report/report.html")
     )
     browser.open("files", folder, lambda seen: "report.html" in seen["text"] and "Evaluation runs" not in seen["text"])
@@ -135,9 +141,18 @@ def check_report(lab: Lab, browser: Browser, server: str, options: str) -> None:
     browser.open("report", page, lambda seen: any(heading in text for text in seen["frames"]))
 
 
+def run_more_sweeps(lab: Lab) -> None:
+    """Run two further sweeps at the same time, one of them on another data set where there is one."""
+    second = "part3.py --dataset fashion_mnist --architectures mlp_1 mlp_2 --seeds 1 --epochs 1"
+    commands = [POOLING, f"sweeps/{second}" if DEBIAN_FASHION_MNIST.is_dir() else "sweeps/xor.py --quick --seeds 1"]
+    with ExitStack() as stack:
+        for number, command in enumerate(commands):
+            process = stack.enter_context(lab.start(command, SWEEPS_STORAGE=str(lab.folder / f"storage-{number}")))
+            stack.callback(finish, process, command)
+
+
 def check_other_axes(lab: Lab, browser: Browser, server: str) -> None:
     """Check the link of a sweep that varies other settings than the architecture."""
-    lab.run("sweeps/pooling.py --quick --batch-sizes 25 50")
     groups = [f"model: {model}, batch_size: {size}" for model in "abc" for size in (25, 50)]
     link = make_link(lab.find_parent("pooling", "digits"), server)
     browser.open("pooling", link, shows_curves(groups, 6, "test_set_accuracy"))
@@ -146,19 +161,14 @@ def check_other_axes(lab: Lab, browser: Browser, server: str) -> None:
 def check_second_dataset(lab: Lab, browser: Browser, server: str) -> str:
     """Check the links of two data sets of one sweep, or of another sweep where there is no second data set."""
     if not DEBIAN_FASHION_MNIST.is_dir():
-        lab.run("sweeps/xor.py --quick --seeds 1")
         link = make_link(lab.find_parent("xor", "xor"), server)
         browser.open("xor", link, shows_curves(("0.0", "0.5", "1.0", "2.0"), 8, "train_loss"))
         return "XOR, as the package dataset-fashion-mnist is not here"
-    lab.run("sweeps/part3.py --dataset fashion_mnist --architectures mlp_1 mlp_2 --seeds 1 --epochs 1")
     link = make_link(lab.find_parent("part3", "fashion_mnist"), server)
     seen = browser.open("fashion", link, shows_curves(("mlp_1", "mlp_2"), 2, "val_accuracy"), unfold=True)
     check(len(seen["tables"]) == 3, f"the description has {len(seen['tables'])} tables, not one for each selection")
-    browser.open(
-        "digits",
-        make_link(lab.find_parent("part3", "digits"), server),
-        shows_curves(MAIN_ARCHITECTURES, 10, "val_accuracy"),
-    )
+    link = make_link(lab.find_parent("part3", "digits"), server)
+    browser.open("digits", link, shows_curves(MAIN_ARCHITECTURES, 10, "val_accuracy"))
     return "Fashion-MNIST"
 
 
@@ -179,12 +189,13 @@ def check_server(folder: Path, browser: Browser) -> str:
         server = Server(home, database.create("sweeps"), 1, **SERVER_VARIABLES)
         try:
             server.start()
-            lab = Lab(home, server.uri)
+            lab = Lab(folder, server.uri)
             lab.run(f"{QUICK} --architectures mlp_1 cnn_3 --epochs 2")
             link = lab.run("analysis/ui.py part3").split("\n")[1].strip()
             seen = browser.open("server", link, shows_curves(("mlp_1", "cnn_3"), 4, "val_accuracy"), unfold=True)
             check(has_table(seen, "architecture", ("mlp_1", "cnn_3")), "the description has no table of results")
-            check_report(lab, browser, server.uri, "")
+            files = mlflow_ui.make_run_path(*find_ids(lab), "artifacts/tables")
+            browser.open("server-files", f"{server.uri}/{files}", lambda seen: ".csv" in seen["text"])
         finally:
             server.kill()
     finally:
@@ -219,7 +230,9 @@ def run_steps(folder: Path, browser: Browser) -> None:
         with step("a run's page draws its curves"):
             check_run(lab, browser, server)
         with step("a report is shown on the parent run of its sweep"):
-            check_report(lab, browser, server, "--quick --seeds 2")
+            check_report(lab, browser, server)
+        with step("two further sweeps record at the same time"):
+            run_more_sweeps(lab)
         with step("a sweep over two other settings has a line for each pair of values"):
             check_other_axes(lab, browser, server)
         with step("another data set, or another sweep, has curves of its own") as remarks:
