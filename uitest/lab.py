@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from trainables.persistence.store import Store
 ROOT = Path(__file__).resolve().parent.parent
 PAGE_SECONDS = 60.0  # in which a page must show what it should, on a busy machine
 SCRIPT_SECONDS = 300.0
+STOP_SECONDS = 60.0  # in which a script must end after SIGTERM
 Seen = dict[str, Any]
 """The content of a page, as `look` in check.mjs returns it."""
 
@@ -98,10 +99,11 @@ class Lab:
     folder: Path
     uri: str
 
-    def start(self, command: str, **variables: str) -> subprocess.Popen[str]:
-        """Start a script of the repository."""
+    @contextmanager
+    def start(self, command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a script of the repository, and end it with the context if it has not ended then."""
         name, *words = command.split()
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, str(ROOT / name), *words],
             cwd=self.folder,
             env=make_environment(self.folder, self.uri) | variables,
@@ -110,6 +112,15 @@ class Lab:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.communicate(timeout=STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
 
     def run(self, command: str) -> str:
         """Run a script of the repository, and return what it prints."""
@@ -127,17 +138,13 @@ class Lab:
     def show(self) -> Iterator[str]:
         """Run `analysis/ui.py`, yield the first address that it prints, and end it with SIGTERM."""
         with self.start("analysis/ui.py --no-browser") as process:
-            try:
-                shown: list[str] = []
-                while not shown or (shown[-1] and not shown[-1].startswith("Ctrl-C")):
-                    shown.append(process.stdout.readline() if process.stdout else "")
-                check(shown[-1], f"analysis/ui.py has ended: {shown}")
-                yield shown[2].strip()  # after a line on the server's start, and one on the sweep
-            finally:
-                process.terminate()
-                with suppress(RuntimeError):  # the block's own error says more
-                    finish(process, "analysis/ui.py")
-            check(process.returncode == 0, f"analysis/ui.py has exit status {process.returncode}")
+            shown: list[str] = []
+            while not shown or (shown[-1] and not shown[-1].startswith("Ctrl-C")):
+                shown.append(process.stdout.readline() if process.stdout else "")
+            check(shown[-1], f"analysis/ui.py has ended: {shown}")
+            yield shown[2].strip()  # after a line on the server's start, and one on the sweep
+            process.terminate()
+            finish(process, "analysis/ui.py")
 
 
 def finish(process: subprocess.Popen[str], command: str) -> str:
