@@ -233,7 +233,7 @@ def ray_killed(name: str, reason: str) -> Fault:
 
     @fault(f"Ray's process SIGKILLed: {name}")
     def killed(lab: Lab) -> None:
-        sweep = lab.start()
+        sweep = lab.start(STEP_SECONDS="0.2")  # workers train on for a while: they must not end before this is noticed
         lab.wait_for_mid_training(sweep)
         sweep.find_processes(name)[0].kill()
         lab.injected = True

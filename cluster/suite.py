@@ -175,7 +175,7 @@ def find_training_processes(laboratory: Laboratory) -> dict[Path, str]:
 
 
 def run_sweep(
-    laboratory: Laboratory, command: str, seconds: float = 240.0, host: str = "head"
+    laboratory: Laboratory, command: str, seconds: float = 360.0, host: str = "head"
 ) -> Iterator[Counter[str]]:
     """Run a sweep's command on a host, and yield the number of trials on each host while it runs.
 

@@ -75,7 +75,7 @@ def test_ray_is_started_once_more_where_a_signal_ends_its_start(
 ) -> None:
     """A crash in a library loses nothing while Ray starts, so it does not end the sweep."""
     with ExitStack() as stack:
-        trainer = Trainer(RunOptions(storage=tmp_path), None, stack)
+        trainer = Trainer(RunOptions(storage=tmp_path), None, stack, lambda *_: None)
         trainer.ray.process.send_signal(signal.SIGSEGV)
         trainer.start_patiently(make_trial(), f"sqlite:///{tmp_path}/mlflow.db")
         assert len(trainer.nodes) == 1
@@ -93,7 +93,7 @@ def test_ray_is_not_started_a_third_time(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Trainer, "start", start)
     with ExitStack() as stack:
-        trainer = Trainer(RunOptions(storage=tmp_path), None, stack)
+        trainer = Trainer(RunOptions(storage=tmp_path), None, stack, lambda *_: None)
         with pytest.raises(RayKilledError):
             trainer.start_patiently(make_trial(), "sqlite:///none")
     assert len(starts) == 2
