@@ -143,7 +143,7 @@ def test_a_description_has_the_answer_first_then_question_links_table_and_comman
     page = make_page(store, OPTIONS)
     note = read_note(store)
     first = note.split("\n\n")[1]
-    assert first.startswith("**No setting is shown to lead; mlp_1 has the highest mean test accuracy, 80.50 %")
+    assert first.startswith("**digits: No setting is shown to lead; mlp_1 has the highest mean test accuracy, 80.50 %")
     assert " Finished: 4 trials (" in first
     assert "### digits, 1 epoch, adam, rate 0.01, batch 50" in note
     assert f"*{Part3.question}*" in note
@@ -353,7 +353,7 @@ def test_progress_moves_while_a_sweep_trains(page: SweepPage, store: Store) -> N
             status = describe_progress(finished, 4, left)
             while not (written.wait(10) and status in read_note(store)):
                 written.clear()
-    assert "**Training: 1 of 4 trials finished, about 12 min left (" in read_note(store)
+    assert "**digits: Training: 1 of 4 trials finished, about 12 min left (" in read_note(store)
     page.add(Stage(plan))
     page.end()
     assert "Stopped with 0 of 4 trials finished (" in read_note(store)

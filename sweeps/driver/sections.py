@@ -46,7 +46,8 @@ def compose(note: str, parents: Sequence[Mapping[str, str]], limit: int) -> str:
         at = section["at"][:16].replace("T", " ")
         status, answer = f"{section['status']} ({at} UTC).", section["answer"]
         first = [status, answer] if section["training"] else [answer, status]  # the UI shows only one line at first
-        part = f"**{' '.join(filter(None, first))}**\n\n### {section['title']}\n\n{section['body']}"
+        dataset = section["title"].partition(",")[0]
+        part = f"**{dataset}: {' '.join(filter(None, first))}**\n\n### {section['title']}\n\n{section['body']}"
         if words + sum(map(len, parts)) + len(part) > limit - 200:
             parts.append(f"*{format_count(len(sections) - number, 'older selection')} on the parent runs.*")
             break
