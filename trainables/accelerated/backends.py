@@ -10,6 +10,7 @@ An environment takes effect only if it is set before torch is imported. This mod
 from __future__ import annotations
 
 import platform
+from functools import cache
 from pathlib import Path
 
 # The convolutions of `convolutions.cpp`, compiled on the machine that trains. The first version stored this name.
@@ -23,6 +24,7 @@ def get_environment(backend: str | None) -> dict[str, str]:
     return {} if backend in (None, NATIVE, PYTORCH) else {ONEDNN_VARIABLE: str(backend)}
 
 
+@cache
 def get_processor_name() -> str:
     """Return the name of this machine's processor."""
     try:

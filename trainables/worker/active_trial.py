@@ -33,6 +33,7 @@ TAG_NAMES = {
     PROCESSORS: "processor",
     TORCH_VERSIONS: "torch_version",
 }
+TORCH_VERSION = version("torch")  # looked up once, as every checkpoint holds it
 SEPARATOR = " then "  # of the values in a tag
 CONTINUED_FROM = "continued_from"  # in a checkpoint, and as a tag: the id of the shorter trial that this one continues
 START_PATIENCE_SECONDS = 600.0  # for a store that is away when a trial wants the end of a shorter one
@@ -154,7 +155,7 @@ class ActiveTrial:
         found = {
             THREAD_COUNTS: self._extend_history(THREAD_COUNTS, self.settings.threads),
             PROCESSORS: self._extend_history(PROCESSORS, get_processor_name()),
-            TORCH_VERSIONS: self._extend_history(TORCH_VERSIONS, version("torch")),
+            TORCH_VERSIONS: self._extend_history(TORCH_VERSIONS, TORCH_VERSION),
         }
         if state.curves.device.type == "cpu" and has_convolution(self.trial.architecture):
             by_torch = get_environment(self.settings.backend).get(ONEDNN_VARIABLE, PYTORCH)
