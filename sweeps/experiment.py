@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -13,21 +13,19 @@ from urllib.parse import urlsplit
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from sweeps.sweep import MAX_TRIALS, Sweep
+from sweeps.journal import Journal
+from sweeps.sweep import MAX_TRIALS, ReadResult, Sweep
 from trainables.commands import URI_VARIABLE, hide_password, join_command, name_program, name_script
 from trainables.errors import check_choice, check_positive
-from trainables.result import Result
-from trainables.trial import IMAGE_DATASETS, Trial
+from trainables.trial import IMAGE_DATASETS
 
 MAIN_ARCHITECTURES = ("mlp_1", "mlp_2", "cnn_3", "cnn_4", "cnn_5")
 JOB_ADDRESS_VARIABLE = "SWEEPS_JOB_ADDRESS"  # environment variable of a job: the --address that it was submitted to
 CODE_FOLDER = Path(__file__).resolve().parent.parent
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 DEFAULT_DATA_ROOT = Path("data")
+SELECTING_LITTLE = ("seeds", "quick", "tracking_uri")  # options that do not tell one selection from another
 MLFLOW_PORT = 5000  # of MLflow on a cluster's head, and of the tunnel to it
-
-ReadResult = Callable[[Trial], Result | None]
-"""A function that reads a trial's result from the store, or returns None if the trial is not finished."""
 
 
 class StagesEndedEarly(Exception):  # noqa: N818 (it is no error)
@@ -91,16 +89,21 @@ class SweepOptions(ABC):
             BadInputError: An option's value is out of range.
         """
 
-    def stages(self, read: ReadResult) -> Iterator[Sweep]:
+    def stages(self, read: ReadResult, journal: Journal | None = None) -> Iterator[Sweep]:
         """Yield the sweeps to run one after the other: just one, unless a later one depends on results.
 
         Args:
             read: Reads a trial's result.
+            journal: Files that a search keeps beside its trials; None to keep none.
 
         Raises:
             StagesEndedEarly: The next sweep cannot be determined from the results.
         """
         yield self.sweep()
+
+    def describe_plan(self) -> Sequence[str]:
+        """Return sentences on what is to come that the plan of the first stage does not show."""
+        return ()
 
     def first_stage(self) -> Sweep:
         """Return the sweep that depends on no results.
@@ -114,6 +117,11 @@ class SweepOptions(ABC):
         """Return the seeds 0 to N-1."""
         check_positive("--seeds", self.seeds, whole=True, maximum=MAX_TRIALS)
         return range(self.seeds)
+
+    def select(self) -> dict[str, Any]:
+        """Return the options that tell one selection of trials from another, without what the sweep varies."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in SELECTING_LITTLE}
+        return {name: value for name, value in values.items() if not isinstance(value, tuple)}
 
     def list_words(self, usual_store: str | None = None) -> list[str]:
         """Return the words of a command line that give these options.

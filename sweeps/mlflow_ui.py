@@ -35,6 +35,8 @@ CHART_ORDER = (
     *("val_accuracy", "test_set_accuracy", "train_loss", "gradient_norm", "train_accuracy", "train_set_accuracy"),
     "test_accuracy",
 )
+# The columns of a view of single runs.
+VARIED = ("architecture", "learning_rate", "batch_size", "activation", "pooling", "optimizer", "epochs")
 METRIC_CHARACTERS = re.compile(r"[^\w/. :-]")  # those that a metric's name cannot have
 
 
@@ -46,46 +48,53 @@ def make_view(
     quantities: Sequence[str],
     parent_run_id: str,
     milliseconds: int,
+    shows_test: bool = True,
 ) -> str:
     """Return the tag's value for a view: mean curves by group, with every run below its group.
 
     Args:
         name: Name in the list "Views".
         condition: Condition on runs, in MLflow's language.
-        groups: Parameters whose values make the groups.
+        groups: Parameters whose values make the groups; none for a view of single runs.
         quantities: Metrics that have a chart.
         parent_run_id: Run that is hidden, as it has no curves.
         milliseconds: Time when the view was made, since 1970.
+        shows_test: Whether the test accuracy has a column and a chart.
     """
-    params = [f"params.`{group}`" for group in (*groups, "seed")]
+    params = [f"params.`{group}`" for group in (*(groups or VARIED), "seed")]
     state = {
         "searchFilter": condition,
         # Of more runs than the UI loads, it loads whole seeds of all settings. Sorted by time, the parent run would
         # come along and make a group of its own.
         "orderByKey": "params.`seed`",
         "orderByAsc": True,
-        "groupBy": {
-            "aggregateFunction": "average",
-            "groupByKeys": [{"mode": "param", "groupByData": group} for group in groups],
-        },
-        "useGroupedValuesInCharts": True,
+        "groupBy": make_grouping(groups) if groups else None,
+        "useGroupedValuesInCharts": bool(groups),
         "runsHiddenMode": "SHOW_ALL",
         "runsVisibilityMap": {parent_run_id: False},
         "selectedColumns": [
             *params,
             *(f"metrics.`{metric}`" for metric in sort_quantities(quantities)[:3]),
-            "metrics.`test_accuracy`",
+            *(["metrics.`test_accuracy`"] if shows_test else []),
             "tags.`outcome`",
         ],
         "compareRunCharts": [
             *(make_chart(metric, "LINE") for metric in sort_quantities(quantities)),
-            make_chart("test_accuracy", "BAR"),
+            *([make_chart("test_accuracy", "BAR")] if shows_test else []),
         ],
         "compareRunSections": [make_chart_section("curves", shown=True), make_chart_section(RESULTS, shown=False)],
         "isAccordionReordered": True,  # the sections stay in this order
     }
     view = {"name": name, "createdAt": milliseconds, "updatedAt": milliseconds, "state": json.dumps(state)}
     return json.dumps(view)
+
+
+def make_grouping(groups: Sequence[str]) -> dict[str, Any]:
+    """Return the state of a view that averages runs with the same values of some parameters."""
+    return {
+        "aggregateFunction": "average",
+        "groupByKeys": [{"mode": "param", "groupByData": group} for group in groups],
+    }
 
 
 def sort_quantities(quantities: Sequence[str]) -> list[str]:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweeps.cli import main
-from sweeps.experiment import MAIN_ARCHITECTURES, ImageSweepOptions, ReadResult, StagesEndedEarly
-from sweeps.sweep import Axis, Sweep
+from sweeps.experiment import MAIN_ARCHITECTURES, ImageSweepOptions, StagesEndedEarly
+from sweeps.journal import Journal
+from sweeps.sweep import Axis, ReadResult, Sweep
 from trainables.errors import BadInputError, check_choice, check_positive
 from trainables.trial import MAX_SETTING
 
@@ -85,7 +86,7 @@ class Part5(ImageSweepOptions):
             },
         )
 
-    def stages(self, read: ReadResult) -> Iterator[Sweep]:
+    def stages(self, read: ReadResult, journal: Journal | None = None) -> Iterator[Sweep]:
         """Yield the constant rates, then 0.1 → 0.01 from the first plateau, then → 0.001 from the second."""
         self.check()
         yield self.sweep()

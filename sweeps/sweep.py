@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 from trainables.errors import BadInputError
+from trainables.result import Result
 from trainables.trial import Trial
 
 MAX_TRIALS = 100_000  # more is surely a typing error, and a list of them would fill the memory before a plan is shown
 NAME_PREFIXES = {"seed": "seed ", "learning_rate": "rate ", "batch_size": "batch ", "noise_sigma": "σ "}
+
+ReadResult = Callable[[Trial], Result | None]
+"""A function that reads a trial's result from the store, or returns None if the trial is not finished."""
 
 Axis = Sequence[Any] | Mapping[str, Mapping[str, Any]]
 """The values of an axis, or its names with the settings that each stands for."""
@@ -43,6 +47,12 @@ class Sweep:
         name: The name of the experiment.
         axes: The axes; the first changes slowest from trial to trial.
         fixed: The settings of `Trial` that are the same for all.
+        heading: What it is within its experiment, where that has many stages, such as "round 3".
+        shows_test: Whether test accuracies are shown; a round of a search must not look at them.
+        stacks_convolutions: Whether networks with convolutions may train side by side on a CPU, which changes their
+            last bits.
+        conclude: Returns sentences on what all stages have shown, given a function that reads a trial's result. Only
+            the last stage of a search has it.
 
     Example:
         >>> sweep = Sweep(
@@ -60,6 +70,10 @@ class Sweep:
     name: str
     axes: Mapping[str, Axis]
     fixed: Mapping[str, Any]
+    heading: str = ""
+    shows_test: bool = True
+    stacks_convolutions: bool = True
+    conclude: Callable[[ReadResult], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         combinations = math.prod(len(values) for values in self.axes.values())

@@ -26,14 +26,14 @@ from analysis.grid import GridDrawOptions
 from analysis.output import DrawOptions, GalleryDrawOptions, Output
 from analysis.part5 import Part5DrawOptions
 from analysis.results import SweepResults, load_results
-from sweeps.experiment import ReadResult, StagesEndedEarly, SweepOptions
+from sweeps.experiment import StagesEndedEarly, SweepOptions
 from sweeps.grid import Grid
 from sweeps.mnist import Mnist
 from sweeps.part3 import Part3
 from sweeps.part4 import Part4
 from sweeps.part5 import Part5
 from sweeps.pooling import Pooling
-from sweeps.sweep import Sweep
+from sweeps.sweep import ReadResult, Sweep
 from sweeps.xor import Xor
 from trainables.architectures import build
 from trainables.persistence.store import Store

@@ -16,9 +16,10 @@ from test_results import make_result, record, write_run
 
 from sweeps import mlflow_ui
 from sweeps.driver import sweep_page
-from sweeps.driver.description import Stage, describe_answer, make_key, write_section
+from sweeps.driver.description import describe_answer, make_key, write_section
 from sweeps.driver.plan import Plan
 from sweeps.driver.sections import compose, format_section, parse_section
+from sweeps.driver.stages import Stage
 from sweeps.driver.sweep_page import SweepPage, describe_progress
 from sweeps.experiment import SweepOptions
 from sweeps.grid import Grid

@@ -10,16 +10,16 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from sweeps.comparisons import compute_difference, select_claims
-from sweeps.driver.plan import Plan
-from sweeps.driver.summary import Setting, describe_stuck, group_by_setting, list_columns, make_cells
+from sweeps.driver.stages import Stage
+from sweeps.driver.summary import Setting, describe_stuck, list_columns, make_cells
 from sweeps.experiment import SweepOptions
 from sweeps.intervals import compute_mean_interval, compute_share_difference, compute_share_interval, format_interval
 from sweeps.mlflow_ui import MAX_RUN_TAG, MAX_RUNS_SHOWN
@@ -30,25 +30,6 @@ MAX_ROWS = 40  # of a table in a description; the whole table is among the artif
 MAX_NAMED = 10  # diverged trials
 MAX_COMPARED = 30  # settings; the number of their pairs grows with the square
 NUMBERS = ("test accuracy mean", "test accuracy low", "test accuracy high", "n")  # of a setting, with its 95 % interval
-SELECTING_LITTLE = ("seeds", "quick", "tracking_uri")  # options that do not tell one selection from another
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of a sweep: what the store has of its trials.
-
-    Attributes:
-        plan: Its trials and their runs.
-        stuck: Ids of the trials that are stuck.
-    """
-
-    plan: Plan
-    stuck: Collection[str] = ()
-
-    @property
-    def settings(self) -> list[Setting]:
-        """The settings of all axes but the seed."""
-        return group_by_setting(self.plan, self.stuck)
 
 
 @dataclass(frozen=True)
@@ -68,9 +49,7 @@ class Section:
 
 def make_key(options: SweepOptions) -> str:
     """Return the key of a selection: the same for other seeds, and for other values of what the sweep varies."""
-    values = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in SELECTING_LITTLE}
-    single = {name: value for name, value in values.items() if not isinstance(value, tuple)}
-    text = json.dumps(single, sort_keys=True)
+    text = json.dumps(options.select(), sort_keys=True)
     return f"{options.experiment}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -78,11 +57,11 @@ def describe_choice(options: SweepOptions) -> str:
     """Return the selection's options that differ from the defaults in a few words, such as "learning rate 0.001"."""
     usual = type(options)()
     chosen = {
-        f.name: getattr(options, f.name)
-        for f in fields(options)
-        if f.name not in (*SELECTING_LITTLE, "dataset") and getattr(options, f.name) != getattr(usual, f.name)
+        name: value
+        for name, value in options.select().items()
+        if name != "dataset" and value != getattr(usual, name) and not isinstance(value, tuple)
     }
-    return " ".join(f"{n.replace('_', ' ')} {v}" for n, v in chosen.items() if not isinstance(v, tuple))
+    return " ".join(f"{name.replace('_', ' ')} {value}" for name, value in chosen.items())
 
 
 def find_constants(trials: Sequence[Trial]) -> dict[str, Any]:
@@ -94,6 +73,8 @@ def find_constants(trials: Sequence[Trial]) -> dict[str, Any]:
 
 def find_groups(sweep: Sweep) -> list[str]:
     """Return the axes that a mean is taken within, besides the seeds: those with several values, or else the first."""
+    if not sweep.shows_test:  # each suggestion of a search stands alone
+        return []
     axes = {axis: values for axis, values in sweep.axes.items() if axis != "seed"}
     return [axis for axis, values in axes.items() if len(values) > 1] or [*axes][:1]
 
@@ -111,7 +92,11 @@ def make_title(trials: Sequence[Trial]) -> str:
 
 
 def write_section(
-    options: SweepOptions, stages: Sequence[Stage], links: Sequence[str], elsewhere: Mapping[str, str]
+    options: SweepOptions,
+    stages: Sequence[Stage],
+    links: Sequence[str],
+    elsewhere: Mapping[str, str],
+    conclusion: Sequence[str] = (),
 ) -> Section:
     """Write the section of a selection.
 
@@ -120,12 +105,13 @@ def write_section(
         stages: The stages that were planned, at least one.
         links: Links in Markdown to views and lists.
         elsewhere: Trial id → a link to the experiment that holds its run, for runs in other experiments.
+        conclusion: Sentences on what all stages together have shown, where there are such.
     """
     trials = [trial for stage in stages for trial in stage.plan.trials]
     parts = [f"*{options.question}*"] if options.question else []
     parts.append(" · ".join(links))
     for stage in stages:
-        parts += write_table(stage) + write_notes(stage)
+        parts += [*write_table(stage), *write_notes(stage)] if stage.plan.sweep.shows_test else [write_rounds(stage)]
     if elsewhere:
         places = ", ".join(dict.fromkeys(elsewhere.values()))
         count = f"{len(elsewhere)} of its {format_count(len(trials), 'trial')}"
@@ -139,7 +125,8 @@ def write_section(
     commands = [f"python {folder}/{options.experiment}.py {words}".strip() for folder in ("sweeps", "analysis")]
     parts.append("\n".join(["```", *commands, "```"]))
     body = "\n\n".join(part for part in parts if part)
-    return Section(make_title(stages[0].plan.trials), describe_answer(stages[0]), cut(body, MAX_RUN_TAG - 1500))
+    answer = " ".join(conclusion) or describe_answer(stages[0])
+    return Section(make_title(stages[0].plan.trials), answer, cut(body, MAX_RUN_TAG - 1500))
 
 
 def cut(text: str, limit: int) -> str:
@@ -166,6 +153,14 @@ def write_table(stage: Stage, *, whole: bool = False) -> list[str]:
     return [f"**Test accuracy (%) over seeds: {make_title(stage.plan.trials)}**", "\n".join(lines), *more]
 
 
+def write_rounds(stage: Stage) -> str:
+    """Return sentences on the rounds of a search, which look at no test accuracy."""
+    runs = [run for trial in stage.plan.trials if (run := stage.plan.find_finished(trial))]
+    counts = {"diverged": sum(run.diverged for run in runs), "never left chance": len(stage.stuck)}
+    failed = "".join(f", {count} {word}" for word, count in counts.items() if count)
+    return f"**Search:** {stage.plan.sweep.heading}. Finished: {format_count(len(runs), 'trial')}{failed}."
+
+
 def write_notes(stage: Stage) -> list[str]:
     """Return sentences on the trials of a stage that are stuck, and on those that diverged."""
     notes = [describe_stuck(setting) for setting in stage.settings if setting.stuck_accuracies]
@@ -185,6 +180,8 @@ def describe_answer(stage: Stage) -> str:
     Settings are compared in pairs by Welch's test, and one with stuck seeds also by its share of them. Holm's procedure
     keeps the probability that any claim of the sentence is false to 5 % at most.
     """
+    if not stage.plan.sweep.shows_test:
+        return f"Under way: {stage.plan.sweep.heading}."
     task = stage.plan.trials[0].task
     if stage.plan.trials[0].dataset == XOR:  # its accuracy on four points is not what is asked
         return ""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sweeps.experiment import ReadResult
 from sweeps.stuck import BATCHES, choose_source, is_stuck, is_stuck_result
-from sweeps.sweep import Sweep
+from sweeps.sweep import ReadResult, Sweep
 from trainables.errors import BadInputError
 from trainables.persistence.end_state import Start
 from trainables.persistence.stored_run import StoredRun

@@ -56,7 +56,8 @@ def print_plan(plan: Plan, ignored: Collection[StoredRun] = (), starts: Collecti
     elsewhere = Counter(run.experiment for run in done if run.experiment != plan.sweep.name)
     reused = "".join(f", {count} of them from {experiment}" for experiment, count in elsewhere.items())
     trials = format_count(len(plan.trials), "trial")
-    say(f"{plan.sweep.name}: {trials}, {len(done)} done{reused}, {len(plan.missing)} missing")
+    name = ", ".join(filter(None, (plan.sweep.name, plan.sweep.heading)))
+    say(f"{name}: {trials}, {len(done)} done{reused}, {len(plan.missing)} missing")
     if starts:
         lengths = Counter(start.epochs for start in starts)
         after = " and ".join(f"{count} after {format_count(n, 'epoch')}" for n, count in sorted(lengths.items()))

@@ -7,24 +7,28 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from sweeps.driver.description import Stage
 from sweeps.driver.options import RunOptions
 from sweeps.driver.plan import Plan
 from sweeps.driver.provenance import describe_source
 from sweeps.driver.ray_process import start_ray_process
-from sweeps.driver.recovery import remove_leftovers
+from sweeps.driver.recovery import STORE_PATIENCE_SECONDS, remove_leftovers
 from sweeps.driver.report import print_allocation, print_missing, print_plan, say
 from sweeps.driver.resources import Allocation, Node, allocate, detect_machine, parse_gpu_requests, request_gpus
 from sweeps.driver.session import Session
+from sweeps.driver.stages import Stage
 from sweeps.driver.summary import print_results
 from sweeps.driver.sweep_page import SweepPage
 from sweeps.experiment import StagesEndedEarly, SweepOptions
 from sweeps.kept_options import format_kept_options
 from trainables.errors import BadInputError, UserError
-from trainables.persistence.connection import LAST_RUN_TAG, OPTIONS_TAG, get_missing_file
+from trainables.persistence.connection import LAST_RUN_TAG, OPTIONS_TAG, get_missing_file, retry_for
 from trainables.persistence.store import Store
+from trainables.persistence.stored_journal import StoredJournal
+from trainables.persistence.stored_run import StoredRun
+from trainables.result import Result
 from trainables.trial import Trial
 from trainables.worker.pack import Outcome
 
@@ -45,6 +49,8 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
     address = get_ray_address()
     if not address:  # what this machine does not have is refused at once
         allocate_as_requested(trials, run_options, [detect_machine()])
+    for line in options.describe_plan():
+        say(line)
     if run_options.dry_run and get_missing_file(options.tracking_uri):  # a dry run makes no store
         print_plan(Plan(first, trials, {}))
         print_dry_run(trials, run_options, address, options.tracking_uri)
@@ -53,7 +59,7 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
     page = SweepPage(store, options)
     with ExitStack() as stack:
         session = Session(store, run_options, address, stack, page)
-        if status := run_stages(options, run_options, session):
+        if status := run_stages(options, run_options, session, trials[0].dataset):
             return status
     if run_options.dry_run:
         print_dry_run(trials, run_options, address, store.uri)
@@ -66,15 +72,22 @@ def run(options: SweepOptions, run_options: RunOptions) -> int:
     return 0
 
 
-def run_stages(options: SweepOptions, run_options: RunOptions, session: Session) -> int:
+def run_stages(options: SweepOptions, run_options: RunOptions, session: Session, dataset: str) -> int:
     """Plan, train and report stage by stage, until one is not finished; return the exit status.
 
     A dry run ends at the first stage with missing trials, as later ones depend on their results.
     """
     store, page = session.store, session.page
+    runs: Mapping[str, list[StoredRun]] = store.find_runs()
+    journal = StoredJournal(store, options.experiment, dataset, writing=not run_options.dry_run)
+
+    def read(trial: Trial) -> Result | None:
+        found = (run for run in runs.get(trial.id, []) if run.finished)
+        return next((retry_for(partial(store.read_result, run), journal.patience_seconds) for run in found), None)
+
     try:
-        for sweep in options.stages(store.read_trial):
-            plan = Plan(sweep, sweep.trials(), store.find_runs())
+        for sweep in options.stages(read, journal):
+            plan = Plan(sweep, sweep.trials(), runs)
             starts = {} if run_options.no_continue else plan.find_starts()
             print_plan(plan, store.ignored.values(), starts.values())
             if run_options.dry_run:
@@ -86,13 +99,19 @@ def run_stages(options: SweepOptions, run_options: RunOptions, session: Session)
             outcomes: Mapping[str, Outcome] = {}
             if plan.missing:
                 plan, outcomes = session.train(plan, make_parent_tags(options))
-            stage = Stage(plan, plan.find_stuck(store.read_trial))
+                runs, journal.patience_seconds = plan.runs, STORE_PATIENCE_SECONDS
+            stage = Stage(plan, plan.find_stuck(read))
             page.add(stage)
-            print_results(plan, stage.stuck)
+            if sweep.shows_test:
+                print_results(plan, stage.stuck)
             if plan.missing:
                 page.end()
                 say(f"Browse what there is: {options.describe_browsing(page.link)}")
                 return print_missing(plan, options, run_options, outcomes, ray_failed=session.ray_failed)
+            if sweep.conclude is not None:
+                page.conclusion = sweep.conclude(read)
+                for sentence in page.conclusion:
+                    say(sentence)
     except StagesEndedEarly as end:
         say(str(end))
     return 0

@@ -102,7 +102,13 @@ class Session:
             trials = [trial for trial in plan.missing if trial.id not in refused]
             with self.page.follow(plan):
                 starts = {} if self.options.no_continue else plan.find_starts()
-                outcomes = trainer.train(trials, plan.sweep.labels(), context, starts)
+                outcomes = trainer.train(
+                    trials,
+                    plan.sweep.labels(),
+                    context,
+                    starts,
+                    stacks_convolutions=plan.sweep.stacks_convolutions,
+                )
             refused |= deliver_waiting_results(plan, context, STORE_PATIENCE_SECONDS)
         except BaseException:
             with suppress(TrackingError):

@@ -20,7 +20,6 @@ from pathlib import Path
 from sweeps import mlflow_ui
 from sweeps.driver.description import (
     NUMBERS,
-    Stage,
     describe_choice,
     find_constants,
     find_groups,
@@ -34,6 +33,7 @@ from sweeps.driver.description import (
 from sweeps.driver.plan import Plan
 from sweeps.driver.report import say
 from sweeps.driver.sections import compose, format_section, is_same_view, parse_section
+from sweeps.driver.stages import Stage, merge_rounds
 from sweeps.experiment import SweepOptions
 from sweeps.sweep import format_count
 from trainables.errors import UserError
@@ -52,7 +52,8 @@ class SweepPage:
 
     Attributes:
         key: The selection's key.
-        stages: Its stages so far, the last one being that which trains.
+        stages: Its stages so far, the last one being that which trains; the rounds of a search are one.
+        conclusion: Sentences on what all stages together have shown, once they are there.
     """
 
     def __init__(self, store: Store, options: SweepOptions) -> None:
@@ -60,6 +61,7 @@ class SweepPage:
         self.options = options
         self.key = make_key(options)
         self.stages: list[Stage] = []
+        self.conclusion: Sequence[str] = ()
         self.dataset = ""
         self.presentation: Presentation | None = None
         self.parent_run_id = ""
@@ -80,7 +82,7 @@ class SweepPage:
     def follow(self, plan: Plan) -> Iterator[None]:
         """Write how far the stage is from time to time, in a thread, for as long as the context lasts."""
         before = self.stages
-        self.stages = [*before, Stage(plan)]
+        self.stages = merge_rounds([*before, Stage(plan)])
         self.progress = (0, math.nan)
         ended = threading.Event()
         thread = threading.Thread(target=self._write_progress, args=(plan, before, ended), daemon=True)
@@ -109,7 +111,7 @@ class SweepPage:
                 try:
                     store = store or Store(self.store.uri)  # the driver's own is not made for two threads
                     now = Plan(plan.sweep, plan.trials, store.find_runs())
-                    self.stages = [*before, Stage(now, now.find_stuck(lambda trial: None))]
+                    self.stages = merge_rounds([*before, Stage(now, now.find_stuck(lambda trial: None))])
                 except UserError:
                     pass
                 looked = time.monotonic()
@@ -129,7 +131,7 @@ class SweepPage:
 
         Runs of earlier versions, which have no such tag, stay as they are.
         """
-        self.stages = [*self.stages, stage]
+        self.stages = merge_rounds([*self.stages, stage])
         runs = (stage.plan.find_finished(trial) for trial in stage.plan.trials if trial.id in stage.stuck)
         with suppress(UserError):  # the next command tags it
             for run in runs:
@@ -158,7 +160,7 @@ class SweepPage:
             return False
         self.dataset = self.stages[0].plan.trials[0].dataset
         links, views = self._make_views(self.presentation.experiment_id)
-        section = write_section(self.options, self.stages, links, self._find_elsewhere())
+        section = write_section(self.options, self.stages, links, self._find_elsewhere(), self.conclusion)
         parents = {parent.run_id: parent for parent in self.presentation.find_parents()}
         tags = dict(parents[self.parent_run_id].tags) if self.parent_run_id in parents else {}
         old = parse_section(tags.get(mlflow_ui.SECTION_PREFIX + self.key, ""))
@@ -181,10 +183,10 @@ class SweepPage:
         links: list[str] = []
         views: dict[str, str] = {}
         for number, stage in enumerate(self.stages):
-            trials, groups, sweep = stage.plan.trials, find_groups(stage.plan.sweep), stage.plan.sweep.name
+            trials, groups, sweep = stage.plan.trials, find_groups(stage.plan.sweep), stage.plan.sweep
             condition = mlflow_ui.make_condition(find_constants(trials))
             homes = {run.experiment for trial in trials if (run := stage.plan.find_finished(trial))}
-            if homes <= {sweep}:
+            if homes <= {sweep.name}:
                 key = f"{self.key}-{number}" if number else self.key
                 views[mlflow_ui.VIEW_PREFIX + key] = mlflow_ui.make_view(
                     name=make_title(trials),
@@ -192,15 +194,17 @@ class SweepPage:
                     groups=groups,
                     quantities=trials[0].quantities,
                     parent_run_id=self.parent_run_id,
+                    shows_test=sweep.shows_test,
                     milliseconds=int(time.time() * 1000),
                 )
                 path = mlflow_ui.make_view_path(experiment_id, key)
-                text = f"Curves by {' and '.join(axis.replace('_', ' ') for axis in groups)}"
+                text = f"Curves by {' and '.join(axis.replace('_', ' ') for axis in groups or ['suggestion'])}"
             else:  # a view shows one experiment alone
-                ids = [known for known, name in sorted(self.store.experiments.items()) if name in {*homes, sweep}]
+                ids = [known for known, name in sorted(self.store.experiments.items()) if name in {*homes, sweep.name}]
                 path, text = mlflow_ui.make_list_path(ids, condition), "All trials"
             links.append(f"[{text}]({path})")
-            self.link = path if number == 0 else self.link
+            if number == 0 or not self.stages[number - 1].plan.sweep.shows_test:  # a search's is its confirmation
+                self.link = path
         files = mlflow_ui.make_run_path(experiment_id, self.parent_run_id, "artifacts")
         return [*links, f"[Tables, figures and report]({files})"], views
 
@@ -220,7 +224,8 @@ class SweepPage:
         """Put the stages' tables among the parent run's artifacts, and their numbers among its metrics."""
         if self.presentation is None:
             return
-        rows = [row for stage in self.stages for row in list_rows(stage)]
+        shown = [stage for stage in self.stages if stage.plan.sweep.shows_test]
+        rows = [row for stage in shown for row in list_rows(stage)]
         choice = describe_choice(self.options)
         metrics = {
             mlflow_ui.make_metric_name(": ".join(filter(None, (row["setting"], name, choice)))): float(row[name])
@@ -233,10 +238,12 @@ class SweepPage:
         hours = ": ".join(filter(None, ("all trials", "hours of training", choice)))
         metrics[mlflow_ui.make_metric_name(hours)] = round(spent / 3600, 4)
         self.presentation.write_parent(self.parent_run_id, {}, metrics)
+        if not rows:
+            return
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "tables"
             folder.mkdir()
-            parts = [part for stage in self.stages for part in write_table(stage, whole=True)]
+            parts = [part for stage in shown for part in write_table(stage, whole=True)]
             (folder / f"{self.key}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
             (folder / f"{self.key}.csv").write_text(format_csv(rows), encoding="utf-8")
             self.store.add_to_parent(self.options.experiment, self.dataset, Path(temporary))

@@ -26,6 +26,7 @@ from sweeps.driver.resources import (
 )
 from sweeps.driver.watch import RayFailedError, RayKilledError
 from sweeps.sweep import format_count
+from trainables.architectures import has_convolution
 from trainables.persistence.connection import CHECKSUM_TAG, SweepContext
 from trainables.persistence.end_state import Start
 from trainables.trial import Trial
@@ -67,6 +68,8 @@ class Trainer:
         names: Mapping[str, str],
         context: SweepContext,
         starts: Mapping[str, Start] | None = None,
+        *,
+        stacks_convolutions: bool = True,
     ) -> Mapping[str, Outcome]:
         """Train trials, and return their outcomes by id; fewer if the user stops them, or if Ray fails.
 
@@ -75,13 +78,14 @@ class Trainer:
             names: Trial id → readable name.
             context: The places where the trials keep their state.
             starts: Trial id → the run of a shorter trial from whose end it goes on.
+            stacks_convolutions: Whether networks with convolutions may train side by side on a CPU.
         """
         if not trials:
             return {}
         try:
             if not self.nodes:
                 self.start_patiently(trials[0], context.tracking_uri)
-            return self.tune_and_train(trials, names, context, starts or {})
+            return self.tune_and_train(trials, names, context, starts or {}, stacks_convolutions)
         except RayFailedError as error:
             self.note_failure(error)
             return {}
@@ -121,13 +125,21 @@ class Trainer:
             self.ray.ask("the nodes look for the storage folder", "check_storage_is_shared", self.storage)
 
     def tune_and_train(
-        self, trials: Sequence[Trial], names: Mapping[str, str], context: SweepContext, starts: Mapping[str, Start]
+        self,
+        trials: Sequence[Trial],
+        names: Mapping[str, str],
+        context: SweepContext,
+        starts: Mapping[str, Start],
+        stacks_convolutions: bool,
     ) -> Mapping[str, Outcome]:
         """Autotune and train trials, and return their outcomes by id."""
         if self.images is not None:
             check_records(trials, self.images.train)
             context = replace(context, tags={**context.tags, CHECKSUM_TAG: self.checksum})
         tuning, allocation = self.tune_and_allocate(trials)
+        if not stacks_convolutions:
+            alone = {name for name in tuning.stacked if has_convolution(name) and not allocation.gpus[name]}
+            tuning = replace(tuning, stacked=set(tuning.stacked) - alone)
         settings = WorkerSettings(
             context=context,
             threads=allocation.cpus,

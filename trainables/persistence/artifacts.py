@@ -47,6 +47,14 @@ def choose_location(uri: str, experiment: str) -> str | None:
     return (folder / FOLDER / experiment).as_uri()
 
 
+def copy_atomically(source: str, target: str) -> str:
+    """Copy a file so that a process which ends halfway leaves no part of it under its name, and return the name."""
+    partial = f"{target}.partial"
+    shutil.copyfile(source, partial)
+    os.replace(partial, target)  # noqa: PTH105 (both are strings, as `copytree` gives them)
+    return target
+
+
 @dataclass(frozen=True)
 class RunArtifacts:
     """The artifacts of one run.
@@ -84,9 +92,20 @@ class RunArtifacts:
     def write(self, source: Path) -> None:
         """Write the files of the folder `source`."""
         if folders := self.own_folders:
-            shutil.copytree(source, folders[0], copy_function=shutil.copyfile, dirs_exist_ok=True)
+            shutil.copytree(source, folders[0], copy_function=copy_atomically, dirs_exist_ok=True)
         else:
             self._repository().log_artifacts(str(source))
+
+    def read_text(self, name: str) -> str | None:
+        """Return the text of a file, which may be in a folder; None if there is no such file."""
+        if folder := next((folder for folder in self.own_folders if folder.is_dir()), None):
+            path = folder / name
+            return path.read_text(encoding="utf-8") if path.exists() else None
+        repository = self._repository()
+        if name not in (file.path for file in repository.list_artifacts(str(PurePosixPath(name).parent))):
+            return None
+        with tempfile.TemporaryDirectory() as temporary:
+            return Path(repository.download_artifacts(name, temporary)).read_text(encoding="utf-8")
 
     def check_writing(self, sweep: str) -> None:
         """Write a small file, so that a place that cannot be written shows before anything trains.
