@@ -151,8 +151,18 @@ def compute_band(trials: xr.Dataset, quantity: str, name: str = "", *, sample: b
     )
     if not (sample and band.is_sample):
         return band
-    interval = compute_mean_interval(runs, lowest=0, highest=100 if quantity.endswith("accuracy") else np.inf)
-    low, high = (np.where(np.isnan(mean), np.nan, bound) for bound in (interval.low, interval.high))
+    return add_interval(band, 100 if quantity.endswith("accuracy") else np.inf)
+
+
+def add_interval(band: Band, highest: float) -> Band:
+    """Return a band with the interval of its mean.
+
+    Args:
+        band: A band whose runs are enough.
+        highest: Greatest value that the quantity can have; the least is 0.
+    """
+    interval = compute_mean_interval(band.runs, lowest=0, highest=highest)
+    low, high = (np.where(np.isnan(band.mean), np.nan, bound) for bound in (interval.low, interval.high))
     return replace(band, low=low, high=high)
 
 

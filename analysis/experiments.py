@@ -18,6 +18,7 @@ from sweeps.part3 import Part3
 from sweeps.part4 import Part4
 from sweeps.part5 import Part5
 from sweeps.pooling import Pooling
+from sweeps.search import Search
 from sweeps.xor import Xor
 
 if TYPE_CHECKING:
@@ -74,5 +75,6 @@ EXPERIMENTS = {
         Experiment(Mnist, "GalleryDrawOptions", "MNIST: logistic regression"),
         Experiment(Pooling, "GalleryDrawOptions", "Pooling and batch size"),
         Experiment(Grid, "GridDrawOptions", "The grid: combinations of settings"),
+        Experiment(Search, "SearchDrawOptions", "The search: settings that Optuna suggests"),
     )
 }

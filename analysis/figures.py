@@ -201,6 +201,11 @@ def make_legend_handle(name: str, look: style.Style, *, dashed: bool = False) ->
     return handle
 
 
+def make_point_handle(name: str, look: style.Style) -> Line2D:
+    """Return a legend entry that shows a style's marker alone."""
+    return Line2D([], [], color=look.color, marker=look.marker, linestyle="", label=name)
+
+
 def make_line_handle(name: str, *, dashed: bool = False) -> Line2D:
     """Make a legend entry for a kind of line, whatever its colour."""
     return Line2D([], [], color=style.MUTED, linestyle="--" if dashed else "-", label=name)

@@ -13,10 +13,25 @@ MAX_TRIALS_NAMED = 3  # diverged or stuck trials that a note names; an ellipsis 
 def list_omissions(stages: Sequence[SweepResults]) -> list[str]:
     """Return one note on the missing and one on the diverged trials of some stages, each only if there are any."""
     missing = sum(len(stage.missing) for stage in stages)
+    return [*([f"incomplete: {format_count(missing, 'trial')} missing"] if missing else []), *list_diverged(stages)]
+
+
+def list_diverged(stages: Sequence[SweepResults]) -> list[str]:
+    """Return a note on the diverged trials of some stages, if there are any."""
     diverged = [name for stage in stages for name in stage.diverged]
+    return [describe_diverged(diverged)] if diverged else []
+
+
+def list_notes(stages: Sequence[SweepResults]) -> list[str]:
+    """Return notes on the trials of all stages that diverged or are stuck; the rounds of a search have no means."""
+    rounds = [stage for stage in stages if not stage.sweep.shows_test]
+    others = [stage for stage in stages if stage.sweep.shows_test]
+    failed = [name for stage in rounds for name in (*stage.diverged, *stage.stuck)]
+    count = format_count(len(failed), "trial")
     return [
-        *([f"incomplete: {format_count(missing, 'trial')} missing"] if missing else []),
-        *([describe_diverged(diverged)] if diverged else []),
+        *([f"{count} of the search diverged or stuck at chance, scored 0 %: {format_names(failed)}"] if failed else []),
+        *list_diverged(others),
+        *list_stuck(others),
     ]
 
 

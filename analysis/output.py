@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from analysis import style
 from analysis.answers import Answer, describe_smallest
-from analysis.notes import describe_diverged, list_omissions, list_stuck
+from analysis.notes import list_notes, list_omissions, list_stuck
 from analysis.publish import add_to_parent_run, find_page
 from analysis.results import SweepResults, has_any_finished, load_results
+from analysis.snapshot import Snapshot, open_journal
 from sweeps.cli import parse, run_to_exit_status
 from sweeps.experiment import StagesEndedEarly, SweepOptions, UserPath, get_default_data_root
 from sweeps.intervals import format_mean
@@ -29,6 +30,8 @@ from trainables.errors import BadInputError
 from trainables.persistence.connection import get_missing_file
 from trainables.persistence.store import Store
 from trainables.persistence.stored_run import describe_ignored
+from trainables.result import Result
+from trainables.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,15 +156,17 @@ class Output:
             json.dumps(replace_non_finite(content), allow_nan=False) + "\n", encoding="utf-8"
         )
 
-    def save_table(self, rows: Sequence[dict[str, Any]], name: str, caption: str) -> None:
+    def save_table(self, rows: Sequence[dict[str, Any]], name: str, caption: str, shown: int | None = None) -> None:
         """Save rows that have the same keys as `name`.csv (exact) and `name`.md (numbers with two decimals).
 
         Args:
             rows: Rows that have the same keys, the headings.
             name: Name of the files, without their endings.
             caption: What the table shows, in a sentence.
+            shown: Number of rows that the report shows at most; None for all.
         """
-        self.tables.append(SavedTable(name, rows, caption))
+        more = f" The first {shown} of {len(rows)}; {name}.csv has all." if shown and len(rows) > shown else ""
+        self.tables.append(SavedTable(name, rows[:shown], caption + more))
         with self.add_file(f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -219,8 +224,13 @@ def load_stages(
     """
     sweeps: list[Sweep] = []
     stages: list[SweepResults] = []
+
+    def read(trial: Trial) -> Result | None:
+        loaded = (stage.by_trial[trial.id] for stage in stages if trial.id in stage.by_trial)
+        return next(loaded, None) or store.read_trial(trial)
+
     try:
-        for sweep in options.stages(store.read_trial):
+        for sweep in options.stages(read, open_journal(options, store)):
             sweeps.append(sweep)
             if stages and allow_missing and not has_any_finished(sweep, store):
                 omitted = f"{format_count(len(sweep.trials()), 'trial')} of a later stage, none of which is finished"
@@ -250,21 +260,19 @@ def main(
         options, draw_options = parse(options_type, draw_options_type, description, "draw")
         sweep_command = options.format_command("sweeps")
         output = Output(draw_options.out or Path("figures") / options.experiment)
-        if file := get_missing_file(options.tracking_uri):  # `Store` would create the file
+        if file := get_missing_file(options.tracking_uri):  # `Snapshot` would create the file
             raise BadInputError(
                 f"there are no trials yet in {file}; train them with: {sweep_command}, or say with "
                 "MLFLOW_TRACKING_URI where they are"
             )
-        store = Store(options.tracking_uri)
+        store = Snapshot(options.tracking_uri)
         sweeps, stages, ended_early = load_stages(options, store, sweep_command, draw_options.allow_missing)
         with output.convert_write_errors():
             draw(options, stages, output, draw_options)
         print("\n".join(str(path) for path in output.written))
         if missing := sum(len(stage.missing) for stage in stages):
             print(f"Drawn without {format_count(missing, 'missing trial')}. To train what is missing: {sweep_command}")
-        if diverged := [name for stage in stages for name in stage.diverged]:
-            print(describe_diverged(diverged))
-        for note in list_stuck(stages):
+        for note in list_notes(stages):
             print(note)
         for sweep in sweeps:
             if line := describe_ignored(store.ignored.values(), sweep.labels()):

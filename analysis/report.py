@@ -1,8 +1,8 @@
 """Report sweeps: findings, figures, tables and provenance in one page that can be handed in.
 
-Names of sweeps come first: part3, part4, part5, xor, mnist, pooling, grid. Without a name, the report holds every sweep
-that the tracking store has, with the options that it was run with last. After a single name, you can give the options
-of that sweep.
+Names of sweeps come first: part3, part4, part5, xor, mnist, pooling, grid, search. Without a name, the report holds
+every sweep that the tracking store has, with the options that it was run with last. After a single name, you can give
+the options of that sweep.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ReportOptions:
     """Files to write, and the folder of the images that they show."""
 
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME ...]", help_behavior_hint="(default: all)")] = ()
-    """Any of part3, part4, part5, xor, mnist, pooling, grid."""
+    """Any of part3, part4, part5, xor, mnist, pooling, grid, search."""
     out: UserPath = Path("figures/report")
     """Folder for the report: report.html, report.md with its pictures, and answers.json."""
     data_root: UserPath = field(default_factory=get_default_data_root)
@@ -89,7 +89,8 @@ def main() -> int:
         )
     # MLflow and SciPy take seconds to import, which --help need not wait for.
     from analysis.output import Output
-    from analysis.sections import Snapshot, choose_options, make_section
+    from analysis.sections import choose_options, make_section
+    from analysis.snapshot import Snapshot
 
     store = Snapshot(chosen.tracking_uri)
     if isinstance(chosen, SweepOptions):
@@ -134,16 +135,14 @@ def write_pages(sections: Sequence[Section], output: Output, command: str) -> No
 
 def print_summary(sections: Sequence[Section], output: Output, store: Store) -> None:
     """Print what the report lacks and where it is, and put it on the parent runs of its sweeps."""
-    from analysis.notes import describe_diverged, list_stuck
+    from analysis.notes import list_notes
     from analysis.publish import add_to_parent_run
 
     for section in sections:
         command = section.options.format_command("sweeps")
         if missing := sum(len(stage.missing) for stage in section.stages):
             print(f"{section.name}: {format_count(missing, 'trial')} missing; to train what is missing: {command}")
-        if diverged := [name for stage in section.stages for name in stage.diverged]:
-            print(f"{section.name}: {describe_diverged(diverged)}")
-        for line in (*list_stuck(section.stages), section.ended_early, *section.ignored, section.problem):
+        for line in (*list_notes(section.stages), section.ended_early, *section.ignored, section.problem):
             if line:
                 print(f"{section.name}: {line}")
         files = [*section.output.written, *output.written]

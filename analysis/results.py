@@ -36,7 +36,7 @@ class SweepResults:
         data: Arrays with the sweep's axes as dimensions. There is one for each recorded quantity, which has the
             dimension `step` too, and `test_accuracy`, `trial_id`, `diverged` and `stuck` (see `sweeps/stuck.py`). A
             missing trial has NaN, the id "" and False. A trial that diverged has NaN after its last record and as its
-            test accuracy, and is not stuck.
+            test accuracy, and is not stuck. The test accuracies of a search's round are not read: they are all NaN.
         by_trial: Exact result of each finished trial by its id.
         missing: Labels of the trials that are not finished; empty unless missing trials were allowed.
         sweep: Sweep whose trials were loaded.
@@ -177,7 +177,8 @@ def arrange_on_axes(sweep: Sweep, by_trial: Mapping[str, Result]) -> xr.Dataset:
         if (result := by_trial.get(trial.id)) is not None:
             check_curves(trial, result)
             ids[index] = trial.id
-            test_accuracy[index] = result.test_accuracy
+            if sweep.shows_test:
+                test_accuracy[index] = result.test_accuracy
             diverged[index] = result.diverged
             stuck[index] = is_stuck_result(trial, result)
             recorded = np.searchsorted(steps, result.steps)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from analysis.experiments import EXPERIMENTS, Experiment
 from analysis.output import Output, load_stages
 from analysis.results import SweepResults
+from analysis.snapshot import open_journal
 from sweeps.experiment import SweepOptions
 from sweeps.kept_options import parse_kept_options
 from sweeps.sweep import Sweep
@@ -18,23 +18,6 @@ from trainables.errors import BadInputError, UserError
 from trainables.persistence.parent_run import ParentRun
 from trainables.persistence.store import Store
 from trainables.persistence.stored_run import StoredRun, describe_ignored
-from trainables.result import Result
-from trainables.trial import Trial
-
-
-class Snapshot(Store):
-    """A tracking store as it was when it was first read, so that a report of many sweeps reads its runs once."""
-
-    @cached_property
-    def _runs(self) -> dict[str, list[StoredRun]]:
-        return super().find_runs()
-
-    def find_runs(self) -> dict[str, list[StoredRun]]:
-        return self._runs
-
-    def read_trial(self, trial: Trial) -> Result | None:
-        finished = next((run for run in self._runs.get(trial.id, []) if run.finished), None)
-        return None if finished is None else self.read_result(finished)
 
 
 @dataclass(frozen=True)
@@ -143,8 +126,8 @@ def count_trials(options: SweepOptions) -> int:
 
 def count_finished(options: SweepOptions, store: Store) -> int:
     """Return the number of trials of the first stage that are finished."""
-    runs = store.find_runs()
-    return sum(any(run.finished for run in runs.get(trial.id, [])) for trial in options.first_stage().trials())
+    runs, first = store.find_runs(), options.first_stage(open_journal(options, store))
+    return sum(any(run.finished for run in runs.get(trial.id, [])) for trial in first.trials())
 
 
 def make_quick_options(kind: type[SweepOptions], tracking_uri: str) -> SweepOptions:

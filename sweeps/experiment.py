@@ -105,13 +105,16 @@ class SweepOptions(ABC):
         """Return sentences on what is to come that the plan of the first stage does not show."""
         return ()
 
-    def first_stage(self) -> Sweep:
+    def first_stage(self, journal: Journal | None = None) -> Sweep:
         """Return the sweep that depends on no results.
+
+        Args:
+            journal: Files that a search keeps beside its trials; None if there are none.
 
         Raises:
             BadInputError: An option's value is out of range.
         """
-        return next(iter(self.stages(lambda trial: None)))
+        return next(iter(self.stages(lambda trial: None, journal)))
 
     def seed_range(self) -> range:
         """Return the seeds 0 to N-1."""
