@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"  # in "rate 0.01"
 NAME_CHARACTERS = 24  # in a line of the names beside the panels
-# What the two panels show.
+# The mark of the score that chose settings.
+CHOSE: Any = {"linestyle": "", "marker": "o", "color": "black", "markerfacecolor": "white", "markersize": 7}
+# The quantities of the two panels.
 VALIDATION, TEST = "validation accuracy (%)", "test accuracy (%)"
 
 
@@ -39,7 +42,7 @@ def draw_confirmation(confirmed: Sequence[Confirmed], dataset: str) -> tuple[Fig
             draw_seeds(panels[name], values, learnt, row, look)
             shown[name] += values[learnt & np.isfinite(values)].tolist()
         if score := found.candidate.score:
-            panels[VALIDATION].plot(score, row + 0.3, linestyle="", marker="v", color=style.MUTED, markersize=7)
+            panels[VALIDATION].plot(score, row + 0.3, **CHOSE)
             shown[VALIDATION].append(score)
     for name, axes in panels.items():
         if limits := figures.compute_limits(np.array(shown[name]), log=False):
@@ -53,7 +56,7 @@ def draw_confirmation(confirmed: Sequence[Confirmed], dataset: str) -> tuple[Fig
     failed = sum(score <= WORST for found in confirmed for score in found.scores)
     figures.add_caption(
         figure,
-        "Triangles: the score that chose the settings. Small symbols: single fresh seeds; large: their mean",
+        "Open circles: the score that chose the settings. Small symbols: single fresh seeds; large: their mean",
         f"(bars: 95 % CI, n = {seeds})." if seeds >= bands.MIN_RUNS_FOR_INTERVALS else f"(n = {seeds}).",
         f"Outside the axes, and in the means: {failed} that did not learn." if failed else "",
     )
@@ -64,12 +67,11 @@ def draw_confirmation(confirmed: Sequence[Confirmed], dataset: str) -> tuple[Fig
 def wrap_name(name: str) -> list[str]:
     """Return the name of settings in short lines, the first of which says what it is."""
     title, _, settings = name.partition(": ")
-    return [f"{title}:", *style.wrap(settings, NAME_CHARACTERS / style.CHARACTERS_PER_INCH).splitlines()]
+    joined = ", ".join(part.replace(" ", NO_BREAK_SPACE) for part in settings.split(", "))
+    return [f"{title}:", *style.wrap(joined, NAME_CHARACTERS / style.CHARACTERS_PER_INCH).splitlines()]
 
 
-def draw_seeds(
-    axes: Axes, values: NDArray[np.float64], learnt: NDArray[np.bool_], row: int, look: style.Style
-) -> None:
+def draw_seeds(axes: Axes, values: NDArray[np.float64], learnt: NDArray[np.bool_], row: int, look: style.Style) -> None:
     """Draw the values of seeds on a row, and their mean, with an interval if they are enough and all of them learnt.
 
     Args:
@@ -80,7 +82,9 @@ def draw_seeds(
         look: Colour and marker.
     """
     kept = values[np.isfinite(values)]
-    axes.plot(kept, np.full(len(kept), row), linestyle="", marker=look.marker, color=look.color, alpha=0.5, markersize=4)
+    axes.plot(
+        kept, np.full(len(kept), row), linestyle="", marker=look.marker, color=look.color, alpha=0.5, markersize=4
+    )
     interval = compute_mean_interval(kept, lowest=0, highest=100)
     if len(kept) >= bands.MIN_RUNS_FOR_INTERVALS and learnt.all():
         error = np.abs(np.array([[interval.low], [interval.high]]) - interval.mean)

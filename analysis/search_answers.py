@@ -74,7 +74,9 @@ def draft_winner(question: str, confirmed: Sequence[Confirmed], confirmation: Sw
         smallest = compared.find_smallest(winner, usual, claims.level) if winner != usual else math.nan
         sentence = "; ".join(clauses) + "."
         estimates = (*compared.means.values(), *differences.values())
-        return [Answer(question=question, sentence=sentence, estimates=estimates, smallest_difference=drop_nan(smallest))]
+        return [
+            Answer(question=question, sentence=sentence, estimates=estimates, smallest_difference=drop_nan(smallest))
+        ]
 
     return Draft([p_values.get((name, usual), p_values.get((usual, name), math.nan)) for name in others], write)
 
@@ -93,10 +95,12 @@ def describe_gain(winner: str, differences: Mapping[str, Estimate], shown: Seque
     difference = differences[winner]
     text = format_estimate(difference, digits)
     if winner in shown:
-        return f"this is {'above' if difference.value > 0 else 'below'} the usual settings: the difference is {text}"
+        return (
+            f"it is {'above' if difference.value > 0 else 'below'} that of the usual settings: the difference is {text}"
+        )
     if difference.n < 2:
         return f"the difference to the usual settings is {text}, and one seed cannot tell it from chance"
-    return f"they are not distinguishable from the usual settings: the difference is {text}"
+    return f"it is not distinguishable from that of the usual settings: the difference is {text}"
 
 
 def draft_optimism(confirmed: Sequence[Confirmed]) -> Draft:
@@ -125,8 +129,8 @@ def draft_optimism(confirmed: Sequence[Confirmed]) -> Draft:
         low, high = sorted((optimism.low, optimism.high)) if optimism.value > 0 else (-optimism.high, -optimism.low)
         gap = Estimate(name="", value=size, low=low, high=high, n=optimism.n, unit=POINTS)
         sentence = (
-            f"The best score, {format_number(score, 2)} %, is {format_estimate(gap, digits)} {side} the mean validation "
-            f"accuracy of the same settings on fresh seeds"
+            f"The best score, {format_number(score, 2)} %, is {format_estimate(gap, digits)} {side} the mean "
+            f"validation accuracy of the same settings on fresh seeds"
         )
         too = "optimistic" if optimism.value > 0 else "pessimistic"
         if held:
@@ -154,7 +158,9 @@ def answer_importance(importances: Sequence[Mapping[str, float]]) -> Answer:
     )
     texts = [f"{format_number(e.value, 0)} % for the {e.name.removeprefix('importance of the ')}" for e in estimates]
     over = "in one search" if len(importances) == 1 else f"on average over {len(importances)} searches"
-    sentence = f"Optuna's importance, {over}, is {join_words(texts)}; it says how well a parameter tells the best tenth "
+    sentence = (
+        f"Optuna's importance, {over}, is {join_words(texts)}; it says how well a parameter tells the best tenth "
+    )
     sentence += "of the suggestions from the others, not what a change of it alone would do"
     sentence += ", and one search does not show how much others would differ." if len(importances) == 1 else "."
     return Answer(question="Which parameters matter?", sentence=sentence, estimates=tuple(estimates))

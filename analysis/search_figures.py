@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 SCORE = "validation accuracy (%)"
 BEST = style.Style("black", "")  # the best of all architectures
+# Lines of the curves of suggestions, by how they ended.
+CURVES: Mapping[str, Mapping[str, Any]] = {
+    "full": {"linewidth": 1.1, "alpha": 0.85},
+    "stopped": {"linewidth": 0.8, "alpha": 0.3},
+    "failed": {"linewidth": 0.9, "alpha": 0.5, "linestyle": ":"},
+}
 RECORDS_OF_CURVE = 25  # hundreds of curves are drawn, and more points would only make the file larger
 
 
@@ -70,7 +76,7 @@ def draw_progress(histories: Sequence[History], dataset: str) -> Drawn:
     figures.add_heading(figure, f"{dataset}: score of the suggestions, and the best so far", [best, *points_of])
     number = format_count(sum(len(history.complete) for history in histories), "suggestion")
     warning = "The best of many scores is too high; the confirmation says by how much."
-    figures.add_caption(figure, bands.describe_bands([band]), describe_left_out(histories), warning)
+    figures.add_caption(figure, describe_best(band), describe_left_out(histories), warning)
     return Drawn(
         figure,
         "progress",
@@ -118,6 +124,15 @@ def trace_best(histories: Sequence[History]) -> bands.Band:
         window=1,
     )
     return bands.add_interval(band, 100) if band.is_sample else band
+
+
+def describe_best(band: bands.Band) -> str:
+    """Return a sentence for a caption on the line of the best score so far."""
+    n = len(band.runs)
+    if n == 1:
+        return "One search."
+    interval = f"; band: 95 % CI of the mean (Student's t, n = {n})" if band.has_interval else ""
+    return f"Line: mean over {n} searches; thin lines: single searches{interval}."
 
 
 @style.with_style
@@ -177,7 +192,9 @@ def draw_importances(importances: Sequence[Mapping[str, float]], dataset: str) -
     many = f"Bars: means of {len(known)} searches; points: single searches." if len(known) > 1 else "One search."
     interval = "Lines: 95 % CI." if len(known) >= bands.MIN_RUNS_FOR_INTERVALS else ""
     figures.add_caption(figure, many, interval, "How well a parameter tells the best tenth from the rest.")
-    shown = ", ".join(f"{name.replace('_', ' ')} {mean:.0f} %" for name, mean in zip(names[::-1], means[::-1], strict=True))
+    shown = ", ".join(
+        f"{name.replace('_', ' ')} {mean:.0f} %" for name, mean in zip(names[::-1], means[::-1], strict=True)
+    )
     return Drawn(figure, "importance", f"Optuna's importance of each parameter for the search on {dataset}: {shown}.")
 
 
@@ -194,7 +211,8 @@ def draw_curves(histories: Sequence[History], results: Mapping[str, Result], dat
     figure = style.make_figure(4.4)
     axes = figure.subplots()
     styles = choose_styles(histories)
-    numbers, limits = {"full": 0, "stopped": 0, "failed": 0}, []
+    limits: list[NDArray[np.float64]] = []
+    numbers = dict.fromkeys(CURVES, 0)
     for history in histories:
         for s in (s for s in history.suggestions if not s.repeats):
             trial = history.make_trial(s.params, max(s.scores))
@@ -217,20 +235,15 @@ def draw_curves(histories: Sequence[History], results: Mapping[str, Result], dat
         f"Faint: {numbers['stopped']} stopped at a rung (dashed lines)." if rungs else "",
         f"Dotted: {numbers['failed']} that diverged or are stuck at chance." if numbers["failed"] else "",
     )
-    stopped = f" {numbers['stopped']} were stopped at epochs {', '.join(str(r.epochs) for r in rungs)}." if rungs else ""
+    stopped = (
+        f" {numbers['stopped']} were stopped at epochs {', '.join(str(r.epochs) for r in rungs)}." if rungs else ""
+    )
     return Drawn(
         figure,
         "curves",
         f"Validation accuracy by epoch of each suggestion on {dataset}: {numbers['full']} were trained at full length, "
         f"{numbers['failed']} diverged or are stuck at chance.{stopped}",
     )
-
-
-CURVES: Mapping[str, Mapping[str, Any]] = {
-    "full": {"linewidth": 1.1, "alpha": 0.85},
-    "stopped": {"linewidth": 0.8, "alpha": 0.3},
-    "failed": {"linewidth": 0.9, "alpha": 0.5, "linestyle": ":"},
-}
 
 
 def get_curve(trial: Trial, result: Result) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -261,15 +274,19 @@ def draw_sizes(histories: Sequence[History], counts: Mapping[str, int], dataset:
         place = counts[s.trial.architecture], s.score or WORST
         axes.plot(*place, linestyle="", marker=look.marker, color=look.color, alpha=0.7)
     front = find_front([(counts[name], score, name) for name, score in best.items()])
-    axes.plot(*zip(*((size, score) for size, score, _ in front), strict=True), color="black", drawstyle="steps-post")
+    line = [*((size, score) for size, score, _ in front), (max(counts[name] for name in best), front[-1][1])]
+    axes.plot(*zip(*line, strict=True), color="black", drawstyle="steps-post", zorder=1.5)
     axes.set_xscale("log")
+    axes.margins(x=0.08)
     figures.label_axes(axes, "trainable parameters", SCORE, "")
     handles = [figures.make_point_handle(name, look) for name, look in styles.items() if name in best]
     handles.append(figures.make_legend_handle("Pareto front", BEST))
     figures.add_heading(figure, f"{dataset}: scores against the number of parameters", handles)
     figures.add_caption(figure, f"Scores of single seeds, n = {len(found)}.", describe_left_out(histories))
     shown = "; ".join(f"{name}, {size:,} parameters, {score:.2f} %" for size, score, name in front)
-    return Drawn(figure, "sizes", f"Score against the number of trainable parameters on {dataset}. Pareto front: {shown}.")
+    return Drawn(
+        figure, "sizes", f"Score against the number of trainable parameters on {dataset}. Pareto front: {shown}."
+    )
 
 
 def find_front(points: Sequence[tuple[int, float, str]]) -> list[tuple[int, float, str]]:

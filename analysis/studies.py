@@ -21,7 +21,7 @@ MIN_SUGGESTIONS = 10  # trained at full length; with fewer, an importance would 
 def compute_importances(history: History) -> dict[str, float]:
     """Return Optuna's importance in % of each parameter in which a search has a choice; empty if it has trained few.
 
-    It is that of PED-ANOVA: how well a parameter tells the best tenth of the suggestions from all.
+    It is Optuna's default, PED-ANOVA: how well a parameter tells the best tenth of the suggestions from the others.
     """
     trained = [s for s in history.suggestions if s.score is not None and not s.repeats]
     varied = [name for name, domain in history.space.items() if isinstance(domain, Range) or len(domain) > 1]
