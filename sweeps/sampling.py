@@ -125,8 +125,6 @@ def make_sampler(name: str, seed: int, number: int) -> BaseSampler:
     if name == "gp":
         import torch
 
-        torch.set_num_threads(
-            1
-        )  # Optuna's models of few points are no faster with more, whose sums differ in last bits
+        torch.set_num_threads(1)  # with more, sums would differ in their last bits between machines
         return samplers.GPSampler(seed=own, n_startup_trials=STARTUP_TRIALS, deterministic_objective=False)
     return samplers.RandomSampler(seed=own)
