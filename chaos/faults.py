@@ -415,7 +415,7 @@ def two_drivers_on_one_storage(lab: Lab) -> None:
 def two_drivers_on_one_store(lab: Lab) -> None:
     """Start the same sweep with another storage while the first still runs."""
     # One trial at a time and slow steps: the first driver must still run when the second has looked at its heartbeat.
-    lab.options = (*lab.options, "--max-concurrent", "1")
+    lab.command = lab.command._replace(options=f"{lab.command.options} --max-concurrent 1")
     sweep = lab.start(STEP_SECONDS="0.06")
     lab.wait_until(lambda: len(lab.list_checkpoints()) >= 2, "checkpoints", sweep)
     output = lab.start(lab.folder / "elsewhere").wait_for_status(2)

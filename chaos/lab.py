@@ -27,9 +27,6 @@ from trainables.persistence.trial_run import MODEL_ARTIFACT
 from trainables.result import Result
 
 ROOT = Path(__file__).resolve().parent.parent
-SWEEP_OPTIONS = (
-    "--dataset digits --seeds 1 --architectures mlp_1 cnn_3 --epochs 2 --batch-size 10 --checkpoint-seconds 0.5"
-)
 TIME_LIMIT_SECONDS = 240.0
 IDS_AND_TIMES = re.compile(r'\b[0-9a-f]{32}\b|\d{4}-\d\d-\d\d \d\d:\d\d UTC|"(created|updated)At": \d+')
 
@@ -38,16 +35,36 @@ class NotSurvivedError(Exception):
     """Evidence that a fault was not survived."""
 
 
+class Command(NamedTuple):
+    """A sweep's command line, without the places that it uses.
+
+    Attributes:
+        experiment: Name of the sweep.
+        options: Its options.
+    """
+
+    experiment: str
+    options: str
+
+
+SWEEP = Command(
+    "part3",
+    "--dataset digits --seeds 1 --architectures mlp_1 cnn_3 --epochs 2 --batch-size 10 --checkpoint-seconds 0.5",
+)
+
+
 class Reference(NamedTuple):
     """The outcome of an undisturbed sweep.
 
     Attributes:
         trials: Trial id → its result, and the weights of its model.
         page: What `read_page` returned.
+        journal: What `read_journal` returned.
     """
 
     trials: Mapping[str, tuple[Result, bytes]]
     page: Mapping[str, str]
+    journal: Mapping[str, str]
 
 
 def check(condition: object, text: str) -> None:
@@ -113,7 +130,7 @@ class Lab:
     Attributes:
         folder: Everything that the laboratory writes lies in it.
         reference: Results of the undisturbed sweep.
-        options: Further command-line options of the sweep.
+        command: The sweep's command line.
         storage: The folder given to the sweep as `--storage`.
         token: The file whose removal marks that a fault has happened, so that it happens only once.
         database: URI of the database that holds the runs, with or without a tracking server in front of it.
@@ -125,7 +142,7 @@ class Lab:
 
     folder: Path
     reference: Reference
-    options: Sequence[str] = ()
+    command: Command = SWEEP
 
     def __post_init__(self) -> None:
         self.storage = self.folder / "storage"
@@ -167,11 +184,11 @@ class Lab:
             shutil.copy(tuned, place / CACHE_FILE)
         variables = {f"CHAOS_{name}": value for name, value in chaos.items()}
         log = self.folder / f"run_{len(self.sweeps)}.log"
-        script = str(ROOT / "sweeps" / "part3.py")
+        script = str(ROOT / "sweeps" / f"{self.command.experiment}.py")
         places = ["--tracking-uri", self.uri, "--storage", str(storage or self.storage)]
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [*self.prefix, sys.executable, script, *SWEEP_OPTIONS.split(), *places, *self.options],
+                [*self.prefix, sys.executable, script, *self.command.options.split(), *places],
                 cwd=self.folder,
                 env={**self.make_environment(), **variables},
                 stdin=subprocess.DEVNULL,
@@ -262,7 +279,8 @@ class Lab:
             doubled += run_doubled
         running = store.client.search_runs(list(store.experiments), "attributes.status = 'RUNNING'")
         check(not running, f"{len(running)} runs still have the status RUNNING")
-        page = read_page(store)
+        page, journal = read_page(store, self.command.experiment), read_journal(self.folder)
+        check(journal == self.reference.journal, f"its journal differs: {journal}, not {self.reference.journal}")
         check(page == self.reference.page, f"its page in MLflow's UI differs: {page}, not {self.reference.page}")
         self.check_leftovers()
         return lost, doubled
@@ -299,10 +317,16 @@ class Lab:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def read_page(store: Store) -> dict[str, str]:
+def read_page(store: Store, sweep: str) -> dict[str, str]:
     """Return the description of the sweep's experiment and its views, without ids of runs and times: tag → text."""
-    [experiment] = [store.client.get_experiment(key) for key, name in store.experiments.items() if name == "part3"]
+    [experiment] = [store.client.get_experiment(key) for key, name in store.experiments.items() if name == sweep]
     return {tag: IDS_AND_TIMES.sub("…", text) for tag, text in experiment.tags.items()}
+
+
+def read_journal(folder: Path) -> dict[str, str]:
+    """Return the journal of a search, without the times of its rounds: file's name → text; empty for other sweeps."""
+    files = folder.glob("mlartifacts/search/*/artifacts/search/*/round-*.json")
+    return {f"{path.parent.name}/{path.name}": path.read_text() for path in files if "seconds" not in path.name}
 
 
 def read_weights(path: Path) -> bytes:
@@ -313,20 +337,20 @@ def read_weights(path: Path) -> bytes:
     return b"".join(name.encode() + value.numpy().tobytes() for name, value in weights.items())
 
 
-def run_undisturbed(folder: Path, options: Sequence[str] = ()) -> Reference:
+def run_undisturbed(folder: Path, command: Command) -> Reference:
     """Run the sweep in a laboratory without a fault; return the results and weights that it stores."""
-    lab = Lab(folder, Reference({}, {}), options)
+    lab = Lab(folder, Reference({}, {}, {}), command)
     lab.start(STEP_SECONDS="0").wait_for_status(0)
     store = Store(lab.database)
     found = {}
     for trial_id, [run] in store.find_runs().items():
         with store.open_artifact(run, MODEL_ARTIFACT) as path:
             found[trial_id] = (store.read_result(run), read_weights(path))
-    page = read_page(store)
+    page, journal = read_page(store, command.experiment), read_journal(folder)
     lab.check_leftovers()
     shutil.copy(lab.storage / CACHE_FILE, folder.parent / CACHE_FILE)
     lab.close()
-    return Reference(found, page)
+    return Reference(found, page, journal)
 
 
 class Server:

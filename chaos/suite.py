@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from chaos import faults
-from chaos.lab import Lab, NotSurvivedError, Reference, run_undisturbed
+from chaos.lab import SWEEP, Command, Lab, NotSurvivedError, Reference, run_undisturbed
+from chaos.search_faults import SEARCH, SEARCH_FAULTS
 
-SOAK_OPTIONS = ("--seeds", "3")
-STACK_OPTIONS = ("--seeds", "3", "--architectures", "mlp_1", "--max-concurrent", "1")
+SOAK = SWEEP._replace(options=f"{SWEEP.options} --seeds 3")
+STACK = SWEEP._replace(options=f"{SWEEP.options} --seeds 3 --architectures mlp_1 --max-concurrent 1")
 console = Console(width=150)
 
 
@@ -67,10 +68,10 @@ class Verdict:
         return self.injected and self.failure is None and self.lost == 0 and self.doubled == 0
 
 
-def inject(fault: faults.Fault, reference: Reference, folder: Path, options: Sequence[str]) -> Verdict:
+def inject(fault: faults.Fault, reference: Reference, folder: Path, command: Command) -> Verdict:
     """Inject one fault in a laboratory of its own."""
     started = time.monotonic()
-    lab = Lab(folder, reference, options)
+    lab = Lab(folder, reference, command)
     failure, lost, doubled = None, None, None
     try:
         fault.inject(lab)
@@ -105,19 +106,21 @@ def main(options: Options) -> int:
     os.environ.pop("RAY_TMPDIR", None)  # Sweeps keep Ray's files at the default place, where leftovers are looked for.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Started by nohup, the sweeps would inherit that SIGHUP is ignored.
     started = time.monotonic()
-    chosen: list[tuple[faults.Fault, tuple[str, ...]]] = [
-        *((fault, ()) for fault in (faults.QUICK_FAULTS if options.quick else faults.ALL_FAULTS)),
-        *((fault, STACK_OPTIONS) for fault in (faults.QUICK_STACK_FAULTS if options.quick else faults.STACK_FAULTS)),
-        *(() if options.quick else ((faults.soak, SOAK_OPTIONS),)),
+    chosen: list[tuple[faults.Fault, Command]] = [
+        *((fault, SWEEP) for fault in (faults.QUICK_FAULTS if options.quick else faults.ALL_FAULTS)),
+        *((fault, STACK) for fault in (faults.QUICK_STACK_FAULTS if options.quick else faults.STACK_FAULTS)),
+        *((fault, SEARCH) for fault in (() if options.quick else SEARCH_FAULTS)),
+        *(() if options.quick else ((faults.soak, SOAK),)),
     ]
-    chosen = [(fault, more) for fault, more in chosen if options.only in fault.name]
+    chosen = [(fault, command) for fault, command in chosen if options.only in fault.name]
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
-        references = {more: run_undisturbed(folder / f"calm_{len(more)}", more) for more in {m for _, m in chosen}}
+        commands = dict.fromkeys(command for _, command in chosen)
+        references = {command: run_undisturbed(folder / f"calm_{i}", command) for i, command in enumerate(commands)}
         with ThreadPoolExecutor(options.at_once) as pool:
             jobs = [
-                pool.submit(inject, fault, references[more], folder / f"lab_{number}", more)
-                for number, (fault, more) in enumerate(sorted(chosen, key=lambda c: c[0] is not faults.soak))
+                pool.submit(inject, fault, references[command], folder / f"lab_{number}", command)
+                for number, (fault, command) in enumerate(sorted(chosen, key=lambda c: c[0] is not faults.soak))
             ]
             verdicts = [job.result() for job in jobs]
     console.print(make_table(verdicts))

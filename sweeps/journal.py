@@ -52,7 +52,7 @@ def parse_entry(text: str, name: str) -> dict[str, Any]:
         kept = content.pop("digest")
         if kept != compute_digest(content):
             raise ValueError("its digest is that of another content")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BadInputError(
             f"the search's journal {name}, an artifact of its parent run, is damaged ({error}); put back a good copy, "
             "or delete the file, and the search asks for the round again"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sweeps.experiment import SweepOptions
 from trainables.errors import BadInputError
@@ -50,6 +51,12 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     """
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(convert(item, get_args(kind)[0], name) for item in value)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{name} is {value!r}")
+        return value
+    if isinstance(kind, UnionType):  # one type or None
+        return None if value is None else convert(value, get_args(kind)[0], name)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

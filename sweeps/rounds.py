@@ -138,7 +138,7 @@ class History:
             self.suggestions += asked
             alive = [s for s in asked if not s.repeats]
             if not alive:
-                self.ended = f"Round {number} suggests nothing new, so the search ends with it."
+                self.ended = f"{self.name or 'The search'} ends with round {number + 1}, which suggests nothing new."
             for rung in self.rungs if alive else ():
                 alive = rank(alive, self.rungs)[: rung.trials]
                 yield rung.epochs, sorted(alive, key=lambda s: s.number)

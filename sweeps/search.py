@@ -235,13 +235,14 @@ class Search(ImageSweepOptions):
         """Return the sweep over fresh seeds of the best settings and the usual ones."""
         candidates = choose_candidates(histories, self.confirm_best)
         seeds = range(FIRST_SEED, FIRST_SEED + self.confirm_seeds)
+        ended = [history.ended for history in histories if history.ended]
         return Sweep(
             name=self.experiment,
             axes={"seed": seeds, "setting": make_axis(candidates)},
             fixed={**self.image_settings(), "quantities": QUANTITIES},
             heading="confirmation on fresh seeds",
             stacks_convolutions=False,
-            conclude=lambda read: describe_confirmation(candidates, seeds, read),
+            conclude=lambda read: [*ended, *describe_confirmation(candidates, seeds, read)],
         )
 
     def describe_plan(self) -> Sequence[str]:

@@ -43,10 +43,10 @@ class Range:
 
 
 Domain = Range | tuple[Any, ...]
-"""What a parameter may be: a range, or some choices, of which a fixed one is the only one."""
+"""A range, or some choices, of which there is one where the parameter is fixed."""
 
 Space = Mapping[str, Domain]
-"""Parameter, by the name of `Trial`'s field → what it may be."""
+"""Parameters by the names of `Trial`'s fields, and their domains."""
 
 
 def parse_numbers(option: str, words: Sequence[str], *, whole: bool) -> Domain:

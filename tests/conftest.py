@@ -137,4 +137,4 @@ class FakeRayProcess:
 def train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sweeps do all but train."""
     monkeypatch.setattr("sweeps.driver.ray_process.RayProcess", FakeRayProcess)
-    monkeypatch.setattr(Trainer, "train", lambda *_: {})
+    monkeypatch.setattr(Trainer, "train", lambda *_, **__: {})

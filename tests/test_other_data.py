@@ -299,7 +299,7 @@ def test_part5_names_what_it_ignores_in_a_later_stage_and_of_part3(
 def run_without_ray(store: Store, storage: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run the sweep of `OPTIONS` with everything but training."""
     monkeypatch.setattr("sweeps.driver.ray_process.RayProcess", FakeRayProcess)
-    monkeypatch.setattr(Trainer, "train", lambda *_: {})
+    monkeypatch.setattr(Trainer, "train", lambda *_, **__: {})
     return run(dataclasses.replace(OPTIONS, tracking_uri=store.uri), RunOptions(storage=storage))
 
 

@@ -22,9 +22,10 @@ PACKAGES = ("trainables", "sweeps", "analysis")
 FOLDERS = (*PACKAGES, "benchmarks", "chaos", "cluster", "docs", "reporttest", "uitest")
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
-SCRIPTS = {f"sweeps.{name}" for name in ("part3", "part4", "part5", "xor", "mnist", "pooling", "grid")}
+SCRIPTS = {f"sweeps.{name}" for name in ("part3", "part4", "part5", "xor", "mnist", "pooling", "grid", "search")}
 PURE = {
     *("sweeps.sweep", "sweeps.experiment", "sweeps.kept_options", "sweeps.mlflow_ui", "sweeps.stuck"),
+    *("sweeps.space", "sweeps.sampling", "sweeps.rounds", "sweeps.journal", "sweeps.confirmation"),
     *("sweeps.intervals", "sweeps.bootstrap", "sweeps.comparisons", "sweeps.signs", "sweeps.power"),
 }
 # room → the rooms that its files may import

@@ -156,6 +156,11 @@ def sends_result(_: Any, source: Path) -> bool:
     return (source / "result.npz").exists()
 
 
+def knows_scores(_: Any, suggestions: Sequence[Any], *__: Any, **___: Any) -> bool:
+    """Return whether a call of `ask_round` asks for a round after the first."""
+    return len(suggestions) > 0
+
+
 def is_for_trial(*_: Any, tags: Mapping[str, str], **__: Any) -> bool:
     """Return whether a call of `create_run` makes the run of a trial, not a parent run."""
     return "trial_id" in tags
@@ -174,6 +179,8 @@ PLACES: dict[str, Patch] = {
     "result written": Patch("trainables.persistence.trial_folder", "TrialFolder.write_result", act_after(die)),
     "artifacts sent": Patch("trainables.persistence.artifacts", "RunArtifacts.write", act_after(die, sends_result)),
     "run finished": Patch("trainables.persistence.trial_run", "TrialRun.finish", act_after(die)),
+    "round asked for": Patch("sweeps.sampling", "ask_round", act_after(die, knows_scores)),
+    "round finished": Patch("sweeps.rounds", "History.keep_seconds", act_after(die)),
     "run made": Patch("trainables.persistence.store", "MlflowClient.create_run", act_after(lose_answer, is_for_trial)),
 }
 

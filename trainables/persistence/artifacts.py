@@ -96,7 +96,7 @@ class RunArtifacts:
         else:
             self._repository().log_artifacts(str(source))
 
-    def read_text(self, name: str) -> str | None:
+    def read_file(self, name: str) -> str | None:
         """Return the text of a file, which may be in a folder; None if there is no such file."""
         if folder := next((folder for folder in self.own_folders if folder.is_dir()), None):
             path = folder / name

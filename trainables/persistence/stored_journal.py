@@ -54,7 +54,7 @@ class StoredJournal:
             return None
         label = make_label(self.sweep, self.dataset)
         run = find_parent_run(self.store.client, experiment.experiment_id, label)
-        return None if run is None else RunArtifacts.of(self.uri, run).read_text(name)
+        return None if run is None else RunArtifacts.of(self.uri, run).read_file(name)
 
     def _add(self, name: str, text: str) -> None:
         """Do the work of `add`, once."""
