@@ -30,8 +30,8 @@ from sweeps.rounds import WORST, History
 from sweeps.sampling import Suggestion
 from sweeps.search import Search
 from trainables.architectures import count_parameters
-from trainables.sources import IMAGE_SHAPES
 from trainables.result import Result
+from trainables.sources import IMAGE_SHAPES
 from trainables.trial import Trial
 
 ROWS_SHOWN = 20  # suggestions in a report's table; the file has all

@@ -70,7 +70,7 @@ def write_studies(storage: BaseStorage, uri: str, dataset: str, histories: Seque
     if there := sorted({study.study_name for study in storage.get_all_studies()} & {*names}):
         raise BadInputError(
             f"{hide_password(uri)} has a study {there[0]} already; give --export-study another database, or delete the "
-            f"study with: optuna delete-study --study-name {there[0]} --storage {hide_password(uri)}"
+            "study there"
         )
     for name, history in zip(names, histories, strict=True):
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize")

@@ -14,9 +14,9 @@ from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tyro.conf import Positional
+from tyro.conf import Positional, Suppress
 
 from analysis.experiments import EXPERIMENTS
 from analysis.output import DrawOptions
@@ -175,6 +175,9 @@ def describe_type(hint: Any) -> str:
         return "nothing"
     if get_origin(hint) in (Union, UnionType):  # such as `int | None`
         [hint] = (kind for kind in get_args(hint) if kind is not type(None))
+    if get_origin(hint) is Literal:
+        *first, last = get_args(hint)
+        return f"{', '.join(first)} or {last}"
     if get_origin(hint) is tuple:
         first, *others = get_args(hint)
         count = "" if others == [...] else f"{1 + len(others)} "
@@ -195,16 +198,18 @@ def format_default(option: Field[Any], value: Any) -> str:
 
 
 def make_rows(options: type) -> dict[str, list[str]]:
-    """Return a row for every option of a dataclass, by the name of its field.
+    """Return a row for every option of a dataclass that `--help` shows, by the name of its field.
 
     The cells are: the option, the values that it takes, the default, the default with `--quick`, what it does.
     """
-    [positional] = Positional[str].__metadata__  # type: ignore[attr-defined]
+    [positional], [hidden] = (mark[str].__metadata__ for mark in (Positional, Suppress))  # type: ignore[attr-defined]
     hints, plain_hints = get_type_hints(options, include_extras=True), get_type_hints(options)
     texts, quick_defaults = read_help(options), getattr(options, "quick_defaults", {})
     rows: dict[str, list[str]] = {}
     for option in fields(options):
         notes = getattr(hints[option.name], "__metadata__", ())
+        if hidden in notes:
+            continue
         metavars = [note.metavar for note in notes if positional in notes and hasattr(note, "metavar")]
         shown = metavars[0] if metavars else f"--{option.name.replace('_', '-')}"
         quick = quick_defaults.get(option.name, option.default)

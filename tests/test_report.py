@@ -30,7 +30,8 @@ from analysis.output import DrawOptions, Output
 from analysis.output import main as analysis_main
 from analysis.page import list_answers, render_pages
 from analysis.report import StoredSweeps, parse_command
-from analysis.sections import Section, Snapshot, choose_options, make_section
+from analysis.sections import Section, choose_options, make_section
+from analysis.snapshot import Snapshot
 from sweeps.cli import run_to_exit_status
 from sweeps.driver.options import RunOptions
 from sweeps.driver.run import make_parent_tags, run

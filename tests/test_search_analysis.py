@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
     "epochs": 2,
     "budget": "24",
     "confirm_best": 2,
-    "confirm_seeds": 3,
+    "confirm_seeds": 6,
     "sampler": "random",
 }
 
@@ -136,7 +136,7 @@ class BlindResult(Result):
 def test_nothing_reads_the_test_accuracy_of_a_suggestion(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = Search(**{**SMALL, "budget": "36"}, halving=2)
+    options = Search(**{**SMALL, "budget": "36", "confirm_seeds": 2}, halving=2)
     recorded = record(store, options)
     seen: list[str] = []
     read = Store.read_result
@@ -213,10 +213,8 @@ def test_answers_say_no_more_than_the_seeds_show(searched: Searched, tmp_path: P
     assert sum(estimate.value for estimate in importance.estimates) == pytest.approx(100)
 
 
-def test_a_search_that_was_too_optimistic_is_said_to_be(store: Store, tmp_path: Path) -> None:
-    options = Search(**{**SMALL, "confirm_seeds": 6})
-    record(store, options)
-    output, _ = draw(store, options, tmp_path)
+def test_a_search_that_was_too_optimistic_is_said_to_be(searched: Searched, tmp_path: Path) -> None:
+    output, _ = draw(searched.store, searched.options, tmp_path)
     assert "so the search was too optimistic." in output.answers[1].sentence
     assert 1 < output.answers[1].estimates[0].low < output.answers[1].estimates[0].high < 4
 
@@ -250,6 +248,7 @@ def test_an_unfinished_search_is_drawn_without_its_confirmation(searched: Search
     assert [answer.question for answer in output.answers] == ["Which parameters matter?"]
 
 
+@pytest.mark.slow
 def test_a_confirmation_with_a_missing_seed_is_not_judged(store: Store, tmp_path: Path) -> None:
     options = Search(**SMALL)
     record(store, options, leave_out=lambda trial: trial.seed == FIRST_SEED + 1 and trial.learning_rate == 0.01)
@@ -280,10 +279,8 @@ def test_a_report_finds_a_search_by_its_journal(store: Store, tmp_path: Path, mo
     assert section.output.answers
 
 
-def test_rounds_have_a_note_of_their_own(store: Store, tmp_path: Path) -> None:
-    options = Search(**SMALL, optimizers=("sgd",), activations=("tanh", "relu"), seed=2)
-    record(store, options)
-    _, stages = draw(store, options, tmp_path)
+def test_rounds_have_a_note_of_their_own(searched: Searched, tmp_path: Path) -> None:
+    _, stages = draw(searched.store, searched.options, tmp_path)
     failed = sum(s["score"] == 0 for s in read_export(tmp_path)["suggestions"])
     assert failed
     [note] = list_notes(stages)
