@@ -43,6 +43,7 @@ FROM_ENVIRONMENT: Mapping[Callable[[], Any], tuple[str, Any]] = {
     get_default_storage: ("SWEEPS_STORAGE", DEFAULT_STORAGE),
 }
 VALUE_WORDS = {int: "whole number", float: "number", str: "word", Path: "path"}
+NOT_HERE = "Not an option of this experiment."
 SHARED = (SweepOptions, ImageSweepOptions, MainSweepOptions)
 
 # The tables of environment variables. Each variable that the three packages read or change stands in exactly one.
@@ -198,17 +199,18 @@ def format_default(option: Field[Any], value: Any) -> str:
 
 
 def make_rows(options: type) -> dict[str, list[str]]:
-    """Return a row for every option of a dataclass that `--help` shows, by the name of its field.
+    """Return a row for every option of a dataclass, by the name of its field.
 
     The cells are: the option, the values that it takes, the default, the default with `--quick`, what it does.
     """
-    [positional], [hidden] = (mark[str].__metadata__ for mark in (Positional, Suppress))  # type: ignore[attr-defined]
+    [positional], [hidden] = (mark[str].__metadata__ for mark in (Positional, Suppress))
     hints, plain_hints = get_type_hints(options, include_extras=True), get_type_hints(options)
     texts, quick_defaults = read_help(options), getattr(options, "quick_defaults", {})
     rows: dict[str, list[str]] = {}
     for option in fields(options):
         notes = getattr(hints[option.name], "__metadata__", ())
         if hidden in notes:
+            rows[option.name] = [f"`--{option.name.replace('_', '-')}`", *["–"] * 3, NOT_HERE]
             continue
         metavars = [note.metavar for note in notes if positional in notes and hasattr(note, "metavar")]
         shown = metavars[0] if metavars else f"--{option.name.replace('_', '-')}"

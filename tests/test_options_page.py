@@ -76,7 +76,8 @@ def list_options_on_the_page(name: str, *headings: str) -> dict[str, str]:
     """Return option → help text: the options that select an experiment's trials, and those of further sections."""
     shared = [heading for heading in SECTIONS if heading.startswith("Of ") and name in re.findall(r"\w+", heading)]
     chosen = ["Of every experiment", *shared, name, *headings]
-    return {option: text for heading in chosen for option, text in SECTIONS[heading].items()}
+    found = {option: text for heading in chosen for option, text in SECTIONS[heading].items()}
+    return {option: text for option, text in found.items() if text != generator.NOT_HERE}
 
 
 @pytest.fixture
