@@ -75,12 +75,29 @@ SETTINGS: Mapping[str, st.SearchStrategy[Any]] = {
     "milestones": st.lists(st.integers(1, 9999), max_size=2, unique=True).map(lambda steps: tuple(sorted(steps))),
 }
 
+OF_SEARCH: Mapping[str, st.SearchStrategy[Any]] = {
+    **SETTINGS,
+    "epochs": st.integers(3, 1000),
+    "learning_rates": st.sampled_from((("0.0001:0.1",), ("0.01",), ("0.003", "0.1"))),
+    "batch_sizes": st.sampled_from((("20:200",), ("50",), ("16", "64"))),
+    "optimizers": tuples(st.sampled_from(("adam", "sgd"))),
+    "sampler": st.sampled_from(("tpe", "random")),
+    "budget": st.sampled_from(("9999", "30min", "2h")),
+    "round_size": st.integers(3, 5),
+    "halving": st.none() | st.just(3),
+    "seed": st.integers(0, 99),
+    "searches": st.integers(1, 3),
+    "confirm_best": st.integers(1, 9),
+    "confirm_seeds": st.integers(1, 99),
+}
+
 
 @given(data=st.data(), name=st.sampled_from(list(EXPERIMENTS)))
 def test_the_options_of_every_experiment_are_kept(data: st.DataObject, name: str) -> None:
     kind = EXPERIMENTS[name].options_type
+    settings = OF_SEARCH if name == "search" else SETTINGS
     options = kind(
-        **{f.name: data.draw(SETTINGS[f.name]) for f in fields(kind) if f.name != "tracking_uri"},
+        **{f.name: data.draw(settings[f.name]) for f in fields(kind) if f.name != "tracking_uri"},
         tracking_uri="postgresql://me:secret@host/db",
     )
     text = format_kept_options(options)
