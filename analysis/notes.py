@@ -27,9 +27,13 @@ def list_notes(stages: Sequence[SweepResults]) -> list[str]:
     rounds = [stage for stage in stages if not stage.sweep.shows_test]
     others = [stage for stage in stages if stage.sweep.shows_test]
     failed = [name for stage in rounds for name in (*stage.diverged, *stage.stuck)]
-    count = format_count(len(failed), "trial")
+    count, verb = format_count(len(failed), "trial"), "is" if len(failed) == 1 else "are"
     return [
-        *([f"{count} of the search diverged or stuck at chance, scored 0 %: {format_names(failed)}"] if failed else []),
+        *(
+            [f"{count} of the search diverged or {verb} stuck at chance, scored 0 %: {format_names(failed)}"]
+            if failed
+            else []
+        ),
         *list_diverged(others),
         *list_stuck(others),
     ]

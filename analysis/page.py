@@ -10,10 +10,11 @@ from dataclasses import fields
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
+from tyro.conf import Suppress
 
 from analysis.answers import Answer, Estimate, answers_to_json, describe_smallest
 from analysis.output import NO_VALUE, SavedFigure, SavedTable, format_cell, format_markdown
@@ -229,12 +230,17 @@ def list_notes(section: Section, draw: str) -> list[str]:
 
 def list_settings(section: Section) -> list[tuple[str, str]]:
     """Return the options that select the trials, as they stand on a command line: name and value."""
-    shown = [field.name for field in fields(section.options) if field.name not in ("tracking_uri", "quick")]
+    [hidden] = Suppress[str].__metadata__  # type: ignore[attr-defined]
+    hints = get_type_hints(type(section.options), include_extras=True)
+    named = [field.name for field in fields(section.options) if field.name not in ("tracking_uri", "quick")]
+    shown = [name for name in named if hidden not in getattr(hints[name], "__metadata__", ())]
     return [(f"--{name.replace('_', '-')}", format_setting(getattr(section.options, name))) for name in shown]
 
 
 def format_setting(value: Any) -> str:
-    """Return the value of an option as text; a dash stands for an empty list."""
+    """Return the value of an option as text; a dash stands for none and for an empty list."""
+    if value is None:
+        return NO_VALUE
     return " ".join(map(str, value)) or NO_VALUE if isinstance(value, tuple) else str(value)
 
 

@@ -30,6 +30,7 @@ from sweeps.rounds import WORST, History
 from sweeps.sampling import Suggestion
 from sweeps.search import Search
 from trainables.architectures import count_parameters
+from trainables.errors import BadInputError
 from trainables.result import Result
 from trainables.sources import IMAGE_SHAPES
 from trainables.trial import Trial
@@ -50,7 +51,7 @@ class Found:
     """All that a search has found.
 
     Attributes:
-        histories: Its searches, with the suggestions that have a score.
+        histories: Its searches, with the suggestions that have a score; those without any are left out.
         results: Result of each trial of their rounds by its id.
         candidates: Settings to be confirmed; empty if no suggestion has learnt.
         confirmed: Those of them whose fresh seeds are all finished.
@@ -72,11 +73,15 @@ class Found:
 def draw(options: Search, stages: Sequence[SweepResults], output: Output, draw_options: SearchDrawOptions) -> None:
     """Write the figures of the search and of its confirmation, the tables and the export."""
     found = find_search(options, stages)
+    if not found.histories:
+        raise BadInputError("no suggestion of the search can be scored yet, as its first trial is missing")
     if draw_options.export_study is not None:
         export_studies(draw_options.export_study, options.dataset, found.histories)
     counts = count_weights(options)
     importances = [compute_importances(history) for history in found.histories]
-    output.answers += answer(options.question, found.confirmed, found.complete_confirmation, importances)
+    output.answers += answer(
+        options.question, found.confirmed, found.complete_confirmation, found.histories, importances
+    )
     histories, dataset = found.histories, options.dataset
     if found.candidates:
         output.save_figure(*search_figures.draw_progress(histories, dataset))
@@ -104,6 +109,7 @@ def find_search(options: Search, stages: Sequence[SweepResults]) -> Found:
             pass
     for history in histories:
         history.suggestions = [suggestion for suggestion in history.suggestions if suggestion.scores]
+    histories = [history for history in histories if history.suggestions]
     candidates: list[Candidate] = []
     if any(history.complete for history in histories):
         candidates = choose_candidates(histories, options.confirm_best)
@@ -131,7 +137,7 @@ def make_table(histories: Sequence[History], counts: Mapping[str, int]) -> list[
     found.sort(key=lambda pair: (-get_last_score(pair[1]), pair[0].seed, pair[1].number))
     return [
         {
-            **({"search": history.seed} if len(histories) > 1 else {}),
+            **({"search": history.seed} if history.name else {}),
             "suggestion": suggestion.number,
             **{name: describe_value(suggestion.trial, name) for name in history.space},
             "parameters": f"{counts[suggestion.trial.architecture]}",
@@ -164,11 +170,10 @@ def describe_end(suggestion: Suggestion) -> str:
 
 def make_export(found: Found) -> dict[str, Any]:
     """Return the suggestions in order, the confirmed settings, and the optimism of the search."""
-    several = len(found.histories) > 1
     return {
         "suggestions": [
             {
-                **({"search": history.seed} if several else {}),
+                **({"search": history.seed} if history.name else {}),
                 "number": suggestion.number,
                 "trial_id": suggestion.trial.id,
                 "params": dict(suggestion.params),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from analysis.answers import Answer, Claims, Draft, Estimate, write_answers
 from analysis.differences import TEST_ACCURACY, VALIDATION_ACCURACY, compare_settings, estimate_mean, gather_settings
 from analysis.results import SweepResults
+from analysis.studies import list_trained
 from analysis.wording import (
     choose_digits,
     describe_agreement,
@@ -21,16 +23,18 @@ from analysis.wording import (
 )
 from sweeps.confirmation import Confirmed, choose_winner, compute_optimism
 from sweeps.intervals import compute_mean_interval
-from sweeps.rounds import WORST
+from sweeps.rounds import WORST, History
 from sweeps.sweep import format_count
 
 POINTS = "percentage points"
+SEPARATOR = ": "  # between the short name of confirmed settings and the settings
 
 
 def answer(
     question: str,
     confirmed: Sequence[Confirmed],
     confirmation: SweepResults | None,
+    histories: Sequence[History],
     importances: Sequence[Mapping[str, float]],
 ) -> list[Answer]:
     """Answer the questions on a search, as far as it went.
@@ -39,24 +43,27 @@ def answer(
         question: The question of the experiment, on the best settings.
         confirmed: Settings of the confirmation.
         confirmation: Its results; None if it is not complete.
-        importances: Importance in % of each parameter, for each search that has one.
+        histories: The searches.
+        importances: Importance in % of each parameter, for each search; empty where it has trained too few suggestions.
     """
     drafts = []
     if confirmation is not None:
         drafts += [draft_winner(question, confirmed, confirmation), draft_optimism(confirmed)]
-    known = [importance for importance in importances if importance]
-    return write_answers(drafts) + ([answer_importance(known)] if known else [])
+    known = [(len(list_trained(h)), found) for h, found in zip(histories, importances, strict=True) if found]
+    return write_answers(drafts) + ([answer_importance(*zip(*known, strict=True))] if known else [])
 
 
 def draft_winner(question: str, confirmed: Sequence[Confirmed], confirmation: SweepResults) -> Draft:
     """Draft the answer to which settings are best; each is compared with the usual ones, whichever of them wins."""
     data = confirmation.data
     settings = gather_settings(data.test_accuracy, data, "setting", TEST_ACCURACY)
+    settings = replace(settings, names=tuple(name.partition(SEPARATOR)[0] for name in settings.names))
     compared = compare_settings(settings)
-    usual = next(found.candidate.name for found in confirmed if found.candidate.is_usual)
+    usual = next(get_short_name(found) for found in confirmed if found.candidate.is_usual)
     others = [name for name in settings.names if name != usual]
     p_values = dict(zip(compared.pairs, compared.p_values, strict=True))
-    winner = choose_winner(confirmed).candidate.name
+    best = choose_winner(confirmed)
+    winner = get_short_name(best)
 
     def write(claims: Claims) -> list[Answer]:
         differences = {name: compared.get_difference(name, usual) for name in others}
@@ -64,8 +71,8 @@ def draft_winner(question: str, confirmed: Sequence[Confirmed], confirmation: Sw
         digits = choose_digits((difference.value for difference in differences.values()), 2)
         mean = format_estimate(compared.means[winner], digits)
         clauses = [
-            f"By validation accuracy on fresh seeds, the best of {len(confirmed)} confirmed settings is {winner}, "
-            f"with a test accuracy of {mean}",
+            f"By validation accuracy on fresh seeds, the best of {len(confirmed)} confirmed settings is {winner} "
+            f"({best.candidate.name.partition(SEPARATOR)[2]}), with a test accuracy of {mean}",
             describe_gain(winner, differences, shown, digits),
             *describe_agreement(compared.means),
             *describe_diverged(settings),
@@ -79,6 +86,11 @@ def draft_winner(question: str, confirmed: Sequence[Confirmed], confirmation: Sw
         ]
 
     return Draft([p_values.get((name, usual), p_values.get((usual, name), math.nan)) for name in others], write)
+
+
+def get_short_name(confirmed: Confirmed) -> str:
+    """Return the name of confirmed settings without the settings themselves, such as "suggestion 13"."""
+    return confirmed.candidate.name.partition(SEPARATOR)[0]
 
 
 def describe_gain(winner: str, differences: Mapping[str, Estimate], shown: Sequence[str], digits: int) -> str:
@@ -112,14 +124,14 @@ def draft_optimism(confirmed: Sequence[Confirmed]) -> Draft:
     interval = compute_mean_interval(fresh, lowest=0, highest=100)
     spread = len(fresh) > 1 and fresh.std() > 0
     optimism = Estimate(
-        name=f"best score minus the mean on fresh seeds, {best.candidate.name}",
+        name=f"best score minus the mean on fresh seeds, {get_short_name(best)}",
         value=compute_optimism(confirmed),
         low=score - float(interval.high) if spread else math.nan,
         high=score - float(interval.low) if spread else math.nan,
         n=len(fresh),
         unit=POINTS,
     )
-    mean = estimate_mean(f"validation accuracy on fresh seeds, {best.candidate.name}", fresh, VALIDATION_ACCURACY)
+    mean = estimate_mean(f"validation accuracy on fresh seeds, {get_short_name(best)}", fresh, VALIDATION_ACCURACY)
     p_value = float(stats.ttest_1samp(fresh, score).pvalue) if spread else math.nan
 
     def write(claims: Claims) -> list[Answer]:
@@ -136,7 +148,7 @@ def draft_optimism(confirmed: Sequence[Confirmed]) -> Draft:
         if held:
             sentence += f", so the search was too {too}."
         elif spread:
-            sentence += ", which does not show that the search was too optimistic: seeds vary as much."
+            sentence += ", which fresh seeds do not tell from chance."
         else:
             sentence += ", and too little is known of how seeds vary to say whether this is chance."
         failed = sum(value <= WORST for value in best.scores)
@@ -146,10 +158,11 @@ def draft_optimism(confirmed: Sequence[Confirmed]) -> Draft:
     return Draft([p_value], write)
 
 
-def answer_importance(importances: Sequence[Mapping[str, float]]) -> Answer:
+def answer_importance(trained: Sequence[int], importances: Sequence[Mapping[str, float]]) -> Answer:
     """Answer which parameters matter by Optuna's importance. It describes the searches and claims nothing of others.
 
     Args:
+        trained: Number of suggestions that the importance of each search rests on.
         importances: Importance in % of each parameter, for each search.
     """
     estimates = sorted(
@@ -158,10 +171,9 @@ def answer_importance(importances: Sequence[Mapping[str, float]]) -> Answer:
     )
     texts = [f"{format_number(e.value, 0)} % for the {e.name.removeprefix('importance of the ')}" for e in estimates]
     over = "in one search" if len(importances) == 1 else f"on average over {len(importances)} searches"
-    sentence = (
-        f"Optuna's importance, {over}, is {join_words(texts)}; it says how well a parameter tells the best tenth "
-    )
-    sentence += "of the suggestions from the others, not what a change of it alone would do"
+    n = f"{min(trained)}" if min(trained) == max(trained) else f"{min(trained)} to {max(trained)}"
+    sentence = f"Optuna's importance, {over} of {n} suggestions at full length, is {join_words(texts)}; it says "
+    sentence += "how well a parameter tells the best tenth of the suggestions from the others, not what a change of it alone would do"
     sentence += ", and one search does not show how much others would differ." if len(importances) == 1 else "."
     return Answer(question="Which parameters matter?", sentence=sentence, estimates=tuple(estimates))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sweeps.rounds import History
-from sweeps.sampling import make_optuna_trial, make_study
+from sweeps.sampling import Suggestion, make_optuna_trial, make_study
 from sweeps.space import Range
 from trainables.commands import hide_password
 from trainables.errors import BadInputError
@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 MIN_SUGGESTIONS = 10  # trained at full length; with fewer, an importance would be one or two of them
 
 
+def list_trained(history: History) -> list[Suggestion]:
+    """Return the suggestions that were trained at full length, those that diverged or are stuck among them."""
+    return [s for s in history.suggestions if s.score is not None and not s.repeats]
+
+
 def compute_importances(history: History) -> dict[str, float]:
     """Return Optuna's importance in % of each parameter in which a search has a choice; empty if it has trained few.
 
     It is Optuna's default, PED-ANOVA: how well a parameter tells the best tenth of the suggestions from the others.
     """
-    trained = [s for s in history.suggestions if s.score is not None and not s.repeats]
+    trained = list_trained(history)
     varied = [name for name, domain in history.space.items() if isinstance(domain, Range) or len(domain) > 1]
     if len(trained) < MIN_SUGGESTIONS or len({s.score for s in trained}) < 2 or len(varied) < 2:
         return {}

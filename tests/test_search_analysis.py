@@ -248,6 +248,14 @@ def test_an_unfinished_search_is_drawn_without_its_confirmation(searched: Search
     assert [answer.question for answer in output.answers] == ["Which parameters matter?"]
 
 
+def test_a_search_whose_first_trial_is_missing_is_not_drawn(store: Store, tmp_path: Path) -> None:
+    options = Search(**{**SMALL, "budget": "8", "confirm_seeds": 1})
+    first = options.first_stage().trials()[0]
+    record(store, options, leave_out=lambda trial: trial == first)
+    with pytest.raises(BadInputError, match="no suggestion of the search can be scored yet"):
+        draw(store, options, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_confirmation_with_a_missing_seed_is_not_judged(store: Store, tmp_path: Path) -> None:
     options = Search(**SMALL)
@@ -284,9 +292,9 @@ def test_rounds_have_a_note_of_their_own(searched: Searched, tmp_path: Path) -> 
     failed = sum(s["score"] == 0 for s in read_export(tmp_path)["suggestions"])
     assert failed
     [note] = list_notes(stages)
-    assert note.startswith(
-        f"{failed} trial{'s' if failed > 1 else ''} of the search diverged or stuck at chance, scored 0 %: "
-    )
+    trials = "1 trial" if failed == 1 else f"{failed} trials"
+    verb = "is" if failed == 1 else "are"
+    assert note.startswith(f"{trials} of the search diverged or {verb} stuck at chance, scored 0 %: ")
     with (tmp_path / "suggestions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["came_to"] for row in rows].count("diverged or stuck at chance") == failed
