@@ -174,16 +174,18 @@ def make_run_path(experiment_id: str, run_id: str, page: str = "") -> str:
     return f"#/experiments/{experiment_id}/runs/{run_id}{f'/{page}' if page else ''}?workflowType=machine_learning"
 
 
-def make_condition(settings: Mapping[str, Any]) -> str:
+def make_condition(settings: Mapping[str, Any], having: Sequence[str] = ()) -> str:
     """Return the condition for the runs of trials that have these parameters and have not diverged.
 
     Args:
         settings: Parameter → value; with None or () the parameter is not there.
+        having: Parameters that may have any value, but must be there.
     """
     parts = ["tags.trial_id LIKE '%'", "tags.diverged_at_step IS NULL"]
     for name, value in settings.items():
         quoted = f'"{value}"' if "'" in str(value) else f"'{value}'"
         parts.append(f"params.{name} IS NULL" if value in (None, ()) else f"params.{name} = {quoted}")
+    parts += [f"params.{name} IS NOT NULL" for name in having]
     return " AND ".join(parts)
 
 

@@ -111,7 +111,10 @@ def write_section(
     parts = [f"*{options.question}*"] if options.question else []
     parts.append(" · ".join(links))
     for stage in stages:
-        parts += [*write_table(stage), *write_notes(stage)] if stage.plan.sweep.shows_test else [write_rounds(stage)]
+        if stage.plan.sweep.shows_test:
+            parts += [*write_table(stage), *write_notes(stage)]
+        else:
+            parts.append(write_rounds(stage, is_last=stage is stages[-1]))
     if elsewhere:
         places = ", ".join(dict.fromkeys(elsewhere.values()))
         count = f"{len(elsewhere)} of its {format_count(len(trials), 'trial')}"
@@ -153,12 +156,18 @@ def write_table(stage: Stage, *, whole: bool = False) -> list[str]:
     return [f"**Test accuracy (%) over seeds: {make_title(stage.plan.trials)}**", "\n".join(lines), *more]
 
 
-def write_rounds(stage: Stage) -> str:
-    """Return sentences on the rounds of a search, which look at no test accuracy."""
+def write_rounds(stage: Stage, *, is_last: bool) -> str:
+    """Return sentences on the rounds of a search, which look at no test accuracy.
+
+    Args:
+        stage: The rounds so far, as one stage.
+        is_last: Whether no other stage follows yet.
+    """
     runs = [run for trial in stage.plan.trials if (run := stage.plan.find_finished(trial))]
     counts = {"diverged": sum(run.diverged for run in runs), "never left chance": len(stage.stuck)}
     failed = "".join(f", {count} {word}" for word, count in counts.items() if count)
-    return f"**Search:** {stage.plan.sweep.heading}. Finished: {format_count(len(runs), 'trial')}{failed}."
+    so_far = f"{stage.plan.sweep.heading}. " if is_last else ""
+    return f"**Search:** {so_far}Finished: {format_count(len(runs), 'trial')}{failed}."
 
 
 def write_notes(stage: Stage) -> list[str]:

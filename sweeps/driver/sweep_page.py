@@ -182,9 +182,12 @@ class SweepPage:
         """Return links in Markdown to what shows the stages' runs, and the tags of views; set `link` to the first."""
         links: list[str] = []
         views: dict[str, str] = {}
+        is_search = not self.stages[0].plan.sweep.shows_test
         for number, stage in enumerate(self.stages):
             trials, groups, sweep = stage.plan.trials, find_groups(stage.plan.sweep), stage.plan.sweep
-            condition = mlflow_ui.make_condition(find_constants(trials))
+            # The trials of a search and those of its confirmation share most settings.
+            having = [*sweep.parameters().get(trials[0].id, ())] if is_search else []
+            condition = mlflow_ui.make_condition(find_constants(trials), having)
             homes = {run.experiment for trial in trials if (run := stage.plan.find_finished(trial))}
             if homes <= {sweep.name}:
                 key = f"{self.key}-{number}" if number else self.key
