@@ -173,7 +173,8 @@ def answer_importance(trained: Sequence[int], importances: Sequence[Mapping[str,
     over = "in one search" if len(importances) == 1 else f"on average over {len(importances)} searches"
     n = f"{min(trained)}" if min(trained) == max(trained) else f"{min(trained)} to {max(trained)}"
     sentence = f"Optuna's importance, {over} of {n} suggestions at full length, is {join_words(texts)}; it says "
-    sentence += "how well a parameter tells the best tenth of the suggestions from the others, not what a change of it alone would do"
+    sentence += "how well a parameter tells the best tenth of the suggestions from the others, not what a change of it "
+    sentence += "alone would do"
     sentence += ", and one search does not show how much others would differ." if len(importances) == 1 else "."
     return Answer(question="Which parameters matter?", sentence=sentence, estimates=tuple(estimates))
 
