@@ -75,7 +75,7 @@ def draw_progress(histories: Sequence[History], dataset: str) -> Drawn:
     points_of = [figures.make_point_handle(name, look) for name, look in styles.items()]
     figures.add_heading(figure, f"{dataset}: score of the suggestions, and the best so far", [best, *points_of])
     number = format_count(sum(len(history.complete) for history in histories), "suggestion")
-    warning = "The best of many scores is too high; the confirmation says by how much."
+    warning = "The best of many scores tends to be too high; the confirmation says by how much."
     figures.add_caption(figure, describe_best(band), describe_left_out(histories), warning)
     return Drawn(
         figure,
@@ -110,6 +110,7 @@ def trace_best(histories: Sequence[History]) -> bands.Band:
         last = np.searchsorted(epochs, steps, side="right") - 1
         reached = (last >= 0) & (steps <= epochs[-1])
         row[reached] = best[last[reached]]
+    steps, runs = np.repeat(steps, 2)[1:], np.repeat(runs, 2, axis=1)[:, :-1]  # it holds until the next one ends
     band = bands.Band(
         name="best so far",
         labels=[history.name for history in histories],
