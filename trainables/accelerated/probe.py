@@ -65,8 +65,9 @@ def probe_stack(trials: Sequence[Trial], data: Dataset, threads: int, backend: s
     from trainables import training
     from trainables.accelerated import stack
     from trainables.accelerated.convolutions import CompilerError, choose_forward
+    from trainables.process import prepare_process
 
-    training.prepare_process(threads)
+    prepare_process(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         trials = trials[:CPU_PROBE_TRIALS]
@@ -126,8 +127,9 @@ def time_convolutions(threads: int, backend: str) -> float:
     from trainables import training
     from trainables.accelerated.convolutions import CompilerError, choose_forward
     from trainables.architectures import build
+    from trainables.process import prepare_process
 
-    training.prepare_process(threads)
+    prepare_process(threads)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(50, 1, 28, 28, generator=generator)
     validation_images = images.repeat(12, 1, 1, 1)  # a step's share: a record, every 10 steps, takes 6,000 images
