@@ -21,11 +21,10 @@ from trainables.errors import UserError
 from trainables.files import check_folder_is_visible
 from trainables.persistence.connection import SECONDS_TAG
 from trainables.persistence.delivery import encode_result
-from trainables.process import prepare_process
+from trainables.process import choose_device, is_out_of_memory, prepare_process
 from trainables.training import Tensors
 from trainables.trial import XOR, Trial
 from trainables.worker.active_trial import MAX_STARTS, ActiveTrial
-from trainables.worker.device import choose_device, is_out_of_memory
 from trainables.worker.pack import Outcome, Pack, PackReport, WorkerSettings
 
 # At the end of an epoch a checkpoint is due after this fraction of `checkpoint_seconds`, so that a
