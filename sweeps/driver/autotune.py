@@ -89,12 +89,9 @@ def autotune(
     known.update((size_keys[name], result.size) for name, result in found.items() if name in size_keys)
     if known != before:
         write_atomically(path, (json.dumps(cache, indent=1) + "\n").encode())
+    faster = [name for name in gpus if limits[name] > 1 and known.get(keys[name], 0) > 1]
     return Tuning(
-        stacked={
-            name: int(known.get(size_keys.get(name, ""), limits[name]))
-            for name in gpus
-            if limits[name] > 1 and known.get(keys[name], 0) > 1
-        },
+        stacked={name: int(known.get(size_keys.get(name, ""), limits[name])) for name in faster},
         memory={name: result.memory for name, result in found.items() if result.memory is not None},
         backend=backend,
     )
