@@ -287,7 +287,7 @@ def check_out_of_memory(setting: Setting) -> str:
     This is what a worker and its driver do.
     """
     require_gpu(setting)
-    trials, share, tries = make_trials("cnn_3", range(256)), 0.001, 0
+    trials, share, tries = make_trials("cnn_3", range(256), "sgd"), 0.001, 0
     while True:
         tries += 1
         try:
@@ -304,7 +304,7 @@ def check_out_of_memory(setting: Setting) -> str:
     again = train(trials, data, "stacked", 6)
     same = all(torch.equal(flatten(one), flatten(other)) for one, other in zip(states, again, strict=True))
     worst = max(measure_difference(t, one, other, data) for t, one, other in zip(trials, again, states, strict=True))
-    require(worst < ADAM_TOLERANCE, f"with another share weights differ by {worst:.1e}")
+    require(worst < TOLERANCE[torch.float32], f"with another share weights differ by {worst:.1e}")
     return f"{tries - 1} shares were too small, {share:g} was enough; {describe_equality(same, worst)}"
 
 
@@ -315,6 +315,7 @@ def describe_equality(same: bool, worst: float) -> str:
 
 def check_four_processes(setting: Setting) -> str:
     """Check that four processes train at once what one trains, and each fill their quarter of the GPU."""
+    choose_device(setting.device.type == "cuda")  # frees what this process has used
     command = [sys.executable, "-m", "gpucheck.suite", CHILD]
     processes = [
         subprocess.Popen([*command, str(seed)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

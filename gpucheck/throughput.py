@@ -159,15 +159,14 @@ def wait(device: torch.device) -> None:
 
 
 def time_steps(steps: Iterator[Any], device: torch.device, seconds: float) -> float:
-    """Return the median time of a step, in turns of two records; a turn before them does not count."""
-    turn = 2 * STEPS_PER_RECORD
+    """Return the median time of a step, in turns of a record each; a turn before them does not count."""
     times: list[float] = []
     deadline = math.inf
-    while len(times) < 3 or time.perf_counter() < deadline:
+    while len(times) < 4 or time.perf_counter() < deadline:
         started = time.perf_counter()
-        list(islice(steps, turn))
+        list(islice(steps, STEPS_PER_RECORD))
         wait(device)
-        times.append((time.perf_counter() - started) / turn)
+        times.append((time.perf_counter() - started) / STEPS_PER_RECORD)
         if len(times) == 1:
             deadline = time.perf_counter() + seconds
     return statistics.median(times[1:])

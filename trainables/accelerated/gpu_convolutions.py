@@ -31,12 +31,12 @@ MIN_CAPABILITY = (8, 0)  # the oldest GPUs that Triton supports
 
 @triton.jit  # type: ignore[untyped-decorator]
 def convolve_kernel(
-    inputs: Any,
-    weights: Any,
-    bias: Any,
-    outputs: Any,
-    member_stride: Any,
-    positions: Any,
+    inputs: tl.tensor,
+    weights: tl.tensor,
+    bias: tl.tensor,
+    outputs: tl.tensor,
+    member_stride: tl.tensor,
+    positions: tl.tensor,
     height: tl.constexpr,
     width: tl.constexpr,
     channels: tl.constexpr,
@@ -75,11 +75,11 @@ def convolve_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def weight_gradient_kernel(
-    inputs: Any,
-    gradients: Any,
-    parts: Any,
-    member_stride: Any,
-    images: Any,
+    inputs: tl.tensor,
+    gradients: tl.tensor,
+    parts: tl.tensor,
+    member_stride: tl.tensor,
+    images: tl.tensor,
     height: tl.constexpr,
     width: tl.constexpr,
     channels: tl.constexpr,

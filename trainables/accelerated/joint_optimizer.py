@@ -89,7 +89,7 @@ def join_adam_states(members: Members, position: int) -> dict[str, Tensor]:
         parameter = list(state.model.parameters())[position]
         own.append(state.optimizer.state[parameter])
         if not own[-1]:  # the member has taken no step
-            own[-1]["step"] = torch.zeros((), device=parameter.device)
+            own[-1]["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             own[-1].update({name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")})
     joined = {name: torch.stack([each[name] for each in own]) for name in ("exp_avg", "exp_avg_sq")}
     joined["step"] = own[0]["step"].clone()
