@@ -31,12 +31,13 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAIN_IMAGES, VAL_IMAGES = 110, 40  # of digits: an epoch has two batches of 50 and a smaller one
 STEPS, STEPS_PER_RECORD = 12, 3
 RECORDS = STEPS // STEPS_PER_RECORD
-COMPILED = ("mlp_1", "cnn_3")  # the others would take minutes
+FEW = ("mlp_1", "cnn_3")
 WAYS = ("single", "stacked", "compiled")
 # The largest difference of the weights from those on the CPU, as a fraction of what training changed. In single
-# precision it is for SGD. Adam divides by the size of gradients, so that it also moves weights whose gradients are
-# nothing but rounding; it is compared in double precision, and more loosely where checkpoints and memory are checked.
-TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4}
+# precision, where rounding decides which of two pixels a pooling takes, a gradient changes as a whole. That is for SGD:
+# Adam divides by the size of gradients, so that it also moves weights whose gradients are nothing but rounding. It is
+# compared in double precision, and more loosely where checkpoints are checked.
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 5e-3}
 ADAM_TOLERANCE = 0.03
 OPTIMIZERS = {torch.float64: "adam", torch.float32: "sgd"}
 KERNEL_TOLERANCE = 2e-6  # of float32 products and convolutions, relative to float64; with TF32 it is about 3e-4
@@ -54,21 +55,25 @@ class SkippedError(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """What the checks run on.
+    """The device, data and extent of the checks.
 
     Attributes:
         device: The GPU, or the CPU if there is none.
         digits: A part of the data set that comes with scikit-learn.
         architectures: The architectures that are trained.
+        compiled: Those whose steps are compiled as well.
+        processes: The number of processes that share the GPU.
     """
 
     device: torch.device
     digits: Dataset
     architectures: Sequence[str]
+    compiled: Sequence[str]
+    processes: int
 
 
 def make_setting(*, small: bool) -> Setting:
-    """Return a setting with all architectures, or with two of them."""
+    """Return a setting with all architectures, or one that a CPU gets through in a minute."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     whole = load_dataset("digits", Path("unused"))
     digits = replace(
@@ -78,7 +83,9 @@ def make_setting(*, small: bool) -> Setting:
         val_images=whole.val_images[:VAL_IMAGES],
         val_labels=whole.val_labels[:VAL_IMAGES],
     )
-    return Setting(device, digits, COMPILED if small else tuple(ARCHITECTURES))
+    if small:
+        return Setting(device, digits, FEW, (), 2)
+    return Setting(device, digits, tuple(ARCHITECTURES), FEW, 4)  # compiling all would take minutes
 
 
 def require(condition: bool, text: str) -> None:
@@ -196,7 +203,7 @@ def check_kernels(setting: Setting) -> str:
         raise SkippedError("Triton does not work here, so stacks use cuDNN's grouped convolutions")
     generator = torch.Generator().manual_seed(0)
     worst, layers = 0.0, 0
-    for architecture in ARCHITECTURES:
+    for architecture in ("cnn_3", "conv_pool"):  # all others are compared as a whole
         network = build(architecture, (1, 28, 28))
         shape: tuple[int, ...] = (2, 7, 1, 28, 28)  # members, images, …
         for module in network:
@@ -221,13 +228,14 @@ def measure_layer(module: nn.Conv2d, inputs: Tensor, device: torch.device, gener
     bias = torch.randn(2, module.out_channels, generator=generator, dtype=torch.float64)
     exact = [value.requires_grad_() for value in (inputs, weights, bias)]
     single = [value.detach().float().to(device).requires_grad_() for value in exact]
-    pairs = zip(*exact, strict=True)
-    expected = torch.stack([functional.conv2d(x, w, b, padding=padding) for x, w, b in pairs])
+    members = zip(*exact, strict=True)
+    expected = torch.stack([functional.conv2d(x, w, b, padding=padding) for x, w, b in members])
     actual = gpu_convolutions.apply_layer(single[0], single[1], single[2], padding)
     gradient = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     wanted = [expected, *torch.autograd.grad(expected, exact, gradient)]
     found = [actual, *torch.autograd.grad(actual, single, gradient.float().to(device))]
-    return max(float((f.double().cpu() - w).norm() / w.norm()) for f, w in zip(found, wanted, strict=True))
+    pairs = ((f.detach().double().cpu(), w.detach()) for f, w in zip(found, wanted, strict=True))
+    return max(float((f - w).norm() / w.norm()) for f, w in pairs)
 
 
 def make_equality_check(
@@ -313,13 +321,13 @@ def describe_equality(same: bool, worst: float) -> str:
     return "equal to the last bit" if same else f"weights differ by {worst:.1e} of what training changed"
 
 
-def check_four_processes(setting: Setting) -> str:
-    """Check that four processes train at once what one trains, and each fill their quarter of the GPU."""
+def check_processes(setting: Setting) -> str:
+    """Check that processes with a quarter of the GPU train at once what one trains, and each fill their quarter."""
     choose_device(setting.device.type == "cuda")  # frees what this process has used
     command = [sys.executable, "-m", "gpucheck.suite", CHILD]
     processes = [
         subprocess.Popen([*command, str(seed)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for seed in range(4)
+        for seed in range(setting.processes)
     ]
     for process in processes:
         if process.stdout is not None:
@@ -340,11 +348,11 @@ def check_four_processes(setting: Setting) -> str:
             expected = state.curves[0, :RECORDS].cpu()
             require(torch.allclose(torch.tensor(losses), expected, rtol=ADAM_TOLERANCE), "losses differ")
     held = sum(answer["held"] for answer in answers)
-    return f"their losses are those of one process; together they held {held:.2f} of the memory"
+    return f"{len(answers)} have the losses of one process; together they held {held:.2f} of the memory"
 
 
 def run_child(seed: int) -> None:
-    """Train as one of four processes when a line arrives, and print the losses and the share of memory held."""
+    """Train as one of several processes when a line arrives, and print the losses and the share of memory held."""
     setting = make_setting(small=True)
     device = choose_device(QUARTER)
     data = make_tensors(setting.digits, device, torch.float32)
@@ -419,12 +427,12 @@ def list_checks(setting: Setting) -> dict[str, Callable[[Setting], str]]:
     on_the_cpu: dict[tuple[str, torch.dtype], list[State]] = {}
     for dtype, precision in ((torch.float64, "double"), (torch.float32, "single")):
         for architecture in setting.architectures:
-            for way in WAYS if architecture in COMPILED and precision == "single" else WAYS[:2]:
+            for way in WAYS if architecture in setting.compiled and precision == "single" else WAYS[:2]:
                 name = f"{architecture}, {way}, in {precision} precision equals the CPU"
                 checks[name] = make_equality_check(architecture, dtype, way, on_the_cpu)
     checks["a process is bound to its share of the memory"] = check_memory_share
     checks["too little memory is noticed, and more helps"] = check_out_of_memory
-    checks["four processes share the GPU"] = check_four_processes
+    checks["processes with a quarter of the GPU each train at once"] = check_processes
     for architecture in ("mlp_1", "cnn_3"):
         checks[f"{architecture} goes on from checkpoints"] = make_resume_check(architecture)
     return checks

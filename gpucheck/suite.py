@@ -70,10 +70,15 @@ def check_goals(rows: Sequence[Row], setting: Setting) -> str:
     return measure
 
 
-def write_results(out: Path, found: dict[str, object], rows: Sequence[Row]) -> None:
-    """Write the numbers, the table and the figure, and say where they are."""
+def write_numbers(out: Path, found: dict[str, object]) -> None:
+    """Write the numbers as JSON."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "gpucheck.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def write_results(out: Path, found: dict[str, object], rows: Sequence[Row]) -> None:
+    """Write the numbers, the table and the figure, and say where they are."""
+    write_numbers(out, found)
     (out / "throughput.md").write_text(throughput.make_table(rows), encoding="utf-8")
     drawn = throughput.draw_figure(rows, out / "throughput.png")
     print(
@@ -105,9 +110,10 @@ def main() -> int:
         machine, rows = throughput.measure(size, setting.device, lambda text: print(text, flush=True))
         print(throughput.make_table(rows))
         results.append(run_check("stacks reach their goals", lambda: check_goals(rows, setting)))
+        found = {"machine": describe_machine(), "limits": vars(machine), "rows": [row.to_json() for row in rows]}
+        write_results(options.out, {**found, "checks": results}, rows)
         results.append(run_check("64 mlp_1 in a sweep", lambda: sweeping.check_sweep(setting, small=options.small)))
-        found = {"machine": describe_machine(), "limits": vars(machine), "checks": results}
-        write_results(options.out, {**found, "rows": [row.to_json() for row in rows]}, rows)
+        write_numbers(options.out, {**found, "checks": results})
     failed = [result["name"] for result in results if result["status"] == "FAILED"]
     print(f"{len(results)} checks, {len(failed)} failed" + "".join(f"; {name}" for name in failed))
     return 1 if failed else 0

@@ -35,7 +35,7 @@ def check_sweep(setting: Setting, *, small: bool) -> str:
         raise SkippedError(f"a sweep needs {', '.join(missing)}")
     if setting.device.type == "cpu":
         raise SkippedError("there is no GPU")
-    epochs, alone = (20, 2) if small else (300, 6)
+    epochs, alone = (20, 2) if small else (300, 3)
     with tempfile.TemporaryDirectory() as folder:
         together = run_sweep(Path(folder) / "stack", epochs, 64, [])
         single = run_sweep(Path(folder) / "single", epochs, alone, ["--pack", "1", "--max-concurrent", "1"])
@@ -54,7 +54,8 @@ def run_sweep(folder: Path, epochs: int, seeds: int, words: list[str]) -> float:
     """
     folder.mkdir()
     store = f"sqlite:///{folder}/mlflow.db"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": store}
     command = [sys.executable, str(ROOT / "sweeps" / "part3.py"), "--dataset", "digits", "--architectures", "mlp_1"]
     command += ["--epochs", str(epochs), "--seeds", str(seeds), "--storage", str(folder / "storage"), *words]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)

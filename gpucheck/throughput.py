@@ -48,13 +48,13 @@ ADAM_BYTES = 28  # per parameter and step: gradient, parameter and two moments a
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured.
+    """The extent of the measurements.
 
     Attributes:
         images: Images for training, validation and test.
         architectures: The architectures.
         stacks: Numbers of members.
-        seconds: The time of a measurement, which has at least two turns.
+        seconds: The time of a measurement, which has at least two turns of ten steps.
     """
 
     images: tuple[int, int, int]
@@ -63,13 +63,13 @@ class Size:
     seconds: float
 
 
-FULL = Size((54_000, 6_000, 10_000), tuple(ARCHITECTURES), STACK_SIZES, 0.5)
+FULL = Size((54_000, 6_000, 10_000), tuple(ARCHITECTURES), STACK_SIZES, 0.3)
 SMALL = Size((600, 100, 100), ("mlp_1", "cnn_3"), (1, 4), 0.05)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine reaches.
+    """The limits that the machine reaches.
 
     Attributes:
         launch: Seconds in which Python launches an operation.
@@ -84,7 +84,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step and its share of a record cost, for all members of a stack.
+    """The cost of a step and its share of a record, for all members of a stack.
 
     Attributes:
         launches: Operations that are launched, without a CUDA graph.
@@ -162,7 +162,7 @@ def time_steps(steps: Iterator[Any], device: torch.device, seconds: float) -> fl
     """Return the median time of a step, in turns of a record each; a turn before them does not count."""
     times: list[float] = []
     deadline = math.inf
-    while len(times) < 4 or time.perf_counter() < deadline:
+    while len(times) < 3 or time.perf_counter() < deadline:
         started = time.perf_counter()
         list(islice(steps, STEPS_PER_RECORD))
         wait(device)
