@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help install install-cluster quickstart test fast-test test-oldest test-newest chaos chaos-quick cluster-test \
-	report-test ui ui-test bench bench-compare bench-safety bench-cluster bench-coverage lint types
+	report-test ui ui-test gpu-check bench bench-compare bench-safety bench-cluster bench-coverage lint types
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -66,6 +66,9 @@ ui: install ## Show the sweeps of mlflow.db (or MLFLOW_TRACKING_URI) in MLflow's
 
 ui-test: install ## Check in a browser what sweeps show in MLflow's UI; exits with 77 without Chromium
 	$(RUN) uitest/suite.py
+
+gpu-check: ## Check and measure training on a GPU, with the torch, NumPy and scikit-learn of PYTHON alone: no network
+	$(PYTHON) -m gpucheck.suite $(if $(SMALL),--small)
 
 bench: install ## Compare sweeps with a plain script, a sweep as in Ray's tutorial, and the machine's peak
 	$(RUN) benchmarks/bench.py

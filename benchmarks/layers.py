@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks.peak import measure_peak, time_call
 from sweeps.experiment import MAIN_ARCHITECTURES
-from trainables import training
 from trainables.accelerated.backends import get_environment
 from trainables.accelerated.convolutions import Convolution, put_images_innermost
 from trainables.architectures import ARCHITECTURES, Conv, compute_output_shape
+from trainables.process import prepare_process
 
 INPUT_SHAPE = (1, 28, 28)
 BATCH_SIZE = 50
@@ -91,7 +91,7 @@ def main(turns: int = 30, limit_to: str | None = None) -> None:
         limit_to: The most modern instruction set that PyTorch's convolutions may use, such as AVX2.
     """
     os.environ.update(get_environment(limit_to))
-    training.prepare_process(1)
+    prepare_process(1)
     peak = measure_peak(1)
     table = Table(title=f"Fractions of the peak, {peak / 1e9:.0f} GFLOP/s; batches of {BATCH_SIZE}, one thread")
     for column in ("layer", "forward: PyTorch's", "ours", "backward: PyTorch's", "ours"):

@@ -24,6 +24,7 @@ from trainables.accelerated.backends import ONEDNN_VARIABLE, get_environment
 from trainables.accelerated.convolutions import choose_forward
 from trainables.accelerated.probe import find_fastest_backend
 from trainables.architectures import ARCHITECTURES, Conv, compute_output_shape, count_flops
+from trainables.process import prepare_process
 from trainables.trial import Trial
 
 MATRIX_ROWS = 2048  # rows and columns of the matrices
@@ -85,7 +86,7 @@ def measure_fractions(architecture: str, dataset: str, data_root: Path, turns: i
     """
     backend = os.environ.get(ONEDNN_VARIABLE) or find_fastest_backend(1)
     os.environ.update(get_environment(backend))
-    training.prepare_process(1)
+    prepare_process(1)
     stacked = architecture.startswith("mlp")
     data = training.to_tensors(datasets.load_dataset(dataset, data_root), "cpu")
     trials = [

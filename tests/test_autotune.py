@@ -15,6 +15,7 @@ from conftest import make_dataset, make_trial, needs_compiler
 
 from sweeps.driver import autotune
 from sweeps.driver.autotune import CACHE_FILE, Tuning
+from sweeps.driver.packing import MAX_STACKED_ON_GPU
 from trainables.accelerated import probe
 from trainables.accelerated.backends import NATIVE, ONEDNN_VARIABLE, PYTORCH, get_processor_name
 from trainables.accelerated.probe import ProbeResult, find_fastest_backend, probe_stack
@@ -41,7 +42,10 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     ) -> Any:
         assert not packs or backend == (None if any(gpus.values()) else NATIVE)
         found.extend((name, len(pack), pack[0].batch_size, gpus[name]) for name, pack in packs.items())
-        return {name: ProbeResult(3.0 if name == "mlp_1" else 0.8, 0.1 if gpus[name] else None) for name in packs}
+        return {
+            name: ProbeResult(3.0 if name == "mlp_1" else 0.8, *((0.1, 64) if gpus[name] else (None, 4)))
+            for name in packs
+        }
 
     monkeypatch.setattr(autotune, "probe_architectures", probe_architectures)
     monkeypatch.setattr(autotune, "find_fastest_backend_of_worker", lambda cpus: found.append("convolutions") or NATIVE)
@@ -54,7 +58,7 @@ def run_autotune(tmp_path: Path, **changes: Any) -> Tuning:
 
 
 def test_each_architecture_is_probed_once_with_its_largest_batches(tmp_path: Path, probes: list[Any]) -> None:
-    expected = Tuning(stacked=["mlp_1"], memory={}, backend=NATIVE)
+    expected = Tuning(stacked={"mlp_1": 16}, memory={}, backend=NATIVE)
     assert run_autotune(tmp_path) == expected
     # Backends come first, as the trial that a probe trains alone uses the fastest one.
     assert probes == ["convolutions", ("mlp_1", 16, 20, 0.0), ("cnn_3", 16, 20, 0.0)]
@@ -78,22 +82,31 @@ def test_memory_is_measured_on_a_whole_gpu_in_every_sweep(tmp_path: Path, probes
     assert probes == [("mlp_1", 16, 20, 1.0), ("cnn_3", 16, 20, 0.5), ("mlp_1", 16, 20, 1.0)]
 
 
+def test_on_a_gpu_the_size_of_a_stack_is_measured_unless_the_user_sets_it(tmp_path: Path, probes: list[Any]) -> None:
+    gpus = {"mlp_1": 0.25}
+    for _ in range(2):
+        assert run_autotune(tmp_path, gpus=gpus, most=None).stacked == {"mlp_1": 64}
+    assert probes == [("mlp_1", MAX_STACKED_ON_GPU, 20, 0.25)]
+    assert run_autotune(tmp_path, gpus=gpus, most=8).stacked == {"mlp_1": 8}
+    assert run_autotune(tmp_path, gpus={"mlp_1": 0.0, "cnn_3": 0.0}, most=None).stacked == {"mlp_1": 16}
+
+
 def test_without_packs_only_convolution_backends_are_probed(tmp_path: Path, probes: list[Any]) -> None:
-    assert run_autotune(tmp_path, most=1) == Tuning(stacked=[], memory={}, backend=NATIVE)
+    assert run_autotune(tmp_path, most=1) == Tuning(stacked={}, memory={}, backend=NATIVE)
     assert probes == ["convolutions"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 1}', "null"])
 def test_a_damaged_cache_is_replaced_by_new_findings(tmp_path: Path, probes: list[Any], content: str) -> None:
     (tmp_path / CACHE_FILE).write_text(content)
-    assert run_autotune(tmp_path).stacked == ["mlp_1"]
-    assert run_autotune(tmp_path).stacked == ["mlp_1"]
+    assert run_autotune(tmp_path).stacked == {"mlp_1": 16}
+    assert run_autotune(tmp_path).stacked == {"mlp_1": 16}
     assert len(probes) == 3
 
 
 def test_a_probe_trains_a_stack_and_a_trial_alone() -> None:
     trials = [make_trial(seed=seed, learning_rate=1e6, optimizer="sgd", milestones=((1, 0.1),)) for seed in range(3)]
-    seen = probe_stack(trials, make_dataset(), 1, None)
+    seen = probe_stack(trials, make_dataset(), 1, None, 1.0)
     assert 0.1 < seen.speedup < 10
     assert (seen.memory is None) == (not torch.cuda.is_available())
 
@@ -158,6 +171,6 @@ def test_a_failed_probe_is_repeated_by_the_next_sweep(tmp_path: Path, monkeypatc
     monkeypatch.setattr(autotune, "probe_architectures", lambda *_: probes.append("stacks") or {})
     monkeypatch.setattr(autotune, "find_fastest_backend_of_worker", lambda cpus: probes.append("convolutions"))
     for _ in range(2):
-        assert run_autotune(tmp_path) == Tuning(stacked=[], backend=None)
+        assert run_autotune(tmp_path) == Tuning(stacked={}, backend=None)
     assert probes == ["convolutions", "stacks"] * 2
     assert not (tmp_path / CACHE_FILE).exists()

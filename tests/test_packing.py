@@ -25,7 +25,12 @@ TINY = ImageCounts((1, 32, 32), 1_300, 140, 360)
 
 
 def pack(trials: list[Trial], images: ImageCounts | None = FASHION, **changes: Any) -> list[list[Trial]]:
-    settings = {"stacked": ["mlp_1"], "gpus": {trial.id: 0.0 for trial in trials}, "at_once": 2, "most": None}
+    settings = {
+        "stacked": {"mlp_1": MAX_STACKED_TRIALS},
+        "gpus": {trial.id: 0.0 for trial in trials},
+        "at_once": 2,
+        "most": None,
+    }
     names = {trial.id: f"name of {trial.id}" for trial in trials}
     packs = make_packs(trials, names, images=images, **{**settings, **changes})
     assert all(part.names == tuple(names[trial.id] for trial in part.trials) for part in packs)
@@ -48,6 +53,27 @@ def test_trials_that_stack_are_spread_over_all_processes() -> None:
     assert {trial.architecture for trial in packs[0]} == {"mlp_1"}
     assert list_sizes(pack(make_trials(("mlp_1",), 10), at_once=100)) == [1] * 10
     assert list_sizes(pack(make_trials(("mlp_1",), 100), at_once=1)) == [14, 14, 14, 15, 14, 14, 15]
+
+
+def test_a_gpu_gets_one_stack_of_as_many_trials_as_pay() -> None:
+    """A GPU would run several stacks in turn, so that trials are not spread over the processes that share it."""
+
+    def sizes(trials: list[Trial], **changes: Any) -> list[int]:
+        settings = {
+            "gpus": {trial.id: 0.25 for trial in trials},
+            "at_once": 4,
+            "gpu_count": 1,
+            "stacked": {"mlp_1": 256},
+        }
+        return list_sizes(pack(trials, **{**settings, **changes}))
+
+    trials = make_trials(("mlp_1",), 64)
+    assert sizes(trials) == [64]
+    assert sizes(trials, at_once=8, gpu_count=2) == [32, 32]
+    assert sizes(trials, at_once=1, gpu_count=2) == [64]
+    assert sizes(trials, stacked={"mlp_1": 16}) == [16, 16, 16, 16]
+    assert sizes(trials, most=32) == [32, 32]
+    assert sizes(trials, gpus={trial.id: 0.0 for trial in trials}) == [16, 16, 16, 16]
 
 
 def test_learning_rates_may_differ_within_a_pack_and_batch_sizes_may_not() -> None:

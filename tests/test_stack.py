@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables import datasets, training
-from trainables.accelerated import stack
+from trainables.accelerated import stack, stacked_network
 from trainables.architectures import ARCHITECTURES
 from trainables.result import Result
 from trainables.trial import QUANTITIES, Trial
@@ -26,6 +27,16 @@ DATA = training.to_tensors(make_dataset(train=600), "cpu")
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+class NoGraph:
+    """Stands for a CUDA graph, and computes each step."""
+
+    def __init__(self, function: Any, batch_size: int) -> None:
+        self.take = function
+
+    def forget(self) -> None:
+        pass
 
 
 def train_alone(trial: Trial) -> Result:
@@ -149,6 +160,40 @@ def test_the_checkpoint_of_a_member_holds_nothing_of_the_others() -> None:
         assert value.untyped_storage().nbytes() == value.nbytes
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_joint_optimiser_of_gpus_computes_what_single_ones_do(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates that differ, change and come in any order stay with their members, and checkpoints hold one member."""
+
+    rates = [(0.01, ((7, 0.001),)), (0.002, ()), (0.01, ((7, 0.001),)), (0.01, ())]
+    trials = [
+        make_trial(optimizer=optimizer, learning_rate=rate, milestones=milestones, seed=seed, batch_size=50)
+        for seed, (rate, milestones) in enumerate(rates)
+    ]
+    expected = train_together(trials)
+    monkeypatch.setattr(stack, "is_on_gpu", lambda _: True)
+    monkeypatch.setattr(stack, "StepGraph", NoGraph)
+    states = [training.start(trial, DATA) for trial in trials]
+    steps = stack.train_stack(trials, DATA, states)
+    list(islice(steps, 9))
+    saved = [training.make_state_dict(state, 0) for state in states]
+    for one in saved:
+        for value in (*one["model"].values(), *one["optimizer"]["state"].get(0, {}).values()):
+            assert value is None or value.untyped_storage().nbytes() == value.nbytes
+    list(steps)
+    again = [training.start(trial, DATA) for trial in trials]
+    for state, one in zip(again, saved, strict=True):
+        training.load_state_dict(state, one)
+    list(stack.train_stack(trials, DATA, again))
+    for trial, state, resumed, result in zip(trials, states, again, expected, strict=True):
+        assert state.optimizer.param_groups[0]["lr"] == trial.learning_rate_at(24)
+        assert state.step == resumed.step == 24
+        for name, value in state.model.state_dict().items():
+            torch.testing.assert_close(value, resumed.model.state_dict()[name])
+        np.testing.assert_allclose(training.finish(trial, DATA, state).first_layer, result.first_layer, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("architecture", "seeds"), [("mlp_1", (0, 1, 2)), ("cnn_3", (0, 1))])
@@ -156,16 +201,17 @@ def test_a_compiled_stack_computes_what_an_uncompiled_one_does(
     architecture: str, seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They agree to float tolerance over 20 steps, in two epochs with smaller last batches, compiled once for both."""
-    stack.get_compiled_losses.cache_clear()
+    stacked_network.get_compiled_losses.cache_clear()
     torch.compiler.reset()
     calls: list[tuple[int, ...]] = []
-    plain = stack.compute_losses
+    plain = stacked_network.compute_losses
 
     def spy(network: torch.nn.Sequential, parameters: Any, images: torch.Tensor, labels: torch.Tensor) -> Any:
         if not torch.compiler.is_compiling():
             calls.append(tuple(labels.shape))
         return plain(network, parameters, images, labels)
 
+    monkeypatch.setattr(stacked_network, "compute_losses", spy)
     monkeypatch.setattr(stack, "compute_losses", spy)
     trials = make_trials(architecture, seeds, batch_size=62, record_every_steps=2)  # 600 images: the tenth batch has 42
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -180,7 +226,7 @@ def test_a_compiled_stack_computes_what_an_uncompiled_one_does(
 
 def test_a_stack_that_cannot_be_compiled_trains_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compilation is tried once, and the numbers are the same to the last bit."""
-    stack.get_compiled_losses.cache_clear()
+    stacked_network.get_compiled_losses.cache_clear()
     attempts: list[object] = []
 
     def compile_nothing(function: object, **_: object) -> None:

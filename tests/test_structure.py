@@ -19,7 +19,7 @@ from trainables.worker.pack import WorkerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("trainables", "sweeps", "analysis")
-FOLDERS = (*PACKAGES, "benchmarks", "chaos", "cluster", "docs", "reporttest", "uitest")
+FOLDERS = (*PACKAGES, "benchmarks", "chaos", "cluster", "docs", "gpucheck", "reporttest", "uitest")
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
 SCRIPTS = {f"sweeps.{name}" for name in ("part3", "part4", "part5", "xor", "mnist", "pooling", "grid", "search")}

@@ -253,7 +253,7 @@ def test_a_trial_that_diverges_ends_at_that_record(data: training.Tensors) -> No
 def test_tensors_reuse_memory_that_was_freed() -> None:
     script = """
 import resource, sys, torch
-from trainables.training import prepare_process
+from trainables.process import prepare_process
 if sys.argv[1:]:
     prepare_process(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

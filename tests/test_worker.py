@@ -20,6 +20,7 @@ from trainables.persistence.delivery import Delivery
 from trainables.persistence.store import Store
 from trainables.persistence.trial_folder import TrialFolder
 from trainables.persistence.trial_run import TrialRun
+from trainables.process import compute_memory_fraction
 from trainables.trial import Trial
 from trainables.worker import active_trial, worker
 from trainables.worker.active_trial import MAX_STARTS, ActiveTrial
@@ -549,7 +550,7 @@ def test_a_node_that_does_not_see_the_storage_is_reported(
 
 @pytest.mark.parametrize(("gpus", "fraction"), [(0.25, 0.25 - 0.5 / 16), (0.04, 0.02), (1.0, 1.0), (2.0, 1.0)])
 def test_a_trials_tensors_leave_room_for_the_rest_of_its_process(gpus: float, fraction: float) -> None:
-    assert worker.compute_memory_fraction(gpus, 16 * 2**30) == pytest.approx(fraction)
+    assert compute_memory_fraction(gpus, 16 * 2**30) == pytest.approx(fraction)
 
 
 def with_stacks(settings: WorkerSettings) -> WorkerSettings:

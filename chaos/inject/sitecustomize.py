@@ -231,7 +231,7 @@ def list_patches(environment: Mapping[str, str]) -> list[Patch]:
         patches.append(Patch("trainables.accelerated.probe", "time_steps", mark_as_probing))
     if fraction := environment.get("CHAOS_GPU_MEMORY"):
         change = act_after(run_out_of_memory, lambda gpus: gpus < float(fraction))
-        patches.append(Patch("trainables.worker.worker", "choose_device", change))
+        patches.append(Patch("trainables.process", "choose_device", change))
     if seconds := environment.get("CHAOS_PATIENCE"):
         patches.append(Patch("sweeps.driver.recovery", "STORE_PATIENCE_SECONDS", lambda _: float(seconds)))
     return patches

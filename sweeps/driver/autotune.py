@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sweeps.driver.packing import remove_stack_differences
+from sweeps.driver.packing import MAX_STACKED_ON_GPU, MAX_STACKED_TRIALS, remove_stack_differences
 from trainables.accelerated.backends import ONEDNN_VARIABLE, get_processor_name
 from trainables.accelerated.probe import ProbeResult, find_fastest_backend, probe_stack
 from trainables.architectures import has_convolution
@@ -28,6 +28,7 @@ CACHE_FILE = "measured.json"
 # Keys of the file, which must stay as they are: files of earlier versions are read.
 BACKEND_KEY = "fastest way to compute convolutions"
 SPEEDUP_KEY = "speedup side by side"
+SIZE_KEY = "trials side by side"
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Tuning:
     """Findings from which a sweep's packs and allocation follow.
 
     Attributes:
-        stacked: Architectures whose trials train faster in stacks.
+        stacked: Architecture → the most trials in a stack, for those whose trials train faster in stacks.
         memory: Architecture → the fraction of a GPU's memory that a pack takes, where that was to be measured.
         backend: The backend of convolutions on the CPU: the user's choice, or else the fastest; None if none was
             needed, or if comparing them failed.
     """
 
-    stacked: Collection[str] = ()
+    stacked: Mapping[str, int] = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)
     backend: str | None = None
 
@@ -50,7 +51,7 @@ def autotune(
     trials: Sequence[Trial],
     gpus: Mapping[str, float],
     unknown: Collection[str],
-    most: int,
+    most: int | None,
     cpus: int,
     storage: Path,
     data: Dataset,
@@ -61,7 +62,7 @@ def autotune(
         trials: The trials to train.
         gpus: Architecture → GPUs of a pack.
         unknown: Architectures whose share of a GPU is to be measured (`auto`), every time anew.
-        most: The most trials in a pack.
+        most: The most trials in a pack; None: as many as pay.
         cpus: The CPUs, and so the threads, of a pack.
         storage: The folder of the file with earlier findings.
         data: The data set.
@@ -70,33 +71,46 @@ def autotune(
     cache = read_cache(path)
     known = cache.setdefault(f"{get_processor_name()}, {cpus} threads, torch {version('torch')}", {})
     before = dict(known)
-    backend = os.environ.get(ONEDNN_VARIABLE) or known.get(BACKEND_KEY)  # the user's choice comes first
-    if backend is None and any(not gpus[name] and has_convolution(name) for name in gpus):
-        backend = find_fastest_backend_of_worker(cpus)
-        known.update({BACKEND_KEY: backend} if backend else {})
+    backend = choose_backend(known, any(not gpus[name] and has_convolution(name) for name in gpus), cpus)
     # The trials with the largest batches take the most memory.
     largest = {trial.architecture: trial for trial in sorted(trials, key=lambda trial: trial.batch_size)}
-    stacks = {name: [replace(largest[name], seed=seed) for seed in range(most)] for name in gpus}
-    keys = {name: describe_stack(stack[0], "GPU" if gpus[name] else "CPU") for name, stack in stacks.items()}
-    wanted = [name for name in gpus if name in unknown or (most > 1 and keys[name] not in known)]
+    limits = {name: most or (MAX_STACKED_ON_GPU if gpus[name] else MAX_STACKED_TRIALS) for name in gpus}
+    stacks = {name: [replace(largest[name], seed=seed) for seed in range(limits[name])] for name in gpus}
+    descriptions = {name: describe_stack(stack[0], "GPU" if gpus[name] else "CPU") for name, stack in stacks.items()}
+    keys = {name: f"{SPEEDUP_KEY}: {text}" for name, text in descriptions.items()}
+    # On the CPU, and where the user limits packs, the size is known without a measurement.
+    size_keys = {name: f"{SIZE_KEY}: {descriptions[name]}" for name in gpus if gpus[name] and most is None}
+    needed = {name: {keys[name], size_keys.get(name, keys[name])} for name in gpus}
+    wanted = [name for name in gpus if name in unknown or (limits[name] > 1 and not needed[name] <= known.keys())]
     # A process that measures memory needs a GPU for itself, as the memory of others would count.
     shares = {name: 1.0 if name in unknown else gpus[name] for name in wanted}
     found = probe_architectures({name: stacks[name] for name in wanted}, data, cpus, shares, backend)
     known.update((keys[name], result.speedup) for name, result in found.items())
+    known.update((size_keys[name], result.size) for name, result in found.items() if name in size_keys)
     if known != before:
         write_atomically(path, (json.dumps(cache, indent=1) + "\n").encode())
+    faster = [name for name in gpus if limits[name] > 1 and known.get(keys[name], 0) > 1]
     return Tuning(
-        stacked=[name for name in gpus if most > 1 and known.get(keys[name], 0) > 1],
+        stacked={name: int(known.get(size_keys.get(name, ""), limits[name])) for name in faster},
         memory={name: result.memory for name, result in found.items() if result.memory is not None},
         backend=backend,
     )
 
 
+def choose_backend(known: dict[str, Any], needed: bool, cpus: int) -> str | None:
+    """Return the backend of convolutions: the user's choice, or else the fastest, which is added to `known`."""
+    backend: str | None = os.environ.get(ONEDNN_VARIABLE) or known.get(BACKEND_KEY)
+    if backend is None and needed:
+        backend = find_fastest_backend_of_worker(cpus)
+        known.update({BACKEND_KEY: backend} if backend else {})
+    return backend
+
+
 def describe_stack(trial: Trial, device: str) -> str:
-    """Return the key of a stack's speedup: a description, and the id of a trial that stands for the stack."""
+    """Return what keys say of a stack: a description, and the id of a trial that stands for the stack."""
     same = replace(remove_stack_differences(trial), epochs=1, record_every_steps=None, quantities=("train_loss",))
     stack = f"{trial.architecture} on {trial.dataset} in batches of {trial.batch_size} ({same.id})"
-    return f"{SPEEDUP_KEY}: {stack}, {device}"
+    return f"{stack}, {device}"
 
 
 def read_cache(path: Path) -> dict[str, dict[str, Any]]:
@@ -131,7 +145,8 @@ def probe_architectures(
     shared = ray.put(data)
     task = ray.remote(num_cpus=cpus)(probe_stack)
     answers = [
-        task.options(num_gpus=gpus[name]).remote(trials, shared, cpus, backend) for name, trials in stacks.items()
+        task.options(num_gpus=gpus[name]).remote(trials, shared, cpus, backend, gpus[name])
+        for name, trials in stacks.items()
     ]
     found = {name: get_or_default(answer, None) for name, answer in zip(stacks, answers, strict=True)}
     return {name: result for name, result in found.items() if result is not None}

@@ -7,7 +7,7 @@ processes busy. So do trials that are so short that starting a process for each 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -18,6 +18,7 @@ from trainables.trial import Trial
 from trainables.worker.pack import Pack
 
 MAX_STACKED_TRIALS = 16  # larger stacks gained nothing on the CPU
+MAX_STACKED_ON_GPU = 256  # on a GPU as many as pay, which autotuning finds
 SEQUENTIAL_PACK_SECONDS = 20.0  # the training time that a pack aims at whose trials train one after another
 MIN_PACKS_PER_PROCESS = 4  # so that all processes end at about the same time
 # Rough figures, on the slow side: an error makes packs a little too large or too small, and nothing else.
@@ -75,9 +76,10 @@ def make_packs(
     names: Mapping[str, str],
     gpus: Mapping[str, float],
     images: ImageCounts | None,
-    stacked: Collection[str],
+    stacked: Mapping[str, int],
     at_once: int,
     most: int | None,
+    gpu_count: int = 0,
 ) -> list[Pack]:
     """Put trials into packs, ordered by their first trials.
 
@@ -86,9 +88,10 @@ def make_packs(
         names: Trial id → readable name.
         gpus: Trial id → GPUs; the trials of a pack have the same.
         images: The sizes of the data set; None for XOR.
-        stacked: Architectures whose trials train in stacks.
+        stacked: Architecture → the most trials in a stack, for those whose trials train in stacks.
         at_once: The number of packs that run at once.
         most: The most trials in a pack; None: as many as make the sweep fast.
+        gpu_count: The number of GPUs. One stack on each is faster than several, which would take turns.
     """
     groups: dict[tuple[float, Trial | str], list[Trial]] = {}
     for trial in trials:
@@ -97,7 +100,8 @@ def make_packs(
     parts: list[Sequence[Trial]] = []
     for group in groups.values():
         if group[0].architecture in stacked:
-            size = min(most or MAX_STACKED_TRIALS, math.ceil(len(group) / at_once))
+            places = min(at_once, gpu_count) if gpu_count and gpus[group[0].id] else at_once
+            size = min(most or stacked[group[0].architecture], math.ceil(len(group) / places))
         else:
             short = int(SEQUENTIAL_PACK_SECONDS / max(estimate_seconds(trial, images) for trial in group))
             size = min(short, len(group) // (MIN_PACKS_PER_PROCESS * at_once), most or len(group))

@@ -80,7 +80,7 @@ class RayHolder:
         trials: Sequence[Trial],
         gpus: Mapping[str, float],
         unknown: Collection[str],
-        most: int,
+        most: int | None,
         cpus: int,
         storage: Path,
     ) -> Tuning:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sweeps.driver.autotune import Tuning
 from sweeps.driver.options import RunOptions
-from sweeps.driver.packing import MAX_STACKED_TRIALS, ImageCounts, make_packs, parse_pack_size
+from sweeps.driver.packing import ImageCounts, make_packs, parse_pack_size
 from sweeps.driver.plan import check_records
 from sweeps.driver.progress import show_progress
 from sweeps.driver.ray_process import start_ray_process
@@ -144,15 +144,16 @@ class Trainer:
             context=context,
             threads=allocation.cpus,
             checkpoint_seconds=self.options.checkpoint_seconds,
-            stacked_architectures=tuning.stacked,
+            stacked_architectures=tuple(tuning.stacked),
             backend=tuning.backend,
             compile_steps=self.options.compile_steps,
             starts=starts,
         )
         most = parse_pack_size(self.options.pack)
+        gpu_count = sum(int(node.gpus) for node in self.nodes)
 
         def train(trials: Sequence[Trial], gpus: Mapping[str, float]) -> Mapping[str, Outcome]:
-            packs = make_packs(trials, names, gpus, self.images, tuning.stacked, allocation.at_once, most)
+            packs = make_packs(trials, names, gpus, self.images, tuning.stacked, allocation.at_once, most, gpu_count)
             print_packs(packs, tuning.stacked)
             print_backend(packs, tuning.stacked, tuning.backend)
             return self.train_packs(packs, settings, allocation.at_once)
@@ -213,7 +214,7 @@ class Trainer:
         unknown = [name for name, share in gpus.items() if share and requests.get(name, requests.get("", 0.0)) is None]
         if unknown:
             say("Measuring how much GPU memory training takes, as soon as a GPU is free")
-        most = parse_pack_size(self.options.pack) or MAX_STACKED_TRIALS
+        most = parse_pack_size(self.options.pack)
         cpus = self.options.cpus_per_trial
         tuning: Tuning = self.ray.ask(
             "a few steps of training are measured", "autotune", trials, gpus, unknown, most, cpus, self.storage

@@ -14,8 +14,6 @@ from functools import cache
 from itertools import groupby
 from typing import cast
 
-import torch
-
 from trainables import training, xor
 from trainables.accelerated import stack
 from trainables.datasets import Dataset
@@ -23,6 +21,7 @@ from trainables.errors import UserError
 from trainables.files import check_folder_is_visible
 from trainables.persistence.connection import SECONDS_TAG
 from trainables.persistence.delivery import encode_result
+from trainables.process import choose_device, is_out_of_memory, prepare_process
 from trainables.training import Tensors
 from trainables.trial import XOR, Trial
 from trainables.worker.active_trial import MAX_STARTS, ActiveTrial
@@ -32,7 +31,6 @@ from trainables.worker.pack import Outcome, Pack, PackReport, WorkerSettings
 # crash costs a trial with short epochs less.
 EPOCH_END_FRACTION = 1 / 12
 REPORT_INTERVAL_SECONDS = 0.5
-GPU_CONTEXT_BYTES = 512 * 2**20  # an allowance for the GPU memory that a process takes before it holds a tensor
 
 GetTensors = Callable[[str | None], Tensors]
 """A function from a trial's task to the data set on the pack's device."""
@@ -79,7 +77,7 @@ def train_pack(
     Ray Tune restarts a process that dies or whose trainable raises. A trial that may have ended its process twice
     trains by itself, so that it takes no others with it the third time.
     """
-    training.prepare_process(settings.threads)
+    prepare_process(settings.threads)
     progress = PackProgress(pack.trials, report)
 
     @cache
@@ -191,25 +189,3 @@ def train_xor(member: ActiveTrial) -> None:
     result = xor.train(member.trial)
     tags = {"device": "cpu", "threads": "1", SECONDS_TAG: f"{time.monotonic() - started:.3f}"}
     member.folder.write_result(encode_result(result, int(result.steps[-1]), tags, model=None))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error, of PyTorch or of a library under it, says that a GPU had too little memory."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED")
-    )
-
-
-def compute_memory_fraction(gpus: float, total_bytes: int) -> float:
-    """Return the fraction of a GPU's memory that a process with the share `gpus` may fill with tensors."""
-    return max(gpus / 2, gpus - GPU_CONTEXT_BYTES / total_bytes) if gpus < 1 else 1.0
-
-
-def choose_device(gpus: float) -> torch.device:
-    """Return the device that a pack trains on; on a GPU, limit the process to its share of the memory."""
-    if not gpus or not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.empty_cache()  # frees what the pack before this one has used
-    _, total_bytes = torch.cuda.mem_get_info()
-    torch.cuda.set_per_process_memory_fraction(compute_memory_fraction(gpus, total_bytes))
-    return torch.device("cuda")

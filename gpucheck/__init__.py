@@ -1,0 +1,1 @@
+"""Checks and measurements of training on a GPU, without Ray and MLflow."""
