@@ -53,7 +53,14 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def run_autotune(tmp_path: Path, **changes: Any) -> Tuning:
-    settings = {"trials": TRIALS, "gpus": {"mlp_1": 0.0, "cnn_3": 0.0}, "unknown": (), "most": 16, "cpus": 1}
+    settings: dict[str, Any] = {
+        "trials": TRIALS,
+        "gpus": {"mlp_1": 0.0, "cnn_3": 0.0},
+        "unknown": (),
+        "alone": (),
+        "most": 16,
+    }
+    settings["cpus"] = 1
     return autotune.autotune(**{**settings, "data": make_dataset(), "storage": tmp_path, **changes})
 
 
@@ -94,6 +101,13 @@ def test_on_a_gpu_the_size_of_a_stack_is_measured_unless_the_user_sets_it(tmp_pa
 def test_without_packs_only_convolution_backends_are_probed(tmp_path: Path, probes: list[Any]) -> None:
     assert run_autotune(tmp_path, most=1) == Tuning(stacked={}, memory={}, backend=NATIVE)
     assert probes == ["convolutions"]
+
+
+def test_stacks_are_not_probed_of_architectures_whose_trials_train_alone(tmp_path: Path, probes: list[Any]) -> None:
+    assert run_autotune(tmp_path, alone={"mlp_1"}).stacked == {}
+    assert probes == ["convolutions", ("cnn_3", 16, 20, 0.0)]
+    assert run_autotune(tmp_path).stacked == {"mlp_1": 16}
+    assert run_autotune(tmp_path, alone={"mlp_1"}).stacked == {}  # even where it is known that stacks are faster
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 1}', "null"])

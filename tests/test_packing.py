@@ -11,6 +11,7 @@ from sweeps.driver.packing import (
     MAX_STACKED_TRIALS,
     ImageCounts,
     estimate_seconds,
+    find_single_architectures,
     make_packs,
     parse_pack_size,
     remove_stack_differences,
@@ -127,3 +128,9 @@ def test_the_pack_size_is_auto_or_a_positive_whole_number() -> None:
     for word in ("0", "-1", "1.5", "many", ""):
         with pytest.raises(BadInputError, match="must be auto, or a whole number of trials from 1 on"):
             parse_pack_size(word)
+
+
+def test_an_architecture_is_single_where_no_two_trials_could_train_side_by_side() -> None:
+    rates = [make_trial(architecture="mlp_2", learning_rate=rate) for rate in (0.1, 0.01)]
+    sizes = [make_trial(architecture="cnn_3", batch_size=size) for size in (10, 20)]
+    assert find_single_architectures([*rates, *sizes, make_trial()]) == {"cnn_3", "mlp_1"}

@@ -51,6 +51,7 @@ def autotune(
     trials: Sequence[Trial],
     gpus: Mapping[str, float],
     unknown: Collection[str],
+    alone: Collection[str],
     most: int | None,
     cpus: int,
     storage: Path,
@@ -62,6 +63,7 @@ def autotune(
         trials: The trials to train.
         gpus: Architecture → GPUs of a pack.
         unknown: Architectures whose share of a GPU is to be measured (`auto`), every time anew.
+        alone: Architectures whose trials do not train side by side, so that nothing of it is measured.
         most: The most trials in a pack; None: as many as pay.
         cpus: The CPUs, and so the threads, of a pack.
         storage: The folder of the file with earlier findings.
@@ -74,7 +76,8 @@ def autotune(
     backend = choose_backend(known, any(not gpus[name] and has_convolution(name) for name in gpus), cpus)
     # The trials with the largest batches take the most memory.
     largest = {trial.architecture: trial for trial in sorted(trials, key=lambda trial: trial.batch_size)}
-    limits = {name: most or (MAX_STACKED_ON_GPU if gpus[name] else MAX_STACKED_TRIALS) for name in gpus}
+    usual = {name: MAX_STACKED_ON_GPU if gpus[name] else MAX_STACKED_TRIALS for name in gpus}
+    limits = {name: 1 if name in alone else most or usual[name] for name in gpus}
     stacks = {name: [replace(largest[name], seed=seed) for seed in range(limits[name])] for name in gpus}
     descriptions = {name: describe_stack(stack[0], "GPU" if gpus[name] else "CPU") for name, stack in stacks.items()}
     keys = {name: f"{SPEEDUP_KEY}: {text}" for name, text in descriptions.items()}

@@ -7,6 +7,7 @@ processes busy. So do trials that are so short that starting a process for each 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -58,6 +59,12 @@ def parse_pack_size(word: str) -> int | None:
 def remove_stack_differences(trial: Trial) -> Trial:
     """Return the trial without seed and learning rates: trials that are then equal can train in one stack."""
     return replace(trial, seed=0, learning_rate=1.0, milestones=())
+
+
+def find_single_architectures(trials: Sequence[Trial]) -> set[str]:
+    """Return the architectures of which no two trials could train side by side."""
+    mates = Counter(remove_stack_differences(trial) for trial in trials)
+    return {trial.architecture for trial in trials} - {trial.architecture for trial, n in mates.items() if n > 1}
 
 
 def estimate_seconds(trial: Trial, images: ImageCounts | None) -> float:

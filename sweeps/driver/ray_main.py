@@ -80,6 +80,7 @@ class RayHolder:
         trials: Sequence[Trial],
         gpus: Mapping[str, float],
         unknown: Collection[str],
+        alone: Collection[str],
         most: int | None,
         cpus: int,
         storage: Path,
@@ -87,7 +88,7 @@ class RayHolder:
         """Return what autotuning finds for the data set that was loaded."""
         if self.data is None:
             raise ValueError("no data set is loaded")
-        return autotune(trials, gpus, unknown, most, cpus, storage, self.data)
+        return autotune(trials, gpus, unknown, alone, most, cpus, storage, self.data)
 
     def train(self, packs: Sequence[Pack], settings: WorkerSettings, at_once: int, folder: Path) -> dict[str, Outcome]:
         """Train packs, sending their reports meanwhile, and return trial id → outcome."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 from sweeps.driver.autotune import Tuning
 from sweeps.driver.options import RunOptions
-from sweeps.driver.packing import ImageCounts, make_packs, parse_pack_size
+from sweeps.driver.packing import ImageCounts, find_single_architectures, make_packs, parse_pack_size
 from sweeps.driver.plan import check_records
 from sweeps.driver.progress import show_progress
 from sweeps.driver.ray_process import start_ray_process
@@ -136,10 +136,7 @@ class Trainer:
         if self.images is not None:
             check_records(trials, self.images.train)
             context = replace(context, tags={**context.tags, CHECKSUM_TAG: self.checksum})
-        tuning, allocation = self.tune_and_allocate(trials)
-        if not stacks_convolutions:
-            alone = {name for name in tuning.stacked if has_convolution(name) and not allocation.gpus[name]}
-            tuning = replace(tuning, stacked=set(tuning.stacked) - alone)
+        tuning, allocation = self.tune_and_allocate(trials, stacks_convolutions)
         settings = WorkerSettings(
             context=context,
             threads=allocation.cpus,
@@ -182,7 +179,7 @@ class Trainer:
                     return ended
             return progress.ended
 
-    def tune_and_allocate(self, trials: Sequence[Trial]) -> tuple[Tuning, Allocation]:
+    def tune_and_allocate(self, trials: Sequence[Trial], stacks_convolutions: bool) -> tuple[Tuning, Allocation]:
         """Autotune the trials, and return what was found and what each trial gets of the nodes.
 
         Raises:
@@ -191,7 +188,10 @@ class Trainer:
         cpus, requests = self.options.cpus_per_trial, parse_gpu_requests(self.options.gpus_per_trial)
         architectures = list(dict.fromkeys(trial.architecture for trial in trials))
         requested = request_gpus(requests, architectures, cpus, self.nodes)
-        tuning = self.tune(trials, requested, requests)
+        alone = find_single_architectures(trials)
+        if not stacks_convolutions:
+            alone |= {name for name in architectures if has_convolution(name) and not requested[name]}
+        tuning = self.tune(trials, requested, requests, alone)
         measured = {name: size_gpu_share(memory) for name, memory in tuning.memory.items()}
         gpus = choose_gpu_shares(requests, architectures, self.nodes, measured)
         allocation = allocate(cpus, gpus, self.nodes, self.options.max_concurrent)
@@ -207,6 +207,7 @@ class Trainer:
         trials: Sequence[Trial],
         gpus: Mapping[str, float],
         requests: Mapping[str, float | None],
+        alone: Collection[str],
     ) -> Tuning:
         """Autotune the trials; return an empty `Tuning` for XOR."""
         if self.images is None:
@@ -217,7 +218,7 @@ class Trainer:
         most = parse_pack_size(self.options.pack)
         cpus = self.options.cpus_per_trial
         tuning: Tuning = self.ray.ask(
-            "a few steps of training are measured", "autotune", trials, gpus, unknown, most, cpus, self.storage
+            "a few steps of training are measured", "autotune", trials, gpus, unknown, alone, most, cpus, self.storage
         )
         if unknown and not tuning.memory:
             say(f"PyTorch finds no usable GPU to measure on: each process gets {DEFAULT_GPU_SHARE} of a GPU")
