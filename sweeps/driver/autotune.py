@@ -76,8 +76,7 @@ def autotune(
     backend = choose_backend(known, any(not gpus[name] and has_convolution(name) for name in gpus), cpus)
     # The trials with the largest batches take the most memory.
     largest = {trial.architecture: trial for trial in sorted(trials, key=lambda trial: trial.batch_size)}
-    usual = {name: MAX_STACKED_ON_GPU if gpus[name] else MAX_STACKED_TRIALS for name in gpus}
-    limits = {name: 1 if name in alone else most or usual[name] for name in gpus}
+    limits = limit_stacks(gpus, alone, most)
     stacks = {name: [replace(largest[name], seed=seed) for seed in range(limits[name])] for name in gpus}
     descriptions = {name: describe_stack(stack[0], "GPU" if gpus[name] else "CPU") for name, stack in stacks.items()}
     keys = {name: f"{SPEEDUP_KEY}: {text}" for name, text in descriptions.items()}
@@ -98,6 +97,12 @@ def autotune(
         memory={name: result.memory for name, result in found.items() if result.memory is not None},
         backend=backend,
     )
+
+
+def limit_stacks(gpus: Mapping[str, float], alone: Collection[str], most: int | None) -> dict[str, int]:
+    """Return the most trials that a stack of each architecture may have; the arguments are those of `autotune`."""
+    usual = {name: MAX_STACKED_ON_GPU if gpus[name] else MAX_STACKED_TRIALS for name in gpus}
+    return {name: 1 if name in alone else most or usual[name] for name in gpus}
 
 
 def choose_backend(known: dict[str, Any], needed: bool, cpus: int) -> str | None:
