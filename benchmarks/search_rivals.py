@@ -1,0 +1,307 @@
+"""Rivals that `search.py` compares searches with: a grid, plain Optuna, and Ray Tune's `OptunaSearch` with ASHA.
+
+They build the same networks from the project's tables, train them with the loop of the lean script in `rivals.py`, and
+use none of the project's other code. As in a search, the score of a trial is the mean validation accuracy in % over the
+records of its last epoch, one after every tenth step. The last line of the output is a list of the trials in JSON, in
+the order in which they ended: when that was, the epochs that all trials had trained by then, settings and score.
+
+grid: the settings of `make_grid`, one after the other, in an order that the seed decides.
+
+optuna: `study.optimize` with the TPE sampler and its defaults, in one process with PyTorch's default number of threads.
+
+optuna_pair: the same study in two processes with a thread each, which share it through a journal file, as in Optuna's
+tutorial on parallelisation.
+
+ray: `OptunaSearch`, at most four suggestions at once, with ASHA's defaults, as in the example of Ray's documentation
+("Running Tune experiments with Optuna"). A trial has one CPU and reports after every epoch. As ASHA stops trials, the
+whole search is stopped when the budget in epochs is spent. A trial counts with its last report, as for
+`get_best_result()`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from benchmarks.rivals import STEPS_PER_RECORD, VALIDATION_BATCH_SIZE, evaluate, load, take_step
+from trainables.architectures import build
+
+if TYPE_CHECKING:
+    import optuna
+
+Kind = Literal["grid", "optuna", "optuna_pair", "ray"]
+Space = Mapping[str, Any]  # parameter → its choices, or the ends of its range and whether it is of whole numbers
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+VARIED_BY_A_GRID = ("architecture", "optimizer")  # beside the learning rate
+PROCESSES = 2
+JOURNAL = "optuna.log"
+SUGGESTIONS_AT_ONCE = 4  # of `OptunaSearch`, as in Ray's example
+
+
+def train_epochs(settings: Mapping[str, Any], data: dict[str, Tensor], epochs: int, seed: int) -> Iterator[float]:
+    """Train a network, and yield the score in % of every epoch."""
+    torch.manual_seed(seed)
+    channels, height, width = data["train_images"].shape[1:]
+    kinds = {name: settings[name] for name in ("activation", "pooling")}
+    model = build(settings["architecture"], (channels, height, width), **kinds)
+    optimizer = OPTIMIZERS[settings["optimizer"]](model.parameters(), lr=settings["learning_rate"])  # type: ignore[call-arg]
+    parts = ("val_images", "val_labels")
+    validation = list(zip(*(data[part].split(VALIDATION_BATCH_SIZE) for part in parts), strict=True))
+    losses, accuracies, step = [], [], 0
+    for _ in range(epochs):
+        scores = []
+        for indices in torch.randperm(len(data["train_images"])).split(settings["batch_size"]):
+            labels = data["train_labels"][indices]
+            loss, logits = take_step(model, optimizer, data["train_images"][indices], labels)
+            step += 1
+            if step % STEPS_PER_RECORD == 0:
+                losses.append(loss.item())
+                accuracies.append((logits.argmax(1) == labels).float().mean().item())
+                scores.append(evaluate(model, validation))
+        yield 100 * float(np.mean(scores or [evaluate(model, validation)]))
+
+
+def train_trial(settings: Mapping[str, Any], data: dict[str, Tensor], epochs: int, seed: int) -> float:
+    """Train a network to its end and return its score in %."""
+    *_, score = train_epochs(settings, data, epochs, seed)
+    return score
+
+
+def make_grid(space: Space, count: int) -> list[dict[str, Any]]:
+    """Return the settings of a grid of `count` trials at most.
+
+    It has every architecture with every optimizer, and as many learning rates as fit, at equal ratios. Of the other
+    choices it has the first, and of other ranges the geometric middle.
+    """
+    usual = {name: get_middle(domain) if isinstance(domain, Mapping) else domain[0] for name, domain in space.items()}
+    pairs = list(product(*(space[name] for name in VARIED_BY_A_GRID)))
+    number = max(count // len(pairs), 1)
+    rates = space["learning_rate"]
+    if isinstance(rates, Mapping):
+        rates = np.geomspace(rates["low"], rates["high"], number) if number > 1 else [get_middle(rates)]
+    points = [
+        {**usual, **dict(zip(VARIED_BY_A_GRID, pair, strict=True)), "learning_rate": float(rate)}
+        for pair in pairs
+        for rate in rates[:number]
+    ]
+    return points[:count]
+
+
+def get_middle(domain: Mapping[str, Any]) -> float:
+    """Return the number of a range from which both ends are equally many times away."""
+    middle = math.sqrt(domain["low"] * domain["high"])
+    return round(middle) if domain["whole"] else middle
+
+
+def search_grid(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int) -> list[dict[str, Any]]:
+    """Train a grid's trials, and return them."""
+    points = make_grid(setup["space"], setup["budget"] // setup["epochs"])
+    trials = []
+    for number, index in enumerate(np.random.default_rng(seed).permutation(len(points)), start=1):
+        score = train_trial(points[index], data, setup["epochs"], seed)
+        used = number * setup["epochs"]
+        trials.append({"ended": time.time(), "epochs": used, "score": score, "settings": points[index]})
+    return trials
+
+
+def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+    """Ask Optuna for the settings of a trial."""
+    found: dict[str, Any] = {}
+    for name, domain in space.items():
+        if not isinstance(domain, Mapping):
+            found[name] = trial.suggest_categorical(name, domain)
+        elif domain["whole"]:
+            found[name] = trial.suggest_int(name, domain["low"], domain["high"], log=True)
+        else:
+            found[name] = trial.suggest_float(name, domain["low"], domain["high"], log=True)
+    return found
+
+
+def optimize(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int, sampler_seed: int, folder: Path) -> Any:
+    """Take part in Optuna's study until it has spent the budget, and return the study.
+
+    Args:
+        setup: The space, the epochs of a trial, and the budget in epochs.
+        data: Images and labels by name.
+        seed: The seed of the networks.
+        sampler_seed: The seed of this process's sampler.
+        folder: The folder of the study's journal, which is used if it is there.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path = folder / JOURNAL
+    study = optuna.create_study(
+        study_name="search",
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=sampler_seed),
+        storage=JournalStorage(JournalFileBackend(str(path))) if path.exists() else None,
+        load_if_exists=True,
+    )
+    count = setup["budget"] // setup["epochs"]
+    # Trials that the other process trains count, so that the study trains no more than its budget.
+    enough = optuna.study.MaxTrialsCallback(count, states=(TrialState.COMPLETE, TrialState.RUNNING))
+
+    def objective(trial: optuna.Trial) -> float:
+        return train_trial(suggest(trial, setup["space"]), data, setup["epochs"], seed)
+
+    study.optimize(objective, callbacks=[enough])
+    return study
+
+
+def optimize_in_a_process(setup: Mapping[str, Any], path: Path, seed: int, sampler_seed: int, folder: Path) -> None:
+    """Take part in Optuna's study with one thread."""
+    torch.set_num_threads(1)
+    optimize(setup, load(path), seed, sampler_seed, folder)
+
+
+def search_with_optuna(
+    setup: Mapping[str, Any], path: Path, seed: int, folder: Path, *, processes: int
+) -> list[dict[str, Any]]:
+    """Run Optuna's study in one process or in several, and return its trials."""
+    if processes == 1:
+        study = optimize(setup, load(path), seed, seed, folder)
+    else:
+        (folder / JOURNAL).touch()
+        context = get_context("spawn")
+        arguments = [(setup, path, seed, processes * seed + number, folder) for number in range(processes)]
+        started = [context.Process(target=optimize_in_a_process, args=words) for words in arguments]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+            assert process.exitcode == 0
+        study = load_study(folder)
+    ended = sorted((trial for trial in study.trials if trial.value is not None), key=lambda t: t.datetime_complete)
+    return [
+        {
+            "ended": trial.datetime_complete.timestamp(),
+            "epochs": number * setup["epochs"],
+            "score": trial.value,
+            "settings": trial.params,
+        }
+        for number, trial in enumerate(ended, start=1)
+    ]
+
+
+def load_study(folder: Path) -> Any:
+    """Return the study of a folder's journal."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return optuna.load_study(study_name="search", storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))))
+
+
+def search_with_ray(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Run Ray Tune with `OptunaSearch` and ASHA, and return its trials."""
+    # Ray reads these variables when it is imported. They keep it on this machine, and change nothing about Ray Tune.
+    usual = {"USAGE_STATS_ENABLED": "0", "TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0", "AUTH_MODE": "token"}
+    usual |= {"AUTH_TOKEN": secrets.token_hex(32), "ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    os.environ.update({f"RAY_{name}": value for name, value in usual.items()})
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
+
+    class Budget(tune.Stopper):  # type: ignore[misc]
+        """Stopper of the whole search when its trials have trained as many epochs as the budget has."""
+
+        reports = 0
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            self.reports += 1
+            return False
+
+        def stop_all(self) -> bool:
+            return self.reports >= int(setup["budget"])
+
+    def train(config: dict[str, Any], data: dict[str, Tensor]) -> None:
+        for score in train_epochs(config, data, setup["epochs"], seed):
+            tune.report({"val_accuracy": score, "at": time.time()})
+
+    cpus = os.cpu_count() or 1
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(folder / "ray"))
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(train, data=data), {"cpu": 1}),
+            param_space={name: make_ray_domain(domain) for name, domain in setup["space"].items()},
+            tune_config=tune.TuneConfig(
+                metric="val_accuracy",
+                mode="max",
+                search_alg=ConcurrencyLimiter(OptunaSearch(seed=seed), max_concurrent=SUGGESTIONS_AT_ONCE),
+                scheduler=ASHAScheduler(),
+                num_samples=setup["budget"],  # more than the budget allows
+            ),
+            run_config=tune.RunConfig(storage_path=str(folder / "results"), stop=Budget(), verbose=0),
+        )
+        results = tuner.fit()
+        found = [(result.config, result.metrics_dataframe) for result in results]
+    finally:
+        ray.shutdown()
+    reported = [(settings, frame) for settings, frame in found if frame is not None and "at" in frame]
+    return gather_reports([(settings, frame[["at", "val_accuracy"]].to_numpy()) for settings, frame in reported])
+
+
+def make_ray_domain(domain: Any) -> Any:
+    """Return what a parameter may be as Ray Tune has it."""
+    from ray import tune
+
+    if not isinstance(domain, Mapping):
+        return tune.choice(list(domain))
+    if domain["whole"]:
+        return tune.lograndint(domain["low"], domain["high"] + 1)  # the upper end does not belong to it
+    return tune.loguniform(domain["low"], domain["high"])
+
+
+def gather_reports(reports: Sequence[tuple[Mapping[str, Any], Any]]) -> list[dict[str, Any]]:
+    """Return the trials in the order of their ends, from settings and reports `(epochs, 2)` with times and scores."""
+    times = np.sort(np.concatenate([rows[:, 0] for _, rows in reports]))
+    trials = []
+    for settings, rows in reports:
+        ended, score = (float(value) for value in rows[-1])
+        used = int(np.searchsorted(times, ended, side="right"))
+        trials.append({"ended": ended, "epochs": used, "score": score, "settings": dict(settings)})
+    return sorted(trials, key=lambda trial: trial["ended"])
+
+
+def main(kind: Kind, setup: Path, data: Path, folder: Path, seed: int) -> None:
+    """Run a search, and print its trials.
+
+    Args:
+        kind: The rival.
+        setup: File of `search.py` with the space, the epochs of a trial, and the budget in epochs.
+        data: File with images and labels.
+        folder: Folder for the files of the rival, which is its own.
+        seed: Seed of the search and of its networks.
+    """
+    content = json.loads(setup.read_text())
+    if kind == "ray":
+        trials = search_with_ray(content, load(data), seed, folder.absolute())
+    elif kind == "grid":
+        trials = search_grid(content, load(data), seed)
+    else:
+        processes = PROCESSES if kind == "optuna_pair" else 1
+        trials = search_with_optuna(content, data, seed, folder, processes=processes)
+    print(json.dumps(trials))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
