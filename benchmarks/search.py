@@ -6,9 +6,9 @@ unless said otherwise. Its parts:
 epochs: regret by epochs (`search_curves.py` says what regret is) and the accuracy of what each method ends with, on
 fresh seeds. Our searches run in step, which changes no result. All that is confirmed trains with one routine.
 
-wall: regret by wall time, of searches that run alone and in turns. Seconds count from the start of the command, with the
-start of Python and of Ray, to the end of the search's last trial; the seconds of the whole command are listed as well.
-That of ours also confirms the best settings and the usual ones with one seed.
+wall: regret by wall time, of searches that run alone and in turns. Seconds count from the start of the command to the
+end of the search's last trial, with the start of Python and of Ray. Those of the whole command are listed as well; ours
+also confirms the best settings and the usual ones with one seed.
 
 long: the same with a budget that takes long to train, where every setting costs about the same: one architecture and
 one batch size. Nothing is confirmed; the curves are those of the best score so far, which is optimistic for all alike.
@@ -22,18 +22,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
-from multiprocessing import get_context
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import tyro
 
-from benchmarks.bench import CORES, ROOT, console, describe_machine, query_store, run_script, say, temporary_folder
+from benchmarks.bench import ROOT, console, describe_machine, query_store, run_script, say, temporary_folder
+from benchmarks.search_confirm import confirm
 from benchmarks.search_curves import Evaluation, SearchRun, list_incumbents
 from benchmarks.search_replay import (
     Table,
@@ -47,11 +46,9 @@ from benchmarks.search_replay import (
 )
 from benchmarks.search_report import PartReport, save_figure
 from sweeps.cli import run_to_exit_status
-from sweeps.confirmation import FIRST_SEED
 from sweeps.experiment import DEFAULT_TRACKING_URI, SweepOptions
-from sweeps.rounds import compute_score
 from sweeps.search import Search, format_domain
-from trainables import datasets, training
+from trainables import datasets
 from trainables.errors import BadInputError, check_positive
 from trainables.persistence.store import Store
 from trainables.persistence.stored_journal import StoredJournal
@@ -73,8 +70,6 @@ METHODS = {  # of each part
     "long": (TPE, PAIR, ASHA),
 }
 TIME_LIMIT_SECONDS = 6 * 3600.0  # limit for one command
-TABLE_RATES = (0.0001, 0.0005, 0.002, 0.01, 0.05)
-TABLE_BATCH_SIZES = (20, 50, 200)
 Part = Literal["epochs", "wall", "long", "replay"]
 
 
@@ -104,6 +99,10 @@ class Options:
     """Folder in which the table's trials are trained, and which may have some of them. Default: a temporary one."""
     table_dataset: str = "fashion_mnist"
     """Data set of a table that is trained."""
+    table_rates: tuple[float, ...] = (0.0001, 0.0005, 0.002, 0.01, 0.05)
+    """Learning rates of a table that is trained."""
+    table_batch_sizes: tuple[int, ...] = (20, 50, 200)
+    """Batch sizes of a table that is trained."""
     data_root: Path = Path("data")
     """Folder of the data sets."""
     small: bool = False
@@ -113,8 +112,10 @@ class Options:
 
     def shrink(self) -> Options:
         """Return the options of a small run."""
+        digits = {"long_dataset": "digits", "table_dataset": "digits"}
+        table = {"table_rates": (0.002, 0.01), "table_batch_sizes": (20, 50)}
         tiny = {"repeats": 1, "turns": 1, "budget": 8, "epochs": 2, "confirm_seeds": 2, "long_budget": 8}
-        return replace(self, **tiny, long_dataset="digits", table_dataset="digits")  # type: ignore[arg-type]
+        return replace(self, **digits, **table, **tiny)  # type: ignore[arg-type]
 
     def make_search(self, part: Part) -> Search:
         """Return our search of a part, whose space all methods have."""
@@ -200,44 +201,6 @@ def run_searches(options: Options, part: Part, search: Search) -> list[SearchRun
     return runs
 
 
-@cache
-def load_tensors(dataset: str, data_root: Path) -> training.Tensors:
-    """Return a data set on the CPU; in a process that confirms, for all its trials."""
-    return training.to_tensors(datasets.load_dataset(dataset, data_root), "cpu")
-
-
-def train_alone(trial: Trial, data_root: Path) -> tuple[float, float]:
-    """Train a trial in this process, and return its score and its test accuracy in %."""
-    data = load_tensors(trial.dataset, data_root)
-    state = training.start(trial, data)
-    for _ in training.train(trial, data, state):
-        pass
-    result = training.finish(trial, data, state)
-    return compute_score(trial, result), result.test_accuracy
-
-
-def confirm(search: Search, settings: Mapping[str, Mapping[str, Any]], options: Options) -> list[dict[str, float]]:
-    """Train settings on fresh seeds; return the means of their scores and of their test accuracies, by their key.
-
-    The mean test accuracy is NaN where a seed diverged.
-    """
-    seeds = range(FIRST_SEED, FIRST_SEED + options.confirm_seeds)
-    by_key = {
-        key: [Trial(**search.make_settings(params, search.epochs, seed)) for seed in seeds]
-        for key, params in settings.items()
-    }
-    trials = list(dict.fromkeys(trial for family in by_key.values() for trial in family))
-    say(f"confirming {len(by_key)} settings with {len(trials)} trials …")
-    pool = ProcessPoolExecutor(
-        CORES, mp_context=get_context("spawn"), initializer=training.prepare_process, initargs=(1,)
-    )
-    with pool:
-        found = pool.map(partial(train_alone, data_root=options.data_root), trials, chunksize=4)
-        by_trial = dict(zip(trials, found, strict=True))
-    means = {key: np.mean([by_trial[trial] for trial in family], axis=0) for key, family in by_key.items()}
-    return [{key: float(mean[column]) for key, mean in means.items()} for column in (0, 1)]
-
-
 def measure(options: Options, part: Part) -> PartReport:
     """Measure a part that trains."""
     search = options.make_search(part)
@@ -246,7 +209,7 @@ def measure(options: Options, part: Part) -> PartReport:
     title = f"{part}: {search.dataset}, {budget} epochs a search, {search.epochs} a trial"
     if part == "long":
         return PartReport(title, runs, budget, lambda e: e.score, "best score", ("seconds",), {}, {}, timed)
-    scores, tests = confirm(search, list_incumbents(runs), options)
+    scores, tests = confirm(search, list_incumbents(runs), options.confirm_seeds, options.data_root)
     best = max(scores.values())
     axis: Literal["epochs", "seconds"] = "epochs" if part == "epochs" else "seconds"
     return PartReport(title, runs, budget, lambda e: best - scores[e.key], "regret", (axis,), tests, scores, timed)
@@ -260,7 +223,7 @@ def get_table(options: Options) -> Table:
         folder = (options.table_folder or temporary).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         uri = f"sqlite:///{folder}/mlflow.db"
-        grids = make_grids(options.table_dataset, options.epochs, TABLE_RATES, TABLE_BATCH_SIZES)
+        grids = make_grids(options.table_dataset, options.epochs, options.table_rates, options.table_batch_sizes)
         for grid in grids:
             seconds = run_our_script("grid", replace(grid, tracking_uri=uri), folder, options.data_root)
             say(f"the table's trials with {grid.optimizer}: {seconds:.0f} s")

@@ -68,7 +68,7 @@ class SearchRun:
     @property
     def incumbent(self) -> Evaluation | None:
         """The setting that the search ends with; None if no trial came to its end."""
-        return (find_incumbents(self.evaluations, "epochs") or [None])[-1]
+        return next(reversed(find_incumbents(self.evaluations, "epochs")), None)
 
 
 Value = Callable[[Evaluation], float]

@@ -20,8 +20,8 @@ from benchmarks.search_curves import Evaluation, SearchRun
 from sweeps.grid import Grid
 from sweeps.journal import NoJournal
 from sweeps.rounds import History, compute_score
-from sweeps.sampling import make_distributions
 from sweeps.search import Search
+from sweeps.space import make_distributions
 from sweeps.sweep import ReadResult
 from trainables.class_counts import count_images
 from trainables.errors import BadInputError
@@ -56,8 +56,7 @@ class Table:
     def read(self, trial: Trial) -> Result:
         """Return a result that has the scores of a trial, whatever its seed, as its records."""
         scores = self.scores[replace(trial, seed=TABLE_SEED, epochs=self.epochs).id][: trial.epochs]
-        images = sum(count_images(trial.dataset, trial.pipeline, trial.task, "train"))
-        steps = trial.steps_per_epoch(images) * np.arange(1, trial.epochs + 1)
+        steps = count_steps(replace(trial, epochs=1)) * np.arange(1, trial.epochs + 1)
         return Result(steps, {"val_accuracy": np.array(scores)}, 0.0, np.zeros((1, 1)))
 
     def save(self, path: Path) -> None:
@@ -109,16 +108,22 @@ def make_table(grids: Sequence[Grid], read: ReadResult) -> Table:
         result = read(trial)
         if result is None:
             raise BadInputError("the table's trials are not all finished; run the benchmark again")
+        if result.steps[0] > count_steps(replace(trial, epochs=1)):
+            raise BadInputError(f"an epoch in batches of {trial.batch_size} has no record; give smaller batches")
         lengths = [replace(trial, epochs=epochs) for epochs in range(1, trial.epochs + 1)]
         scores[trial.id] = [compute_score(length, cut(result, length)) for length in lengths]
         settings[trial.id] = {name: getattr(trial, name) for name in PARAMETERS}
     return Table(grids[0].dataset, grids[0].epochs, scores, settings)
 
 
+def count_steps(trial: Trial) -> int:
+    """Return the steps of a trial."""
+    return trial.epochs * trial.steps_per_epoch(sum(count_images(trial.dataset, trial.pipeline, trial.task, "train")))
+
+
 def cut(result: Result, trial: Trial) -> Result:
     """Return the part of a result that a shorter trial would have had."""
-    images = sum(count_images(trial.dataset, trial.pipeline, trial.task, "train"))
-    until = result.steps <= trial.epochs * trial.steps_per_epoch(images)
+    until = result.steps <= count_steps(trial)
     return replace(result, steps=result.steps[until], curves={name: c[until] for name, c in result.curves.items()})
 
 

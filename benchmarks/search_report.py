@@ -137,7 +137,7 @@ def list_places(part: PartReport, axis: Axis) -> NDArray[np.float64]:
 
 @style.with_style
 def save_figure(parts: Sequence[PartReport], path: Path) -> None:
-    """Draw the curves of all parts, a panel for each axis: means with 95 % intervals, or single runs if they are few."""
+    """Draw the curves of all parts, a panel for each axis: means with 95 % intervals, or with the few runs."""
     panels = [(part, axis) for part in parts for axis in part.axes]
     figure = style.make_figure(0.6 + 2.6 * len(panels), width=style.PAGE_WIDTH)
     methods = list(dict.fromkeys(run.method for part in parts for run in part.runs))

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["grid", "optuna", "optuna_pair", "ray"]
 Space = Mapping[str, Any]  # parameter → its choices, or the ends of its range and whether it is of whole numbers
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 VARIED_BY_A_GRID = ("architecture", "optimizer")  # beside the learning rate
 PROCESSES = 2
 JOURNAL = "optuna.log"
@@ -57,7 +57,7 @@ def train_epochs(settings: Mapping[str, Any], data: dict[str, Tensor], epochs: i
     channels, height, width = data["train_images"].shape[1:]
     kinds = {name: settings[name] for name in ("activation", "pooling")}
     model = build(settings["architecture"], (channels, height, width), **kinds)
-    optimizer = OPTIMIZERS[settings["optimizer"]](model.parameters(), lr=settings["learning_rate"])  # type: ignore[call-arg]
+    optimizer = OPTIMIZERS[settings["optimizer"]](model.parameters(), lr=settings["learning_rate"])
     parts = ("val_images", "val_labels")
     validation = list(zip(*(data[part].split(VALIDATION_BATCH_SIZE) for part in parts), strict=True))
     losses, accuracies, step = [], [], 0
@@ -130,7 +130,26 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     return found
 
 
-def optimize(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int, sampler_seed: int, folder: Path) -> Any:
+def open_study(folder: Path, sampler_seed: int) -> optuna.Study:
+    """Return a new study, or that of the folder's journal if there is one."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path = folder / JOURNAL
+    return optuna.create_study(
+        study_name="search",
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=sampler_seed),
+        storage=JournalStorage(JournalFileBackend(str(path))) if path.exists() else None,
+        load_if_exists=True,
+    )
+
+
+def optimize(
+    setup: Mapping[str, Any], data: dict[str, Tensor], seed: int, sampler_seed: int, folder: Path
+) -> optuna.Study:
     """Take part in Optuna's study until it has spent the budget, and return the study.
 
     Args:
@@ -138,22 +157,12 @@ def optimize(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int, sampl
         data: Images and labels by name.
         seed: The seed of the networks.
         sampler_seed: The seed of this process's sampler.
-        folder: The folder of the study's journal, which is used if it is there.
+        folder: The folder of the study's journal.
     """
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = folder / JOURNAL
-    study = optuna.create_study(
-        study_name="search",
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=sampler_seed),
-        storage=JournalStorage(JournalFileBackend(str(path))) if path.exists() else None,
-        load_if_exists=True,
-    )
+    study = open_study(folder, sampler_seed)
     count = setup["budget"] // setup["epochs"]
     # Trials that the other process trains count, so that the study trains no more than its budget.
     enough = optuna.study.MaxTrialsCallback(count, states=(TrialState.COMPLETE, TrialState.RUNNING))
@@ -186,27 +195,13 @@ def search_with_optuna(
             process.start()
         for process in started:
             process.join()
-            assert process.exitcode == 0
-        study = load_study(folder)
-    ended = sorted((trial for trial in study.trials if trial.value is not None), key=lambda t: t.datetime_complete)
+        assert not any(process.exitcode for process in started)
+        study = open_study(folder, seed)
+    found = [(t.datetime_complete.timestamp(), t.value, t.params) for t in study.trials if t.datetime_complete]
     return [
-        {
-            "ended": trial.datetime_complete.timestamp(),
-            "epochs": number * setup["epochs"],
-            "score": trial.value,
-            "settings": trial.params,
-        }
-        for number, trial in enumerate(ended, start=1)
+        {"ended": ended, "epochs": number * setup["epochs"], "score": score, "settings": settings}
+        for number, (ended, score, settings) in enumerate(sorted(found, key=lambda row: row[0]), start=1)
     ]
-
-
-def load_study(folder: Path) -> Any:
-    """Return the study of a folder's journal."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    return optuna.load_study(study_name="search", storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))))
 
 
 def search_with_ray(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int, folder: Path) -> list[dict[str, Any]]:
@@ -221,7 +216,7 @@ def search_with_ray(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
-    class Budget(tune.Stopper):  # type: ignore[misc]
+    class Budget(tune.Stopper):
         """Stopper of the whole search when its trials have trained as many epochs as the budget has."""
 
         reports = 0
@@ -253,7 +248,9 @@ def search_with_ray(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int
             run_config=tune.RunConfig(storage_path=str(folder / "results"), stop=Budget(), verbose=0),
         )
         results = tuner.fit()
-        found = [(result.config, result.metrics_dataframe) for result in results]
+        found = [
+            (result.config or {}, result.metrics_dataframe) for result in map(results.__getitem__, range(len(results)))
+        ]
     finally:
         ray.shutdown()
     reported = [(settings, frame) for settings, frame in found if frame is not None and "at" in frame]
