@@ -8,7 +8,8 @@ fresh seeds. Our searches run in step, which changes no result. All that is conf
 
 wall: regret by wall time, of searches that run alone and in turns. Seconds count from the start of the command to the
 end of the search's last trial, with the start of Python and of Ray. Those of the whole command are listed as well; ours
-also confirms the best settings and the usual ones with one seed.
+also confirms the best settings and the usual ones with one seed. Our searches keep their folder from turn to turn, so
+that the first makes the database and measures what is faster.
 
 long: the same with a budget that takes long to train, where every setting costs about the same: one architecture and
 one batch size. Nothing is confirmed; the curves are those of the best score so far, which is optimistic for all alike.
@@ -49,7 +50,7 @@ from sweeps.cli import run_to_exit_status
 from sweeps.experiment import DEFAULT_TRACKING_URI, SweepOptions
 from sweeps.search import Search, format_domain
 from trainables import datasets
-from trainables.errors import BadInputError, check_positive
+from trainables.errors import BadInputError, check_choice, check_positive
 from trainables.persistence.store import Store
 from trainables.persistence.stored_journal import StoredJournal
 from trainables.result import Result
@@ -79,6 +80,8 @@ class Options:
 
     parts: tuple[Part, ...] = get_args(Part)
     """Parts to measure; the text above describes them."""
+    methods: tuple[str, ...] = (*OURS, *RIVALS)
+    """Methods of the parts that train, as far as a part has them."""
     repeats: int = 10
     """Searches of each method in the parts epochs and replay, with the seeds from 0 on."""
     turns: int = 3
@@ -106,7 +109,7 @@ class Options:
     data_root: Path = Path("data")
     """Folder of the data sets."""
     small: bool = False
-    """Run every part with one search of each method, tiny budgets and digits, to see that it works."""
+    """Run with one search of four methods, tiny budgets and digits alone, to see that it works."""
     out: Path = Path("benchmarks/search.json")
     """File for the results; the figure is beside it."""
 
@@ -115,7 +118,7 @@ class Options:
         digits = {"long_dataset": "digits", "table_dataset": "digits"}
         table = {"table_rates": (0.002, 0.01), "table_batch_sizes": (20, 50)}
         tiny = {"repeats": 1, "turns": 1, "budget": 8, "epochs": 2, "confirm_seeds": 2, "long_budget": 8}
-        return replace(self, **digits, **table, **tiny)  # type: ignore[arg-type]
+        return replace(self, methods=(TPE, GRID, PAIR, ASHA), **digits, **table, **tiny)  # type: ignore[arg-type]
 
     def make_search(self, part: Part) -> Search:
         """Return our search of a part, whose space all methods have."""
@@ -184,16 +187,16 @@ def run_rival(search: Search, method: str, seed: int, data: Path) -> SearchRun:
 def run_searches(options: Options, part: Part, search: Search) -> list[SearchRun]:
     """Run all searches of a part, in turns where wall time counts."""
     repeats = options.repeats if part == "epochs" else options.turns
-    ours = [method for method in METHODS[part] if method in OURS]
+    methods = [method for method in METHODS[part] if method in options.methods]
     runs: list[SearchRun] = []
     with temporary_folder() as home:
         loaded = datasets.load_dataset(search.dataset, options.data_root)
         names = ("train_images", "train_labels", "val_images", "val_labels")
         np.savez(home / "data.npz", **{name: getattr(loaded, name) for name in names})
-        for method in ours if part == "epochs" else ():
+        for method in [name for name in methods if name in OURS and part == "epochs"]:
             runs += run_ours(search, method, range(repeats), home, options.data_root)
         for seed in range(repeats):
-            for method in METHODS[part]:
+            for method in methods:
                 if method in RIVALS:
                     runs.append(run_rival(search, method, seed, home / "data.npz"))
                 elif part != "epochs":
@@ -249,6 +252,8 @@ def check(options: Options) -> None:
     """Raise `BadInputError` where an option has a value that the benchmark cannot use."""
     for name in ("repeats", "turns", "budget", "epochs", "confirm_seeds", "long_budget"):
         check_positive(f"--{name.replace('_', '-')}", getattr(options, name), whole=True)
+    for method in options.methods:
+        check_choice("method", method, (*OURS, *RIVALS))
     for path in (options.out, options.table):
         if not path.parent.is_dir():
             raise BadInputError(f"{path} cannot be written; name a file in a folder that exists")

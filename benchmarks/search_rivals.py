@@ -3,7 +3,7 @@
 They build the same networks from the project's tables, train them with the loop of the lean script in `rivals.py`, and
 use none of the project's other code. As in a search, the score of a trial is the mean validation accuracy in % over the
 records of its last epoch, one after every tenth step. The last line of the output is a list of the trials in JSON, in
-the order in which they ended: when that was, the epochs that all trials had trained by then, settings and score.
+the order of their ends: settings, score, when they ended, and the epochs that all trials had trained by then.
 
 grid: the settings of `make_grid`, one after the other, in an order that the seed decides.
 
@@ -26,6 +26,8 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -46,7 +48,6 @@ Kind = Literal["grid", "optuna", "optuna_pair", "ray"]
 Space = Mapping[str, Any]  # parameter → its choices, or the ends of its range and whether it is of whole numbers
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 VARIED_BY_A_GRID = ("architecture", "optimizer")  # beside the learning rate
-PROCESSES = 2
 JOURNAL = "optuna.log"
 SUGGESTIONS_AT_ONCE = 4  # of `OptunaSearch`, as in Ray's example
 
@@ -76,8 +77,7 @@ def train_epochs(settings: Mapping[str, Any], data: dict[str, Tensor], epochs: i
 
 def train_trial(settings: Mapping[str, Any], data: dict[str, Tensor], epochs: int, seed: int) -> float:
     """Train a network to its end and return its score in %."""
-    *_, score = train_epochs(settings, data, epochs, seed)
-    return score
+    return list(train_epochs(settings, data, epochs, seed))[-1]
 
 
 def make_grid(space: Space, count: int) -> list[dict[str, Any]]:
@@ -88,8 +88,7 @@ def make_grid(space: Space, count: int) -> list[dict[str, Any]]:
     """
     usual = {name: get_middle(domain) if isinstance(domain, Mapping) else domain[0] for name, domain in space.items()}
     pairs = list(product(*(space[name] for name in VARIED_BY_A_GRID)))
-    number = max(count // len(pairs), 1)
-    rates = space["learning_rate"]
+    rates, number = space["learning_rate"], max(count // len(pairs), 1)
     if isinstance(rates, Mapping):
         rates = np.geomspace(rates["low"], rates["high"], number) if number > 1 else [get_middle(rates)]
     points = [
@@ -109,25 +108,24 @@ def get_middle(domain: Mapping[str, Any]) -> float:
 def search_grid(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int) -> list[dict[str, Any]]:
     """Train a grid's trials, and return them."""
     points = make_grid(setup["space"], setup["budget"] // setup["epochs"])
+    order = np.random.default_rng(seed).permutation(len(points))
     trials = []
-    for number, index in enumerate(np.random.default_rng(seed).permutation(len(points)), start=1):
-        score = train_trial(points[index], data, setup["epochs"], seed)
-        used = number * setup["epochs"]
-        trials.append({"ended": time.time(), "epochs": used, "score": score, "settings": points[index]})
+    for number, settings in enumerate((points[index] for index in order), start=1):
+        row = {"settings": settings, "score": train_trial(settings, data, setup["epochs"], seed)}
+        trials.append({**row, "ended": time.time(), "epochs": number * setup["epochs"]})
     return trials
 
 
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     """Ask Optuna for the settings of a trial."""
-    found: dict[str, Any] = {}
-    for name, domain in space.items():
+
+    def choose(name: str, domain: Any) -> Any:
         if not isinstance(domain, Mapping):
-            found[name] = trial.suggest_categorical(name, domain)
-        elif domain["whole"]:
-            found[name] = trial.suggest_int(name, domain["low"], domain["high"], log=True)
-        else:
-            found[name] = trial.suggest_float(name, domain["low"], domain["high"], log=True)
-    return found
+            return trial.suggest_categorical(name, domain)
+        method = trial.suggest_int if domain["whole"] else trial.suggest_float
+        return method(name, domain["low"], domain["high"], log=True)
+
+    return {name: choose(name, domain) for name, domain in space.items()}
 
 
 def open_study(folder: Path, sampler_seed: int) -> optuna.Study:
@@ -150,15 +148,7 @@ def open_study(folder: Path, sampler_seed: int) -> optuna.Study:
 def optimize(
     setup: Mapping[str, Any], data: dict[str, Tensor], seed: int, sampler_seed: int, folder: Path
 ) -> optuna.Study:
-    """Take part in Optuna's study until it has spent the budget, and return the study.
-
-    Args:
-        setup: The space, the epochs of a trial, and the budget in epochs.
-        data: Images and labels by name.
-        seed: The seed of the networks.
-        sampler_seed: The seed of this process's sampler.
-        folder: The folder of the study's journal.
-    """
+    """Take part in Optuna's study until it has spent the budget, and return the study."""
     import optuna
     from optuna.trial import TrialState
 
@@ -174,7 +164,7 @@ def optimize(
     return study
 
 
-def optimize_in_a_process(setup: Mapping[str, Any], path: Path, seed: int, sampler_seed: int, folder: Path) -> None:
+def optimize_in_a_process(setup: Mapping[str, Any], path: Path, seed: int, folder: Path, sampler_seed: int) -> None:
     """Take part in Optuna's study with one thread."""
     torch.set_num_threads(1)
     optimize(setup, load(path), seed, sampler_seed, folder)
@@ -188,14 +178,9 @@ def search_with_optuna(
         study = optimize(setup, load(path), seed, seed, folder)
     else:
         (folder / JOURNAL).touch()
-        context = get_context("spawn")
-        arguments = [(setup, path, seed, processes * seed + number, folder) for number in range(processes)]
-        started = [context.Process(target=optimize_in_a_process, args=words) for words in arguments]
-        for process in started:
-            process.start()
-        for process in started:
-            process.join()
-        assert not any(process.exitcode for process in started)
+        work = partial(optimize_in_a_process, setup, path, seed, folder)
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            list(pool.map(work, range(processes * seed, processes * (seed + 1))))
         study = open_study(folder, seed)
     found = [(t.datetime_complete.timestamp(), t.value, t.params) for t in study.trials if t.datetime_complete]
     return [
@@ -208,7 +193,11 @@ def search_with_ray(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int
     """Run Ray Tune with `OptunaSearch` and ASHA, and return its trials."""
     # Ray reads these variables when it is imported. They keep it on this machine, and change nothing about Ray Tune.
     usual = {"USAGE_STATS_ENABLED": "0", "TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0", "AUTH_MODE": "token"}
-    usual |= {"AUTH_TOKEN": secrets.token_hex(32), "ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    usual |= {
+        "AUTH_TOKEN": secrets.token_hex(32),
+        "ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
     os.environ.update({f"RAY_{name}": value for name, value in usual.items()})
     import ray
     from ray import tune
@@ -232,8 +221,8 @@ def search_with_ray(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int
         for score in train_epochs(config, data, setup["epochs"], seed):
             tune.report({"val_accuracy": score, "at": time.time()})
 
-    cpus = os.cpu_count() or 1
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(folder / "ray"))
+    place = str(folder / "ray")
+    ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, _temp_dir=place)
     try:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(train, data=data), {"cpu": 1}),
@@ -271,12 +260,17 @@ def make_ray_domain(domain: Any) -> Any:
 def gather_reports(reports: Sequence[tuple[Mapping[str, Any], Any]]) -> list[dict[str, Any]]:
     """Return the trials in the order of their ends, from settings and reports `(epochs, 2)` with times and scores."""
     times = np.sort(np.concatenate([rows[:, 0] for _, rows in reports]))
-    trials = []
-    for settings, rows in reports:
-        ended, score = (float(value) for value in rows[-1])
-        used = int(np.searchsorted(times, ended, side="right"))
-        trials.append({"ended": ended, "epochs": used, "score": score, "settings": dict(settings)})
-    return sorted(trials, key=lambda trial: trial["ended"])
+    trials = [
+        {
+            "ended": at,
+            "epochs": int(np.searchsorted(times, at, side="right")),
+            "score": score,
+            "settings": dict(settings),
+        }
+        for settings, rows in reports
+        for at, score in rows[-1:].tolist()
+    ]
+    return sorted(trials, key=lambda trial: float(trial["ended"]))
 
 
 def main(kind: Kind, setup: Path, data: Path, folder: Path, seed: int) -> None:
@@ -290,13 +284,13 @@ def main(kind: Kind, setup: Path, data: Path, folder: Path, seed: int) -> None:
         seed: Seed of the search and of its networks.
     """
     content = json.loads(setup.read_text())
-    if kind == "ray":
-        trials = search_with_ray(content, load(data), seed, folder.absolute())
-    elif kind == "grid":
-        trials = search_grid(content, load(data), seed)
-    else:
-        processes = PROCESSES if kind == "optuna_pair" else 1
-        trials = search_with_optuna(content, data, seed, folder, processes=processes)
+    match kind:
+        case "grid":
+            trials = search_grid(content, load(data), seed)
+        case "ray":
+            trials = search_with_ray(content, load(data), seed, folder.absolute())
+        case _:
+            trials = search_with_optuna(content, data, seed, folder, processes=2 if kind == "optuna_pair" else 1)
     print(json.dumps(trials))
 
 
