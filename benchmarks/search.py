@@ -45,7 +45,7 @@ from benchmarks.search_replay import (
     replay_optuna,
     replay_search,
 )
-from benchmarks.search_report import PartReport, save_figure
+from benchmarks.search_report import REGRET, PartReport, save_figure
 from sweeps.cli import run_to_exit_status
 from sweeps.experiment import DEFAULT_TRACKING_URI, SweepOptions
 from sweeps.search import Search, format_domain
@@ -215,7 +215,7 @@ def measure(options: Options, part: Part) -> PartReport:
     scores, tests = confirm(search, list_incumbents(runs), options.confirm_seeds, options.data_root)
     best = max(scores.values())
     axis: Literal["epochs", "seconds"] = "epochs" if part == "epochs" else "seconds"
-    return PartReport(title, runs, budget, lambda e: best - scores[e.key], "regret", (axis,), tests, scores, timed)
+    return PartReport(title, runs, budget, lambda e: best - scores[e.key], REGRET, (axis,), tests, scores, timed)
 
 
 def get_table(options: Options) -> Table:
@@ -245,7 +245,7 @@ def replay(options: Options) -> PartReport:
         runs += [replay_grid(table, options.budget, seed, GRID), replay_optuna(table, search, OPTUNA)]
     title = f"replay: {table.dataset}, a table of {len(table.scores)} trials, {options.budget} epochs a search"
     best = table.best
-    return PartReport(title, runs, options.budget, lambda e: best - e.score, "regret", ("epochs",), {}, {})
+    return PartReport(title, runs, options.budget, lambda e: best - e.score, REGRET, ("epochs",), {}, {})
 
 
 def check(options: Options) -> None:

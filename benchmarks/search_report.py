@@ -26,6 +26,7 @@ from benchmarks.search_curves import (
 )
 from sweeps.intervals import compute_mean_interval, format_mean
 
+REGRET = "regret"
 PLACES = 200  # of a curve by wall time
 LABELS: Mapping[Axis, str] = {"epochs": "epochs trained", "seconds": "seconds since the start of the command"}
 
@@ -159,6 +160,9 @@ def save_figure(parts: Sequence[PartReport], path: Path) -> None:
             else:
                 axes.plot(at, values.T, **look, linewidth=0.5, alpha=0.5)
         axes.set(title=style.wrap(part.title, style.PAGE_WIDTH), xlabel=LABELS[axis], ylabel=f"{part.value_name}, %")
+        if part.value_name == REGRET:  # the first settings are far worse than those that the methods end with
+            axes.set_yscale("symlog", linthresh=0.5)
+            axes.set_ylim(bottom=0)
         axes.grid(visible=True)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     figure.savefig(path)

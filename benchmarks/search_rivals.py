@@ -49,7 +49,6 @@ Space = Mapping[str, Any]  # parameter → its choices, or the ends of its range
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 VARIED_BY_A_GRID = ("architecture", "optimizer")  # beside the learning rate
 JOURNAL = "optuna.log"
-SUGGESTIONS_AT_ONCE = 4  # of `OptunaSearch`, as in Ray's example
 
 
 def train_epochs(settings: Mapping[str, Any], data: dict[str, Tensor], epochs: int, seed: int) -> Iterator[float]:
@@ -191,6 +190,8 @@ def search_with_optuna(
 
 def search_with_ray(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int, folder: Path) -> list[dict[str, Any]]:
     """Run Ray Tune with `OptunaSearch` and ASHA, and return its trials."""
+    for name in [name for name in os.environ if name.startswith(("TUNE_", "RAY_"))]:
+        del os.environ[name]  # `search.py` has imported our driver, which sets Ray Tune up for itself
     # Ray reads these variables when it is imported. They keep it on this machine, and change nothing about Ray Tune.
     usual = {"USAGE_STATS_ENABLED": "0", "TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0", "AUTH_MODE": "token"}
     usual |= {
@@ -208,14 +209,15 @@ def search_with_ray(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int
     class Budget(tune.Stopper):
         """Stopper of the whole search when its trials have trained as many epochs as the budget has."""
 
-        reports = 0
+        def __init__(self) -> None:
+            self.epochs: set[tuple[str, int]] = set()  # each once, though Ray Tune repeats a trial's last report
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            self.reports += 1
+            self.epochs.add((trial_id, result["training_iteration"]))
             return False
 
         def stop_all(self) -> bool:
-            return self.reports >= int(setup["budget"])
+            return len(self.epochs) >= int(setup["budget"])
 
     def train(config: dict[str, Any], data: dict[str, Tensor]) -> None:
         for score in train_epochs(config, data, setup["epochs"], seed):
@@ -230,7 +232,7 @@ def search_with_ray(setup: Mapping[str, Any], data: dict[str, Tensor], seed: int
             tune_config=tune.TuneConfig(
                 metric="val_accuracy",
                 mode="max",
-                search_alg=ConcurrencyLimiter(OptunaSearch(seed=seed), max_concurrent=SUGGESTIONS_AT_ONCE),
+                search_alg=ConcurrencyLimiter(OptunaSearch(seed=seed), max_concurrent=4),
                 scheduler=ASHAScheduler(),
                 num_samples=setup["budget"],  # more than the budget allows
             ),

@@ -33,7 +33,7 @@ from benchmarks.search_replay import (
     replay_optuna,
     replay_search,
 )
-from benchmarks.search_report import PartReport, save_figure
+from benchmarks.search_report import REGRET, PartReport, save_figure
 from benchmarks.search_rivals import gather_reports, make_grid
 from trainables.errors import BadInputError
 from trainables.result import Result
@@ -165,7 +165,7 @@ def test_rivals_are_replayed_and_a_full_budget_finds_the_best(table: Table) -> N
 
 def test_a_report_has_numbers_a_table_and_a_figure(tmp_path: Path) -> None:
     runs = [make_run([50, 80 + s], [2.0, 4.0 + s], s, m) for m in ("ours", "rival") for s in range(5)]
-    report = PartReport("wall", runs, 6, lambda e: 90 - e.score, "regret", ("epochs", "seconds"), {}, {}, "ours")
+    report = PartReport("wall", runs, 6, lambda e: 90 - e.score, REGRET, ("epochs", "seconds"), {}, {}, "ours")
     numbers = report.to_json()
     assert numbers["methods"]["ours"]["regret, the end"]["mean"] == 8
     assert numbers["methods"]["ours"]["regret, half the budget"]["mean"] == 40
