@@ -85,7 +85,7 @@ class Options:
     repeats: int = 10
     """Searches of each method in the parts epochs and replay, with the seeds from 0 on."""
     turns: int = 3
-    """Searches of each method in the parts wall and long."""
+    """Searches of each method in the part wall."""
     budget: int = 60
     """Budget of a search in epochs."""
     epochs: int = 3
@@ -94,8 +94,10 @@ class Options:
     """Fresh seeds with which settings are confirmed."""
     long_dataset: str = "fashion_mnist"
     """Data set of the part long."""
-    long_budget: int = 240
+    long_budget: int = 96
     """Budget in epochs of a search of the part long."""
+    long_turns: int = 1
+    """Searches of each method in the part long."""
     table: Path = Path("benchmarks/search-table.json")
     """Table of the part replay."""
     table_folder: Path | None = None
@@ -186,7 +188,7 @@ def run_rival(search: Search, method: str, seed: int, data: Path) -> SearchRun:
 
 def run_searches(options: Options, part: Part, search: Search) -> list[SearchRun]:
     """Run all searches of a part, in turns where wall time counts."""
-    repeats = options.repeats if part == "epochs" else options.turns
+    repeats = {"epochs": options.repeats, "wall": options.turns}.get(part, options.long_turns)
     methods = [method for method in METHODS[part] if method in options.methods]
     runs: list[SearchRun] = []
     with temporary_folder() as home:
@@ -250,7 +252,7 @@ def replay(options: Options) -> PartReport:
 
 def check(options: Options) -> None:
     """Raise `BadInputError` where an option has a value that the benchmark cannot use."""
-    for name in ("repeats", "turns", "budget", "epochs", "confirm_seeds", "long_budget"):
+    for name in ("repeats", "turns", "budget", "epochs", "confirm_seeds", "long_budget", "long_turns"):
         check_positive(f"--{name.replace('_', '-')}", getattr(options, name), whole=True)
     for method in options.methods:
         check_choice("method", method, (*OURS, *RIVALS))
