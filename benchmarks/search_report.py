@@ -90,19 +90,18 @@ class PartReport:
         return {"methods": found}
 
     def make_table(self) -> Table:
-        """Return a table of the part: a row for each method; means with 95 % intervals, and medians of seconds."""
-        groups = group_by_method(self.runs)
-        rows = {method: self.list_columns(runs) for method, runs in groups.items()}
-        names = list(next(iter(rows.values())))
+        """Return a table with a section for each measure, so that it is not wide: means with intervals, or medians."""
+        rows = {method: self.list_columns(runs) for method, runs in group_by_method(self.runs).items()}
         ratios = compute_ratios(self.runs, self.timed, lambda run: run.seconds) if self.timed else {}
-        table = Table(title=self.title)
-        for name in ("method", "n", *names, *([f"{self.timed}: times its seconds"] if ratios else [])):
-            table.add_column(name, justify="left" if name == "method" else "right")
-        for method, row in rows.items():
-            cells = [format_cell(name, values) for name, values in row.items()]
-            table.add_row(
-                method, str(len(groups[method])), *cells, *([format_ratio(ratios.get(method))] if ratios else [])
-            )
+        table = Table("", "method", "n", "", title=self.title)
+        for name in next(iter(rows.values())):
+            table.add_section()
+            for index, (method, row) in enumerate(rows.items()):
+                table.add_row("" if index else name, method, str(len(row[name])), format_cell(name, row[name]))
+        table.add_section()
+        for index, (method, ratio) in enumerate(ratios.items()):
+            name = "" if index else f"seconds of {self.timed} / the rival's"
+            table.add_row(name, method, str(len(ratio["each"])), format_ratio(ratio))
         return table
 
 
@@ -122,10 +121,8 @@ def format_cell(name: str, values: Sequence[float]) -> str:
     return format_mean([value for value in values if np.isfinite(value)])
 
 
-def format_ratio(ratio: Mapping[str, Any] | None) -> str:
+def format_ratio(ratio: Mapping[str, Any]) -> str:
     """Return the median of some ratios, with the least and the greatest."""
-    if ratio is None:
-        return "–"
     return f"{ratio['median']:.2f} ({min(ratio['each']):.2f} – {max(ratio['each']):.2f})"
 
 
