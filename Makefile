@@ -6,7 +6,8 @@ RUN = $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help install install-cluster quickstart test fast-test test-oldest test-newest chaos chaos-quick cluster-test \
-	report-test ui ui-test gpu-check bench bench-compare bench-safety bench-cluster bench-coverage lint types
+	report-test ui ui-test gpu-check bench bench-compare bench-safety bench-cluster bench-coverage bench-search lint \
+	types
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -86,6 +87,9 @@ bench-cluster: install-cluster ## Measure the load that a head takes: writers on
 
 bench-coverage: install ## Simulate how often the intervals hold the true value, and how often reports claim too much
 	$(RUN) benchmarks/interval_coverage.py
+
+bench-search: install ## Compare searches with a grid, plain Optuna and Ray Tune's OptunaSearch, which takes hours
+	$(RUN) benchmarks/search.py
 
 lint: install ## Check the code's style
 	$(RUN) -m ruff check .

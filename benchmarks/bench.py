@@ -147,7 +147,11 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def run_script(
-    command: Sequence[object], folder: Path, has_enough: Callable[[int], bool] | None = None
+    command: Sequence[object],
+    folder: Path,
+    has_enough: Callable[[int], bool] | None = None,
+    *,
+    limit_seconds: float = TIME_LIMIT_SECONDS,
 ) -> CommandResult:
     """Run a Python script to its end, or until it has done enough.
 
@@ -155,6 +159,7 @@ def run_script(
         command: The script and its arguments.
         folder: The folder to run it in.
         has_enough: Function that is asked every few milliseconds, with the process id, whether the script may stop.
+        limit_seconds: The most time that the script may take.
 
     Raises:
         RuntimeError: The script failed, or took too long.
@@ -178,8 +183,8 @@ def run_script(
                 if has_enough is not None and enough_seconds is None and has_enough(process.pid):
                     enough_seconds = time.perf_counter() - started
                     process.send_signal(signal.SIGINT)
-                if time.perf_counter() - started > TIME_LIMIT_SECONDS:
-                    raise RuntimeError(f"{command} took longer than {TIME_LIMIT_SECONDS:.0f} seconds")
+                if time.perf_counter() - started > limit_seconds:
+                    raise RuntimeError(f"{command} took longer than {limit_seconds:.0f} seconds")
                 time.sleep(POLL_SECONDS)
         finally:
             stop(process)
