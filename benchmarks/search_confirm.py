@@ -16,6 +16,7 @@ from sweeps.confirmation import FIRST_SEED
 from sweeps.rounds import compute_score
 from sweeps.search import Search
 from trainables import datasets, training
+from trainables.process import prepare_process
 from trainables.trial import Trial
 
 
