@@ -96,16 +96,18 @@ class RunArtifacts:
         else:
             self._repository().log_artifacts(str(source))
 
-    def read_file(self, name: str) -> str | None:
-        """Return the text of a file, which may be in a folder; None if there is no such file."""
-        if folder := next((folder for folder in self.own_folders if folder.is_dir()), None):
-            path = folder / name
-            return path.read_text(encoding="utf-8") if path.exists() else None
-        repository = self._repository()
-        if name not in (file.path for file in repository.list_artifacts(str(PurePosixPath(name).parent))):
-            return None
+    def list_files(self, folder: str) -> set[str]:
+        """Return the names of the files in one of the run's folders, each with the folder's name before it."""
+        if own := next((path for path in self.own_folders if path.is_dir()), None):
+            return {str(path.relative_to(own)) for path in (own / folder).glob("*")}
+        return {file.path for file in self._repository().list_artifacts(folder)}
+
+    def read_file(self, name: str) -> str:
+        """Return the text of a file that `list_files` has named."""
+        if own := next((path for path in self.own_folders if path.is_dir()), None):
+            return (own / name).read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory() as temporary:
-            return Path(repository.download_artifacts(name, temporary)).read_text(encoding="utf-8")
+            return Path(self._repository().download_artifacts(name, temporary)).read_text(encoding="utf-8")
 
     def check_writing(self, sweep: str) -> None:
         """Write a small file, so that a place that cannot be written shows before anything trains.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from trainables.persistence.artifacts import RunArtifacts
 from trainables.persistence.connection import retry_for
@@ -36,6 +36,8 @@ class StoredJournal:
         self.dataset = dataset
         self.writing = writing
         self.patience_seconds = 0.0
+        self.artifacts: RunArtifacts | None = None
+        self.files: set[str] = set()  # those that are known to be there
 
     def read(self, name: str) -> str | None:
         """Return a file's text, or None if there is no such file."""
@@ -49,12 +51,21 @@ class StoredJournal:
     @raises_tracking_errors
     def _read(self, name: str) -> str | None:
         """Do the work of `read`, once."""
+        self.artifacts = self.artifacts or self._find_artifacts()
+        if self.artifacts is None:
+            return None
+        if name not in self.files:
+            self.files = self.artifacts.list_files(str(PurePosixPath(name).parent))
+        return self.artifacts.read_file(name) if name in self.files else None
+
+    def _find_artifacts(self) -> RunArtifacts | None:
+        """Return the artifacts of the parent run, or None if there is no such run yet."""
         experiment = self.store.client.get_experiment_by_name(self.sweep)
         if experiment is None:
             return None
         label = make_label(self.sweep, self.dataset)
         run = find_parent_run(self.store.client, experiment.experiment_id, label)
-        return None if run is None else RunArtifacts.of(self.uri, run).read_file(name)
+        return None if run is None else RunArtifacts.of(self.uri, run)
 
     def _add(self, name: str, text: str) -> None:
         """Do the work of `add`, once."""
