@@ -18,6 +18,7 @@ from test_results import make_result, record
 from trainables.errors import BadInputError, TrackingError
 from trainables.persistence.artifacts import RunArtifacts
 from trainables.persistence.store import Store
+from trainables.persistence.stored_journal import StoredJournal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -56,6 +57,16 @@ def test_results_are_recorded_through_a_server_and_read(port: int) -> None:
     for trial in sweep.trials():
         [run] = store.find_runs()[trial.id]
         assert store.read_result(run).test_accuracy == make_result(trial).test_accuracy
+
+
+def test_a_journal_is_kept_through_a_server(port: int) -> None:
+    name = "search/0123/round-0000.json"
+    journal = StoredJournal(Store(f"http://localhost:{port}"), "search", "digits", writing=True)
+    assert journal.read(name) is None
+    journal.add(name, "first")
+    again = StoredJournal(Store(f"http://localhost:{port}"), "search", "digits", writing=False)
+    assert again.read(name) == "first"
+    assert again.read("search/0123/round-0001.json") is None
 
 
 def test_artifacts_that_the_server_does_not_find_are_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
