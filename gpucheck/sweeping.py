@@ -66,4 +66,5 @@ def run_sweep(folder: Path, epochs: int, seeds: int, words: list[str]) -> float:
     trials, seconds = answer.split()
     if int(trials) != seeds:
         raise CheckFailedError(f"{trials} of {seeds} trials are in the store")
+    print(f"{trials} trials took {seconds} s from the first one's start to the last one's end", flush=True)
     return float(seconds)
