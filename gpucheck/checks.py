@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAIN_IMAGES, VAL_IMAGES = 110, 40  # of digits: an epoch has two batches of 50 and a smaller one
 STEPS, STEPS_PER_RECORD = 12, 3
 RECORDS = STEPS // STEPS_PER_RECORD
+HALF = 7  # steps until a checkpoint, which is within an epoch
 FEW = ("mlp_1", "cnn_3")
 WAYS = ("single", "stacked", "compiled")
 # The largest difference of the weights from those on the CPU, as a fraction of what training changed. In single
@@ -376,7 +377,7 @@ def make_resume_check(architecture: str) -> Callable[[Setting], str]:
     """Return a check that trials go on from checkpoints in another stack, alone, and on the CPU."""
 
     def check(setting: Setting) -> str:
-        half, trials = STEPS // 2, make_trials(architecture, range(4))
+        half, trials = HALF, make_trials(architecture, range(4))
         data = make_tensors(setting.digits, setting.device, torch.float32)
         on_cpu = make_tensors(setting.digits, torch.device("cpu"), torch.float32)
         expected = train(trials, data, "stacked")

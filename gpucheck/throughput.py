@@ -38,9 +38,9 @@ COUNTED_IMAGES = 1000  # of a validation pass whose operators are counted; stack
 FREE = {
     f"aten::{name}"
     for name in (
-        *("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "unsqueeze", "squeeze", "t", "transpose"),
-        *("permute", "select", "slice", "split", "unbind", "alias", "as_strided", "detach"),
-        *("empty", "empty_like", "new_empty"),
+        *("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "squeeze", "unsqueeze"),
+        *("expand", "t", "mT", "transpose", "permute", "movedim", "select", "slice", "split", "unbind", "alias"),
+        *("as_strided", "detach", "empty", "empty_like", "new_empty"),
     )
 }
 ADAM_BYTES = 28  # per parameter and step: gradient, parameter and two moments are read, and the last three written
@@ -256,7 +256,8 @@ class Counter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func._schema.name not in FREE:
             self.launches += 1
-            self.bytes += sum(count_bytes(value) for value in (*args, result))
+            gathers = func._schema.name == "aten::index_select"  # reads no more of the data set than it returns
+            self.bytes += sum(count_bytes(value) for value in (result if gathers else args[0], *args[1:], result))
         return result
 
 
@@ -287,7 +288,7 @@ def count_costs(architecture: str, data: Tensors, members: int, validation_image
         output = stack.take_step(batch)
     with Counter() as record:
         training.record_quantities(trials[0].quantities, output, stack.curves, 0)
-    adam = sum(2 * value.nbytes for value in stack.parameters.values())  # as counted for its one operator, at least
+    adam = 4 * sum(value.nbytes for value in stack.parameters.values())  # the arguments of its one operator
     passes = validation_images / len(data.val_images)
     forward = 3 * BATCH_SIZE + validation_images / STEPS_PER_RECORD
     return Cost(
@@ -319,7 +320,7 @@ def measure(size: Size, device: torch.device, say: Callable[[str], None]) -> tup
     machine = measure_machine(device)
     rows = []
     for architecture in size.architectures:
-        alone = time_alone(architecture, data, size.seconds)
+        alone = time_alone(architecture, data, 3 * size.seconds)
         script = time_script(architecture, raw, device, size.seconds)
         costs = [count_costs(architecture, counted, members, size.images[1]) for members in COUNTED_MEMBERS]
         for members in size.stacks:
@@ -369,15 +370,15 @@ def draw_figure(rows: Sequence[Row], path: Path) -> bool:
         axis.loglog(members, [row.stack for row in own], "o-", color="C0", label="stack")
         axis.axhline(own[0].alone, color="C1", label="one after another")
         axis.axhline(own[0].script, color="C3", linestyle="--", label="plain script")
-        axis.loglog(members, [row.launches for row in own], ":", color="C7", label="bound by launches, one by one")
+        axis.loglog(members, [row.launches for row in own], ":", color="C7", label="limit by launches")
         limit = [max(row.memory, row.arithmetic) for row in own]
-        axis.loglog(members, limit, "-.", color="C7", label="bound by memory or arithmetic")
+        axis.loglog(members, limit, "-.", color="C7", label="limit by memory or arithmetic")
         axis.set_title(name, fontsize=9)
         axis.set_xticks(members, [str(number) for number in members])
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     figure.supxlabel("trials in the stack", fontsize=9)
     figure.supylabel("µs per step of a trial", fontsize=9)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=110)
     return True
