@@ -465,6 +465,19 @@ def test_a_change_of_the_thread_count_is_recorded(
     assert store.read_tags(run.run_id)["threads"] == "1 then 2"
 
 
+def test_a_change_of_the_processor_is_recorded(
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active_trial, "get_processor_name", lambda: "A")
+    with pytest.raises(KilledError):
+        train(settings, monkeypatch, die_at_epoch=2)
+    monkeypatch.setattr(active_trial, "get_processor_name", lambda: "B")
+    train(settings, monkeypatch)
+    tags = store.read_tags(read_result(store)[0].run_id)
+    assert (tags["processor"], tags["device"], tags["threads"]) == ("A then B", "cpu", "1")
+    assert "stack_sizes" not in tags
+
+
 def test_a_diverged_trial_is_finished_and_marked(
     settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -607,6 +620,18 @@ def test_trials_of_a_killed_stack_that_go_on_in_other_packs_end_the_same(
     tags = [store.read_tags(store.find_runs()[trial.id][0].run_id)["stacked_trials"] for trial in trials]
     assert tags == ["1", "1", "1"]
     assert not any((settings.context.storage / "trials").iterdir())
+
+
+def test_a_change_of_the_neighbours_of_a_network_with_convolutions_is_recorded(
+    settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [make_trial(architecture="cnn_3", epochs=3, seed=seed) for seed in range(2)]
+    stacks = dataclasses.replace(settings, stacked_architectures=["cnn_3"])
+    with pytest.raises(KilledError):
+        train_all(stacks, monkeypatch, trials, die_at_epochs=2)
+    train_all(stacks, monkeypatch, trials[:1])
+    tags = store.read_tags(store.find_runs()[trials[0].id][0].run_id)
+    assert (tags["stack_sizes"], tags["stacked_trials"]) == ("2 then 1", "1")
 
 
 def test_trials_of_a_pack_one_after_another_equal_trials_alone(

@@ -27,11 +27,14 @@ MAX_STARTS = 3
 # Keys of a checkpoint's histories: the thread counts and the backends that the trial has used. Old checkpoints hold the
 # text of the tag ("1 then 2") instead, under the tag's name; they stay readable.
 THREAD_COUNTS, BACKENDS, PROCESSORS, TORCH_VERSIONS = "thread_counts", "backends", "processors", "torch_versions"
+DEVICES, STACK_SIZES = "devices", "stack_sizes"
 TAG_NAMES = {
+    DEVICES: "device",
     THREAD_COUNTS: "threads",
     BACKENDS: "convolutions",
     PROCESSORS: "processor",
     TORCH_VERSIONS: "torch_version",
+    STACK_SIZES: "stack_sizes",
 }
 TORCH_VERSION = version("torch")  # looked up once, as every checkpoint holds it
 SEPARATOR = " then "  # of the values in a tag
@@ -46,6 +49,7 @@ class ActiveTrial:
         gpus: The GPUs of its pack.
         trained: Whether its folder holds a result.
         saved: The content of its newest checkpoint, if it continues from one.
+        stack_size: Number of the trials that train side by side with it, itself included.
     """
 
     def __init__(self, trial: Trial, name: str, gpus: float, settings: WorkerSettings) -> None:
@@ -56,6 +60,7 @@ class ActiveTrial:
         self.delivery = Delivery(self.folder, name, settings.context)
         self.trained = False
         self.saved: dict[str, Any] | None = None
+        self.stack_size = 1
 
     def load(self) -> None:
         """Count a start of the trial, and read what its folder and the store have of it.
@@ -152,12 +157,17 @@ class ActiveTrial:
 
     def _describe_rounding(self, state: State) -> dict[str, list[Any]]:
         """Return the histories of what decides the last bits of the result, by key."""
+        on_gpu = state.curves.device.type == "cuda"
         found = {
+            DEVICES: self._extend_history(DEVICES, torch.cuda.get_device_name() if on_gpu else "cpu"),
             THREAD_COUNTS: self._extend_history(THREAD_COUNTS, self.settings.threads),
             PROCESSORS: self._extend_history(PROCESSORS, get_processor_name()),
             TORCH_VERSIONS: self._extend_history(TORCH_VERSIONS, TORCH_VERSION),
         }
-        if state.curves.device.type == "cpu" and has_convolution(self.trial.architecture):
+        convolves = has_convolution(self.trial.architecture)
+        if self.stacked and (on_gpu or convolves):  # on the CPU, an MLP has the same bits in every stack
+            found[STACK_SIZES] = self._extend_history(STACK_SIZES, self.stack_size)
+        if convolves and not on_gpu:
             by_torch = get_environment(self.settings.backend).get(ONEDNN_VARIABLE, PYTORCH)
             found[BACKENDS] = self._extend_history(BACKENDS, NATIVE if state.forward is forward_native else by_torch)
         return found
@@ -195,25 +205,22 @@ class ActiveTrial:
         origin = {CONTINUED_FROM: self.saved[CONTINUED_FROM]} if self.saved and CONTINUED_FROM in self.saved else {}
         return {**content, **more, **origin}
 
-    def write_result(self, state: State, tensors: Tensors, seconds: float, stack_size: int) -> None:
+    def write_result(self, state: State, tensors: Tensors, seconds: float) -> None:
         """Write the result of a trained trial to its folder.
 
         Args:
             state: The state after the last step.
             tensors: The data set.
-            seconds: The time of training since the trial was loaded.
-            stack_size: The number of trials that shared this time.
+            seconds: The time of training since the trial was loaded, which its stack has shared.
         """
-        device = tensors.train_images.device
         result = training.finish(self.trial, tensors, state)
         end = self._make_checkpoint(state, len(result.steps), seconds)
         tags = {
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             **{TAG_NAMES[key]: SEPARATOR.join(map(str, end[key])) for key in TAG_NAMES if key in end},
             **({CONTINUED_FROM: end[CONTINUED_FROM]} if CONTINUED_FROM in end else {}),
             END_TAG: EndState.of(self.trial, state.step).to_tag(),
             SECONDS_TAG: f"{self._sum_seconds(seconds):.3f}",
-            **({STACK_TAG: str(stack_size)} if self.stacked else {}),
+            **({STACK_TAG: str(self.stack_size)} if self.stacked else {}),
         }
         self.folder.write_result(encode_result(result, state.step, tags, training.copy_weights(state), end))
 

@@ -158,6 +158,8 @@ def train_group(active: Sequence[ActiveTrial], get_tensors: GetTensors, progress
     images = len(tensors.train_images)
     per_epoch = first.steps_per_epoch(images)
     states = [member.make_state(tensors) for member in active]
+    for member in active:
+        member.stack_size = len(active)
     progress.update(active, active[0].step // per_epoch)
     began = last_save = time.monotonic()
     if active[0].stacked:
@@ -180,7 +182,7 @@ def train_group(active: Sequence[ActiveTrial], get_tensors: GetTensors, progress
     seconds = time.monotonic() - began
     for member, state in zip(active, states, strict=True):
         with report_failures([member], progress):
-            member.write_result(state, tensors, seconds, len(active))
+            member.write_result(state, tensors, seconds)
 
 
 def train_xor(member: ActiveTrial) -> None:
