@@ -215,15 +215,22 @@ class Lab:
         """Wait until both trials have written two checkpoints each."""
         self.wait_until(lambda: len(self.list_checkpoints()) >= 4, "checkpoints of both trials", sweep)
 
-    def wait_until(self, condition: Callable[[], object], subject: str, sweep: SweepProcess) -> None:
+    def wait_until(
+        self,
+        condition: Callable[[], object],
+        subject: str,
+        sweep: SweepProcess,
+        seconds: float = TIME_LIMIT_SECONDS / 2,
+    ) -> None:
         """Wait until a condition holds, which must happen while the sweep runs.
 
         Args:
             condition: Function that is asked every 20 ms.
             subject: What the condition waits for, in the plural, for the message if it does not come.
             sweep: The sweep that runs.
+            seconds: The time in which the condition must hold.
         """
-        deadline = time.monotonic() + TIME_LIMIT_SECONDS / 2
+        deadline = time.monotonic() + seconds
         while not condition():
             check(sweep.process.poll() is None, f"the sweep ended before there were {subject}: {sweep.read_output()}")
             check(time.monotonic() < deadline, f"there were no {subject} in time: {sweep.read_output()}")

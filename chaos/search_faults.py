@@ -6,7 +6,7 @@ The laboratory compares trials, journal and page with those of an undisturbed se
 from __future__ import annotations
 
 from chaos.faults import Fault, fault
-from chaos.lab import Command, Lab, check
+from chaos.lab import TIME_LIMIT_SECONDS, Command, Lab, check
 
 # Three rounds of three suggestions, of which one trains on from each rung, and a confirmation on two seeds.
 SEARCH = Command(
@@ -39,7 +39,8 @@ def search_killed_during(stage: str, words: str) -> Fault:
     @fault(f"Search SIGKILLed {stage}")
     def killed(lab: Lab) -> None:
         sweep = lab.start()
-        lab.wait_until(lambda: words in sweep.read_output(), "lines of the stage", sweep)
+        seconds = TIME_LIMIT_SECONDS  # as other stages come before
+        lab.wait_until(lambda: words in sweep.read_output(), "lines of the stage", sweep, seconds)
         done = {path.parent for path in lab.list_checkpoints()}
         lab.wait_until(lambda: {path.parent for path in lab.list_checkpoints()} - done, "checkpoints", sweep)
         sweep.kill()
