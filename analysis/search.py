@@ -18,7 +18,6 @@ from analysis.search_answers import answer
 from analysis.snapshot import open_journal
 from analysis.studies import compute_importances, export_studies
 from sweeps.confirmation import (
-    FIRST_SEED,
     Candidate,
     Confirmed,
     choose_candidates,
@@ -114,8 +113,7 @@ def find_search(options: Search, stages: Sequence[SweepResults]) -> Found:
     if any(history.complete for history in histories):
         candidates = choose_candidates(histories, options.confirm_best)
     fresh = {} if confirmation is None else confirmation.by_trial
-    seeds = range(FIRST_SEED, FIRST_SEED + options.confirm_seeds)
-    come_to = read_confirmed(candidates, seeds, lambda trial: fresh.get(trial.id))
+    come_to = read_confirmed(candidates, options.fresh_seeds, lambda trial: fresh.get(trial.id))
     return Found(histories, results, candidates, come_to, confirmation)
 
 

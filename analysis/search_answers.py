@@ -21,7 +21,7 @@ from analysis.wording import (
     format_number,
     join_words,
 )
-from sweeps.confirmation import Confirmed, choose_winner, compute_optimism
+from sweeps.confirmation import Confirmed, choose_winner, compute_optimism, find_best_scored
 from sweeps.intervals import compute_mean_interval
 from sweeps.rounds import WORST, History
 from sweeps.sweep import format_count
@@ -119,7 +119,7 @@ def draft_optimism(confirmed: Sequence[Confirmed]) -> Draft:
     """Draft the answer to how far the best score is above what the same settings come to on fresh seeds."""
     from scipy import stats
 
-    best = max(confirmed, key=lambda found: found.candidate.score or WORST)
+    best = find_best_scored(confirmed)
     score, fresh = best.candidate.score or WORST, np.asarray(best.scores, float)
     interval = compute_mean_interval(fresh, lowest=0, highest=100)
     spread = len(fresh) > 1 and fresh.std() > 0

@@ -115,9 +115,14 @@ def choose_winner(confirmed: Sequence[Confirmed]) -> Confirmed:
     return max(confirmed, key=lambda found: found.mean_score)
 
 
+def find_best_scored(confirmed: Sequence[Confirmed]) -> Confirmed:
+    """Return the candidate with the best score in the search."""
+    return max(confirmed, key=lambda found: found.candidate.score or 0.0)
+
+
 def compute_optimism(confirmed: Sequence[Confirmed]) -> float:
     """Return by how many percentage points the best score of the search is above its mean over fresh seeds."""
-    best = max(confirmed, key=lambda found: found.candidate.score or 0.0)
+    best = find_best_scored(confirmed)
     return (best.candidate.score or 0.0) - best.mean_score
 
 
@@ -138,7 +143,7 @@ def describe_confirmation(candidates: Sequence[Candidate], seeds: Sequence[int],
     confirmed = read_confirmed(candidates, seeds, read)
     if len(confirmed) < len(candidates):
         return []
-    best = max(confirmed, key=lambda found: found.candidate.score or 0.0)
+    best = find_best_scored(confirmed)
     optimism, count = compute_optimism(confirmed), format_count(len(seeds), "fresh seed")
     too = f"{abs(optimism):.2f} percentage points too {'optimistic' if optimism > 0 else 'pessimistic'}"
     winner = choose_winner(confirmed)

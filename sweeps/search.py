@@ -84,6 +84,11 @@ class Search(ImageSweepOptions):
         little = (*SELECTING_LITTLE, "budget", "searches", "confirm_best", "confirm_seeds")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in little}
 
+    @property
+    def fresh_seeds(self) -> range:
+        """The seeds of the confirmation, which no search uses."""
+        return range(FIRST_SEED, FIRST_SEED + self.confirm_seeds)
+
     def make_space(self) -> Space:
         """Return the space that the options describe."""
         return {
@@ -234,7 +239,7 @@ class Search(ImageSweepOptions):
     def make_confirmation(self, histories: Sequence[History]) -> Sweep:
         """Return the sweep over fresh seeds of the best settings and the usual ones."""
         candidates = choose_candidates(histories, self.confirm_best)
-        seeds = range(FIRST_SEED, FIRST_SEED + self.confirm_seeds)
+        seeds = self.fresh_seeds
         ended = [history.ended for history in histories if history.ended]
         return Sweep(
             name=self.experiment,
