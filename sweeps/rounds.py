@@ -80,7 +80,7 @@ class History:
 
     Attributes:
         space: The space.
-        sampler: One of `SAMPLERS`.
+        sampler: One of `--sampler`'s values.
         seed: The search's seed, which is also that of its trials.
         rungs: The rungs of each round.
         make_trial: Returns the trial of some parameters, of some length in epochs.

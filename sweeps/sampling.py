@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 STARTUP_TRIALS = 10  # suggestions that are drawn at random before a sampler learns; Optuna's default, for all of them
-SAMPLERS = ("tpe", "gp", "random")
 
 
 @dataclass
@@ -62,7 +61,7 @@ def ask_round(
         space: The space.
         suggestions: All suggestions of the rounds before, in order.
         count: Number of suggestions in a round.
-        sampler: One of `SAMPLERS`.
+        sampler: One of `--sampler`'s values.
         seed: The search's seed.
         make_trial: Returns the trial of some parameters.
     """
